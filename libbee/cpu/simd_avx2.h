@@ -1,0 +1,127 @@
+/* Sixteen lanes in two ymm registers: AVX2, FMA and F16C. The operations are described in simd_avx512.h. */
+#include <immintrin.h>
+
+#define ISA_NAME "avx2"
+#define ISA_KERNELS bee_kernels_avx2
+#define MAX_TILE 4
+#define HIGH_NIBBLE 1
+#define WIDE_ZERO 0
+
+typedef struct VF {
+    __m256 lo, hi;
+} VF;
+typedef struct VI {
+    __m256i lo, hi;
+} VI;
+typedef VI VCODES; /* rows 0-7, rows 8-15 */
+
+INLINE VF vf_load(const float *p) { return (VF){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+INLINE void vf_store(float *p, VF a) {
+    _mm256_storeu_ps(p, a.lo);
+    _mm256_storeu_ps(p + 8, a.hi);
+}
+INLINE VF vf_set(float a) { return (VF){_mm256_set1_ps(a), _mm256_set1_ps(a)}; }
+INLINE VF vf_add(VF a, VF b) { return (VF){_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+INLINE VF vf_sub(VF a, VF b) { return (VF){_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+INLINE VF vf_mul(VF a, VF b) { return (VF){_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+INLINE VF vf_div(VF a, VF b) { return (VF){_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
+INLINE VF vf_fma(VF a, VF b, VF c) {
+    return (VF){_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+INLINE VF vf_max(VF a, VF b) { return (VF){_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+INLINE VF vf_abs(VF a) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return (VF){_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
+}
+INLINE VF vf_round(VF a) {
+    return (VF){_mm256_round_ps(a.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
+                _mm256_round_ps(a.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+INLINE __m256 power_of_two(__m256 n) { /* n in [-126, 127] */
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+INLINE VF vf_scale2(VF a, VF n) {
+    return (VF){_mm256_mul_ps(a.lo, power_of_two(n.lo)), _mm256_mul_ps(a.hi, power_of_two(n.hi))};
+}
+INLINE VF vf_from_vi(VI a) { return (VF){_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+INLINE VF vf_load_f16(const uint16_t *p) {
+    return (VF){_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)),
+                _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8)))};
+}
+INLINE void vf_store_f16(uint16_t *p, VF a) {
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+INLINE __m256 widen_bf16(const uint16_t *p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
+}
+INLINE VF vf_load_bf16(const uint16_t *p) { return (VF){widen_bf16(p), widen_bf16(p + 8)}; }
+INLINE VF vf_keep(VF a, int n, float fill) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256 f = _mm256_set1_ps(fill);
+    return (VF){_mm256_blendv_ps(f, a.lo, _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane))),
+                _mm256_blendv_ps(f, a.hi, _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n - 8), lane)))};
+}
+INLINE float vf_sum(VF a) {
+    const __m256 v = _mm256_add_ps(a.lo, a.hi);
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+INLINE float vf_largest(VF a) {
+    const __m256 v = _mm256_max_ps(a.lo, a.hi);
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+
+INLINE VI vi_set(int32_t a) { return (VI){_mm256_set1_epi32(a), _mm256_set1_epi32(a)}; }
+INLINE VI vi_add(VI a, VI b) { return (VI){_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
+INLINE VI vf_store_int8(int8_t *p, VF a) {
+    const VI i = {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)};
+    const __m256i pairs = _mm256_permute4x64_epi64(_mm256_packs_epi32(i.lo, i.hi), 0xD8);
+    _mm_storeu_si128((__m128i *)p, _mm_packs_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1)));
+    return i;
+}
+INLINE int32_t vi_sum(VI a) {
+    const __m256i v = _mm256_add_epi32(a.lo, a.hi);
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xB1)));
+}
+
+INLINE VCODES codes_load(const uint8_t *p) {
+    return (VCODES){_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)(p + 32))};
+}
+INLINE VCODES codes_low(const uint8_t *p) {
+    const VCODES w = codes_load(p);
+    const __m256i mask = _mm256_set1_epi8(0x0F);
+    return (VCODES){_mm256_and_si256(w.lo, mask), _mm256_and_si256(w.hi, mask)};
+}
+/* Shifted down, unlike AVX-512's: maddubs saturates at 16 bits, which codes up to 240 would reach. */
+INLINE VCODES codes_high(const uint8_t *p) {
+    const VCODES w = codes_load(p);
+    const __m256i mask = _mm256_set1_epi8(0x0F);
+    return (VCODES){_mm256_and_si256(_mm256_srli_epi16(w.lo, 4), mask),
+                    _mm256_and_si256(_mm256_srli_epi16(w.hi, 4), mask)};
+}
+INLINE __m256i broadcast_four(const int8_t *a) {
+    int32_t four;
+    memcpy(&four, a, 4);
+    return _mm256_set1_epi32(four);
+}
+INLINE __m256i sum_pairs(__m256i acc, __m256i products) {
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
+}
+/* Codes up to 127: 2 * 127 * 127 stays below 2^15. */
+INLINE VI dot4(VI acc, VCODES w, const int8_t *a) {
+    const __m256i x = broadcast_four(a);
+    return (VI){sum_pairs(acc.lo, _mm256_maddubs_epi16(w.lo, x)), sum_pairs(acc.hi, _mm256_maddubs_epi16(w.hi, x))};
+}
+/* Codes up to 255 around a zero point of 128: |code - 128| * sign(code - 128) * a, at most 2 * 128 * 127 < 2^15. */
+INLINE VI dot4_wide(VI acc, VCODES w, const int8_t *a) {
+    const __m256i x = broadcast_four(a), middle = _mm256_set1_epi8((char)0x80);
+    const __m256i lo = _mm256_xor_si256(w.lo, middle), hi = _mm256_xor_si256(w.hi, middle);
+    return (VI){sum_pairs(acc.lo, _mm256_maddubs_epi16(_mm256_abs_epi8(lo), _mm256_sign_epi8(x, lo))),
+                sum_pairs(acc.hi, _mm256_maddubs_epi16(_mm256_abs_epi8(hi), _mm256_sign_epi8(x, hi)))};
+}

@@ -1,0 +1,66 @@
+/* Sixteen lanes in one zmm register: AVX-512 F/BW/DQ/VL and VNNI.
+ *
+ * The three simd_*.h files offer the same few operations, and kernels.c is written against them alone:
+ *   VF       16 floats            VI       16 int32
+ *   VCODES   64 weight codes: 4 successive columns of each of 16 rows
+ * HIGH_NIBBLE is the factor that `codes_high` leaves in the codes; WIDE_ZERO the zero point that `dot4_wide`
+ * leaves to its caller. */
+#include <immintrin.h>
+
+#define ISA_NAME "avx512"
+#define ISA_KERNELS bee_kernels_avx512
+#define MAX_TILE 16
+#define HIGH_NIBBLE 16
+#define WIDE_ZERO 128
+
+typedef __m512 VF;
+typedef __m512i VI;
+typedef __m512i VCODES;
+
+INLINE VF vf_load(const float *p) { return _mm512_loadu_ps(p); }
+INLINE void vf_store(float *p, VF a) { _mm512_storeu_ps(p, a); }
+INLINE VF vf_set(float a) { return _mm512_set1_ps(a); }
+INLINE VF vf_add(VF a, VF b) { return _mm512_add_ps(a, b); }
+INLINE VF vf_sub(VF a, VF b) { return _mm512_sub_ps(a, b); }
+INLINE VF vf_mul(VF a, VF b) { return _mm512_mul_ps(a, b); }
+INLINE VF vf_div(VF a, VF b) { return _mm512_div_ps(a, b); }
+INLINE VF vf_fma(VF a, VF b, VF c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE VF vf_max(VF a, VF b) { return _mm512_max_ps(a, b); }
+INLINE VF vf_abs(VF a) { return _mm512_abs_ps(a); }
+INLINE VF vf_round(VF a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE VF vf_scale2(VF a, VF n) { return _mm512_scalef_ps(a, n); }
+INLINE VF vf_from_vi(VI a) { return _mm512_cvtepi32_ps(a); }
+INLINE VF vf_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+INLINE void vf_store_f16(uint16_t *p, VF a) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+INLINE VF vf_load_bf16(const uint16_t *p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
+/* Lanes from `n` on become `fill`. */
+INLINE VF vf_keep(VF a, int n, float fill) {
+    return _mm512_mask_blend_ps((__mmask16)(n >= 16 ? 0xffff : (1u << n) - 1), _mm512_set1_ps(fill), a);
+}
+INLINE float vf_sum(VF a) { return _mm512_reduce_add_ps(a); }
+INLINE float vf_largest(VF a) { return _mm512_reduce_max_ps(a); }
+
+INLINE VI vi_set(int32_t a) { return _mm512_set1_epi32(a); }
+INLINE VI vi_add(VI a, VI b) { return _mm512_add_epi32(a, b); }
+/* Rounds to the nearest int8, writes 16 of them, returns them widened. */
+INLINE VI vf_store_int8(int8_t *p, VF a) {
+    const VI i = _mm512_cvtps_epi32(a);
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(i));
+    return i;
+}
+INLINE int32_t vi_sum(VI a) { return _mm512_reduce_add_epi32(a); }
+
+INLINE VCODES codes_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
+INLINE VCODES codes_low(const uint8_t *p) { return _mm512_and_si512(codes_load(p), _mm512_set1_epi8(0x0F)); }
+INLINE VCODES codes_high(const uint8_t *p) { return _mm512_and_si512(codes_load(p), _mm512_set1_epi8((char)0xF0)); }
+/* acc[row] += sum over 4 columns of code[row][column] * a[column] */
+INLINE VI dot4(VI acc, VCODES w, const int8_t *a) {
+    int32_t four;
+    memcpy(&four, a, 4);
+    return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(four));
+}
+INLINE VI dot4_wide(VI acc, VCODES w, const int8_t *a) { return dot4(acc, w, a); }

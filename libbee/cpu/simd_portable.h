@@ -1,0 +1,98 @@
+/* Sixteen lanes in plain C loops, for any machine. The operations are described in simd_avx512.h. */
+#include <math.h>
+
+#include "float16.h"
+
+#define ISA_NAME "portable"
+#define ISA_KERNELS bee_kernels_portable
+#define MAX_TILE 4
+#define HIGH_NIBBLE 16
+#define WIDE_ZERO 128
+
+typedef struct VF {
+    float v[16];
+} VF;
+typedef struct VI {
+    int32_t v[16];
+} VI;
+typedef struct VCODES {
+    uint8_t v[64];
+} VCODES;
+
+#define LANES(type, expression)                                                                                        \
+    type out;                                                                                                          \
+    for (int i = 0; i < 16; i++) out.v[i] = (expression);                                                              \
+    return out
+
+INLINE VF vf_load(const float *p) { LANES(VF, p[i]); }
+INLINE void vf_store(float *p, VF a) { memcpy(p, a.v, sizeof a.v); }
+INLINE VF vf_set(float a) { LANES(VF, a); }
+INLINE VF vf_add(VF a, VF b) { LANES(VF, a.v[i] + b.v[i]); }
+INLINE VF vf_sub(VF a, VF b) { LANES(VF, a.v[i] - b.v[i]); }
+INLINE VF vf_mul(VF a, VF b) { LANES(VF, a.v[i] * b.v[i]); }
+INLINE VF vf_div(VF a, VF b) { LANES(VF, a.v[i] / b.v[i]); }
+/* Two roundings: a fused one would be a library call on machines without the instruction. */
+INLINE VF vf_fma(VF a, VF b, VF c) { LANES(VF, a.v[i] * b.v[i] + c.v[i]); }
+INLINE VF vf_max(VF a, VF b) { LANES(VF, a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+INLINE VF vf_abs(VF a) { LANES(VF, fabsf(a.v[i])); }
+/* Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, ties to even, for |a| < 2^22. */
+INLINE VF vf_round(VF a) { LANES(VF, (a.v[i] + 12582912.0f) - 12582912.0f); }
+INLINE float power_of_two(float n) { /* n in [-126, 127] */
+    const uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
+    float out;
+    memcpy(&out, &bits, 4);
+    return out;
+}
+INLINE VF vf_scale2(VF a, VF n) { LANES(VF, a.v[i] * power_of_two(n.v[i])); }
+INLINE VF vf_from_vi(VI a) { LANES(VF, (float)a.v[i]); }
+INLINE VF vf_load_f16(const uint16_t *p) { LANES(VF, float_from_f16(p[i])); }
+INLINE void vf_store_f16(uint16_t *p, VF a) {
+    for (int i = 0; i < 16; i++) p[i] = f16_from_float(a.v[i]);
+}
+INLINE VF vf_load_bf16(const uint16_t *p) { LANES(VF, float_from_bf16(p[i])); }
+INLINE VF vf_keep(VF a, int n, float fill) { LANES(VF, i < n ? a.v[i] : fill); }
+INLINE float vf_sum(VF a) {
+    for (int width = 8; width; width /= 2)
+        for (int i = 0; i < width; i++) a.v[i] += a.v[i + width];
+    return a.v[0];
+}
+INLINE float vf_largest(VF a) {
+    float largest = a.v[0];
+    for (int i = 1; i < 16; i++) largest = a.v[i] > largest ? a.v[i] : largest;
+    return largest;
+}
+
+INLINE VI vi_set(int32_t a) { LANES(VI, a); }
+INLINE VI vi_add(VI a, VI b) { LANES(VI, a.v[i] + b.v[i]); }
+INLINE VI vf_store_int8(int8_t *p, VF a) {
+    const VF rounded = vf_round(a);
+    for (int i = 0; i < 16; i++) p[i] = rounded.v[i] >= -127 && rounded.v[i] <= 127 ? (int8_t)rounded.v[i] : 0; /* NaN: 0 */
+    LANES(VI, p[i]);
+}
+INLINE int32_t vi_sum(VI a) {
+    int32_t sum = 0;
+    for (int i = 0; i < 16; i++) sum += a.v[i];
+    return sum;
+}
+
+INLINE VCODES codes_load(const uint8_t *p) {
+    VCODES w;
+    memcpy(w.v, p, 64);
+    return w;
+}
+INLINE VCODES codes_low(const uint8_t *p) {
+    VCODES w;
+    for (int i = 0; i < 64; i++) w.v[i] = p[i] & 0x0F;
+    return w;
+}
+INLINE VCODES codes_high(const uint8_t *p) {
+    VCODES w;
+    for (int i = 0; i < 64; i++) w.v[i] = p[i] & 0xF0;
+    return w;
+}
+INLINE VI dot4(VI acc, VCODES w, const int8_t *a) {
+    for (int i = 0; i < 16; i++)
+        acc.v[i] += w.v[4 * i] * a[0] + w.v[4 * i + 1] * a[1] + w.v[4 * i + 2] * a[2] + w.v[4 * i + 3] * a[3];
+    return acc;
+}
+INLINE VI dot4_wide(VI acc, VCODES w, const int8_t *a) { return dot4(acc, w, a); }

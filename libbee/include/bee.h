@@ -1,0 +1,267 @@
+/* libbee: run a GGUF language model with DFlash speculative decoding.
+ *
+ * Conventions
+ *   - Every fallible function takes a `bee_error *` last and returns a status, or NULL for a handle.
+ *     The error is the caller's: it may be NULL, it is written only on failure.
+ *   - The library keeps no global state, never exits, and never writes to stdout or stderr.
+ *   - An engine runs one pass at a time. Calls on one engine from several threads are serialised inside;
+ *     `bee_session_cancel` is the exception: it returns at once and stops a pass that runs.
+ *   - Tokens are int32 ids of the model's vocabulary. Text never enters this library.
+ *
+ * This header is read by the C compiler and, with its '#' lines and BEE_API removed, by Python's cffi:
+ * keep it to plain declarations, and let constants be enumerators. */
+#ifndef BEE_H
+#define BEE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(_WIN32)
+#define BEE_API __declspec(dllexport)
+#else
+#define BEE_API __attribute__((visibility("default")))
+#endif
+
+/* ---- errors ------------------------------------------------------------------------------------- */
+
+typedef enum bee_status {
+    BEE_OK = 0,
+    BEE_ERROR_ARGUMENT = 1,    /* a parameter is out of range; the message names it and the range */
+    BEE_ERROR_FILE = 2,        /* a file cannot be opened or read */
+    BEE_ERROR_FORMAT = 3,      /* not a GGUF file, or a broken one; the message names the field */
+    BEE_ERROR_UNSUPPORTED = 4, /* a valid file that this library cannot run */
+    BEE_ERROR_MISMATCH = 5,    /* the drafter was made for another target */
+    BEE_ERROR_CONTEXT = 6,     /* more tokens than the session's context holds */
+    BEE_ERROR_MEMORY = 7,      /* an allocation failed */
+    BEE_ERROR_CANCELLED = 8    /* bee_session_cancel was called */
+} bee_status;
+
+typedef struct bee_error {
+    bee_status status;
+    char message[1024]; /* UTF-8, one line, NUL-terminated */
+} bee_error;
+
+/* Version of the library, "major.minor.patch". */
+BEE_API const char *bee_version(void);
+
+/* ---- files -------------------------------------------------------------------------------------- */
+
+/* A GGUF v3 file, mapped read-only and checked in full: whatever these functions hand out lies inside the
+ * file. Format: the GGUF specification in ggml's docs. */
+typedef struct bee_file bee_file;
+
+/* GGUF's own numbering of metadata types. */
+typedef enum bee_value_type {
+    BEE_VALUE_UINT8 = 0,
+    BEE_VALUE_INT8 = 1,
+    BEE_VALUE_UINT16 = 2,
+    BEE_VALUE_INT16 = 3,
+    BEE_VALUE_UINT32 = 4,
+    BEE_VALUE_INT32 = 5,
+    BEE_VALUE_FLOAT32 = 6,
+    BEE_VALUE_BOOL = 7,
+    BEE_VALUE_STRING = 8,
+    BEE_VALUE_ARRAY = 9,
+    BEE_VALUE_UINT64 = 10,
+    BEE_VALUE_INT64 = 11,
+    BEE_VALUE_FLOAT64 = 12
+} bee_value_type;
+
+typedef struct bee_metadata {
+    const char *key; /* not NUL-terminated */
+    uint64_t key_length;
+    bee_value_type type;         /* BEE_VALUE_ARRAY for arrays */
+    bee_value_type element_type; /* of an array; otherwise equal to type */
+    uint64_t count;              /* elements of an array; otherwise 1 */
+    const void *data;            /* first element, little-endian, unaligned; a string is a u64 length and its bytes */
+    uint64_t size;               /* bytes from `data` to the end of the last element */
+} bee_metadata;
+
+typedef struct bee_tensor_info {
+    const char *name; /* not NUL-terminated */
+    uint64_t name_length;
+    const char *type_name; /* "Q4_0", ...; a name is given also for types that this library cannot run */
+    int32_t type;          /* ggml's number of the type */
+    bool supported;        /* this library can run the type */
+    int32_t n_dimensions;
+    uint64_t shape[4]; /* as in the file: shape[0] is contiguous; 1 beyond n_dimensions */
+    uint64_t offset;   /* of the data, from the start of the file */
+    uint64_t size;     /* bytes of data; 0 for a type of unknown layout */
+} bee_tensor_info;
+
+BEE_API bee_file *bee_file_open(const char *path, bee_error *error);
+BEE_API void bee_file_close(bee_file *file);
+BEE_API uint64_t bee_file_size(const bee_file *file);
+BEE_API uint64_t bee_file_metadata_count(const bee_file *file);
+BEE_API bee_status bee_file_metadata(const bee_file *file, uint64_t index, bee_metadata *out, bee_error *error);
+BEE_API uint64_t bee_file_tensor_count(const bee_file *file);
+BEE_API bee_status bee_file_tensor(const bee_file *file, uint64_t index, bee_tensor_info *out, bee_error *error);
+
+/* What running a file would take, found from its header alone. Fails with BEE_ERROR_UNSUPPORTED or
+ * BEE_ERROR_FORMAT, and the reason, where `bee_engine_open` would. */
+typedef struct bee_plan {
+    uint64_t weight_bytes;       /* packed weights in memory */
+    uint64_t kv_bytes_per_token; /* key-value cache of one session, per position of context */
+    int32_t n_vocab;
+    int32_t n_ctx_train; /* context length the model was trained for */
+    int32_t n_layer;
+    int32_t n_embd;
+    bool is_drafter; /* architecture "dflash": give it to an engine as the drafter */
+} bee_plan;
+
+BEE_API bee_status bee_file_plan(const bee_file *file, bee_plan *out, bee_error *error);
+
+/* ---- engine ------------------------------------------------------------------------------------- */
+
+/* A target model, optionally its drafter, and the threads that run them. */
+typedef struct bee_engine bee_engine;
+
+enum {
+    BEE_MAX_BLOCK = 16,     /* tokens of one session in a verify pass: the last committed one and 15 drafts */
+    BEE_MAX_TAPS = 16,      /* target layers whose inputs can be kept as features */
+    BEE_MAX_THREADS = 64,   /* threads of one engine */
+    BEE_MAX_STOP_TOKENS = 32,
+    BEE_MAX_PASS_ROWS = 128 /* rows (session, position, token) of one pass; longer prompts take several */
+};
+
+typedef void (*bee_log_function)(void *user, const char *message);
+
+typedef struct bee_engine_params {
+    int32_t n_threads;       /* 0: the cores this process may use */
+    const char *instruction_set; /* NULL: the best here; "avx512", "avx2", "portable" force one */
+    int32_t n_taps;          /* without a drafter: keep the inputs of these target layers as features */
+    int32_t taps[16];
+    bee_log_function log; /* may be NULL */
+    void *log_user;
+} bee_engine_params;
+
+typedef struct bee_engine_info {
+    int32_t n_vocab;
+    int32_t n_ctx_train;
+    int32_t n_layer;
+    int32_t n_embd;
+    int32_t n_threads;
+    int32_t n_taps;
+    int32_t taps[16];       /* entry i means the input of that target layer */
+    bool has_drafter;
+    int32_t block_size;     /* of the drafter: the largest number of tokens it drafts is one less; 0 without one */
+    int32_t n_draft_vocab;  /* rows of the drafter's head; 0 without one */
+    int32_t mask_token;     /* -1 without a drafter */
+    uint64_t weight_bytes;  /* target and drafter, packed */
+    const char *instruction_set;
+} bee_engine_info;
+
+/* `drafter_path` may be NULL; `params` may be NULL for the defaults. */
+BEE_API bee_engine *bee_engine_open(const char *model_path, const char *drafter_path, const bee_engine_params *params,
+                                    bee_error *error);
+BEE_API void bee_engine_close(bee_engine *engine); /* its sessions must be closed before */
+BEE_API void bee_engine_describe(const bee_engine *engine, bee_engine_info *out);
+
+/* Names of the instruction sets that this machine can run, best first, NULL-terminated. */
+BEE_API const char *const *bee_instruction_sets(void);
+
+/* ---- sessions ----------------------------------------------------------------------------------- */
+
+/* One sequence: its tokens and the key-value caches of target and drafter. */
+typedef struct bee_session bee_session;
+
+typedef struct bee_sampling {
+    float temperature; /* 0: greedy. Otherwise argmax(logits / temperature + Gumbel noise of the position) */
+    int32_t top_k;     /* 0: off. Truncations apply in the order top_k, top_p, min_p, before the temperature */
+    float top_p;       /* 1: off */
+    float min_p;       /* 0: off */
+    uint64_t seed;
+} bee_sampling;
+
+typedef struct bee_request {
+    const int32_t *prompt;
+    int32_t n_prompt;      /* at least 1 */
+    int32_t max_tokens;    /* at least 1 */
+    int32_t draft_length;  /* drafts per cycle, 0 to block_size - 1; -1: the engine's choice; 0: no speculation */
+    const int32_t *stop_tokens; /* generation ends after one of these */
+    int32_t n_stop_tokens;
+    bee_sampling sampling;
+} bee_request;
+
+typedef enum bee_finish {
+    BEE_FINISH_NONE = 0,
+    BEE_FINISH_STOP = 1,    /* a stop token; it is the last token of the step */
+    BEE_FINISH_LENGTH = 2,  /* max_tokens reached */
+    BEE_FINISH_CONTEXT = 3, /* the session's context is full */
+    BEE_FINISH_CANCELLED = 4
+} bee_finish;
+
+/* What one step did for one session. */
+typedef struct bee_step {
+    bee_finish finish;
+    int32_t n_tokens; /* newly generated; 0 while the prompt is read */
+    int32_t tokens[16];
+    int32_t n_prompt_left; /* prompt tokens that still wait for a pass */
+} bee_step;
+
+/* Statistics of the current or last request of a session. */
+typedef struct bee_stats {
+    int32_t prompt_tokens;
+    int32_t reused_tokens; /* of the prompt, found in the cache */
+    int32_t output_tokens;
+    int32_t cycles;          /* decode passes */
+    int32_t drafted_tokens;  /* proposed to the target */
+    int32_t accepted_tokens; /* of those, kept */
+    int32_t reduced_cycles;  /* cycles per logit path */
+    int32_t masked_cycles;
+    int32_t full_cycles;
+    int32_t accepted_histogram[16]; /* [k]: cycles that accepted k drafts */
+    double prefill_seconds;
+    double decode_seconds;
+} bee_stats;
+
+BEE_API bee_session *bee_session_open(bee_engine *engine, int32_t n_ctx, bool keep_features, bee_error *error);
+BEE_API void bee_session_close(bee_session *session);
+
+/* Start a request. The longest prefix of the prompt that the caches hold is reused. No pass is run yet. */
+BEE_API bee_status bee_session_begin(bee_session *session, const bee_request *request, bee_error *error);
+
+/* Run one pass for all the given sessions (of one engine, each begun and not finished): a chunk of the prompt
+ * or one draft-verify-accept cycle each. `steps` has one entry per session. */
+BEE_API bee_status bee_engine_step(bee_engine *engine, bee_session *const *sessions, int32_t n_sessions, bee_step *steps,
+                                   bee_error *error);
+
+/* Stop the session's request: a pass that runs for it returns within a layer, with finish CANCELLED.
+ * Safe from any thread and from a signal handler. The next bee_session_begin clears it. */
+BEE_API void bee_session_cancel(bee_session *session);
+
+BEE_API void bee_session_stats(const bee_session *session, bee_stats *out);
+
+/* Tokens whose keys and values the session holds; the pointer is valid until the next call on the session. */
+BEE_API int32_t bee_session_tokens(const bee_session *session, const int32_t **tokens);
+
+/* ---- looking inside: for tests, training and measurement ---------------------------------------- */
+
+/* Forget the session's content, run `n` tokens from position 0 in passes of `rows_per_pass`, and write all
+ * logits: float[n][n_vocab], or nothing where `logits` is NULL. */
+BEE_API bee_status bee_session_evaluate(bee_session *session, const int32_t *tokens, int32_t n, int32_t rows_per_pass,
+                                        float *logits, bee_error *error);
+
+/* Features of positions [from, from + n): float[n][n_taps][n_embd]. The session must have been opened with
+ * keep_features, and hold those positions. */
+BEE_API bee_status bee_session_features(const bee_session *session, int32_t from, int32_t n, float *out, bee_error *error);
+
+/* Greedy drafts after the session's tokens followed by `last_token`, with the drafter's logits:
+ * int32[n], and float[n][n_draft_vocab] where `logits` is not NULL. */
+BEE_API bee_status bee_session_draft(bee_session *session, int32_t last_token, int32_t n, int32_t *drafts, float *logits,
+                                     bee_error *error);
+
+/* Seconds of one target pass over `n_rows` tokens at position `n_past` of a scratch session, and of one draft
+ * of n_rows - 1 tokens (0 without a drafter): medians over `repeats`. */
+BEE_API bee_status bee_engine_measure(bee_engine *engine, int32_t n_rows, int32_t n_past, int32_t repeats,
+                                      double *pass_seconds, double *draft_seconds, bee_error *error);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

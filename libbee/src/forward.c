@@ -1,0 +1,158 @@
+#include "forward.h"
+
+#include <string.h>
+
+/* ---- workspaces --------------------------------------------------------------------------------- */
+
+bool workspace_new(const Ops *ops, Backend *backend, const Model *model, int n_taps, Workspace *w) {
+    const Shape *s = &model->shape;
+    const int rows = BEE_MAX_PASS_ROWS;
+    const int query = s->n_head * s->head_size, key = s->n_head_kv * s->head_size, features = n_taps * s->n_embd;
+    const int formats = OPERAND_CODES | OPERAND_VALUES; /* layers of one file may mix both kinds of weights */
+    *w = (Workspace){.embd_stride = padded(s->n_embd),
+                     .query_stride = padded(query),
+                     .key_stride = padded(key),
+                     .ff_stride = padded(s->n_ff),
+                     .feature_stride = padded(features),
+                     .logit_stride = padded(model->n_head_rows)};
+    w->x = ops->buffer_new(backend, rows * w->embd_stride);
+    w->q = ops->buffer_new(backend, rows * w->query_stride);
+    w->k = ops->buffer_new(backend, rows * w->key_stride);
+    w->v = ops->buffer_new(backend, rows * w->key_stride);
+    w->attended = ops->buffer_new(backend, rows * w->query_stride);
+    w->gate = ops->buffer_new(backend, rows * w->ff_stride);
+    w->up = ops->buffer_new(backend, rows * w->ff_stride);
+    w->hidden = ops->buffer_new(backend, rows * w->ff_stride);
+    w->angles = ops->buffer_new(backend, (size_t)rows * s->n_rotated);
+    w->logits = ops->buffer_new(backend, rows * w->logit_stride);
+    w->embd_in = ops->operand_new(backend, s->n_embd, rows, formats);
+    w->query_in = ops->operand_new(backend, query, rows, formats);
+    w->ff_in = ops->operand_new(backend, s->n_ff, rows, formats);
+    bool ok = w->x && w->q && w->k && w->v && w->attended && w->gate && w->up && w->hidden && w->angles && w->logits &&
+              w->embd_in && w->query_in && w->ff_in;
+    if (features) {
+        w->features = ops->buffer_new(backend, rows * w->feature_stride);
+        w->feature_in = ops->operand_new(backend, features, rows, formats);
+        ok = ok && w->features && w->feature_in;
+    }
+    if (!ok) workspace_free(ops, backend, w);
+    return ok;
+}
+
+void workspace_free(const Ops *ops, Backend *backend, Workspace *w) {
+    float *buffers[] = {w->x, w->q, w->k, w->v, w->attended, w->gate, w->up, w->hidden, w->angles, w->features, w->logits};
+    Operand *operands[] = {w->embd_in, w->query_in, w->ff_in, w->feature_in};
+    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) ops->buffer_free(backend, buffers[i]);
+    for (size_t i = 0; i < sizeof operands / sizeof *operands; i++) ops->operand_free(backend, operands[i]);
+    memset(w, 0, sizeof *w);
+}
+
+/* ---- layers, the same for target and drafter ---------------------------------------------------- */
+
+static void attention_block(Worker *worker, const Ops *ops, const Model *m, Workspace *w, int layer, const Row *rows, int n) {
+    const Layer *l = &m->layers[layer];
+    ops->rms_norm(worker, w->x, w->embd_stride, NULL, l->attn_norm, m->shape.eps, m->shape.n_embd, n, w->embd_in);
+    const Product qkv[] = {{l->q, w->q, w->query_stride, false},
+                           {l->k, w->k, w->key_stride, false},
+                           {l->v, w->v, w->key_stride, false}};
+    ops->multiply(worker, qkv, 3, w->embd_in, n);
+    ops->rotate_and_store(worker, &m->heads, layer, rows, n, w->angles, l->q_norm, l->k_norm, w->q, w->query_stride,
+                          w->k, w->v, w->key_stride);
+    ops->attend(worker, &m->heads, layer, rows, n, w->q, w->query_stride, w->attended, w->query_stride);
+    ops->to_operand(worker, w->attended, w->query_stride, NULL, n, w->query_in);
+    ops->multiply(worker, &(Product){l->attn_output, w->x, w->embd_stride, true}, 1, w->query_in, n);
+}
+
+static void feed_forward_block(Worker *worker, const Ops *ops, const Model *m, Workspace *w, int layer, int n) {
+    const Layer *l = &m->layers[layer];
+    ops->rms_norm(worker, w->x, w->embd_stride, NULL, l->ffn_norm, m->shape.eps, m->shape.n_embd, n, w->embd_in);
+    const Product gate_up[] = {{l->gate, w->gate, w->ff_stride, false}, {l->up, w->up, w->ff_stride, false}};
+    ops->multiply(worker, gate_up, 2, w->embd_in, n);
+    ops->swiglu(worker, w->gate, w->up, w->ff_stride, m->shape.n_ff, n, w->hidden, w->ff_in);
+    ops->multiply(worker, &(Product){l->down, w->x, w->embd_stride, true}, 1, w->ff_in, n);
+}
+
+/* Logits of some rows, and the tokens chosen from them. */
+static void head(Worker *worker, const Ops *ops, const Model *m, Workspace *w, const int32_t *head_rows, int n,
+                 Choice *choices) {
+    if (!n) return;
+    ops->rms_norm(worker, w->x, w->embd_stride, head_rows, m->output_norm, m->shape.eps, m->shape.n_embd, n, w->embd_in);
+    ops->multiply(worker, &(Product){m->head, w->logits, w->logit_stride, false}, 1, w->embd_in, n);
+    if (choices) ops->choose(worker, w->logits, w->logit_stride, m->n_head_rows, m->draft_tokens, choices, n);
+}
+
+/* ---- target ------------------------------------------------------------------------------------- */
+
+/* The input of `layer` (after the last one: its output) goes to its place among the features. */
+static void tap(Worker *worker, TargetPass *pass, int layer) {
+    const int n_embd = pass->model->shape.n_embd;
+    for (int i = 0; i < pass->n_taps; i++)
+        if (pass->taps[i] == layer)
+            pass->ops->copy(worker, pass->work->x, pass->work->embd_stride, pass->work->features + i * n_embd,
+                            pass->work->feature_stride, n_embd, pass->n_rows);
+}
+
+static void run_target(Worker *worker, void *argument) {
+    TargetPass *pass = argument;
+    const Ops *ops = pass->ops;
+    const Model *m = pass->model;
+    Workspace *w = pass->work;
+    ops->embed(worker, &m->embedding, pass->rows, pass->n_rows, w->x, w->embd_stride);
+    ops->rope_angles(worker, &m->heads, pass->rows, pass->n_rows, w->angles);
+    for (int layer = 0; layer < m->shape.n_layer; layer++) {
+        tap(worker, pass, layer);
+        attention_block(worker, ops, m, w, layer, pass->rows, pass->n_rows);
+        /* One worker asks and all of them read after a barrier, so that they leave together. */
+        if (ops->worker_index(worker) == 0 && pass->cancelled && pass->cancelled(pass->cancel_argument))
+            atomic_store_explicit(&pass->stopped, true, memory_order_relaxed);
+        feed_forward_block(worker, ops, m, w, layer, pass->n_rows);
+        if (atomic_load_explicit(&pass->stopped, memory_order_relaxed)) return;
+    }
+    tap(worker, pass, m->shape.n_layer);
+    head(worker, ops, m, w, pass->head_rows, pass->n_head_rows, pass->choices);
+}
+
+void target_forward(Backend *backend, TargetPass *pass) {
+    atomic_init(&pass->stopped, false);
+    pass->ops->run(backend, run_target, pass);
+}
+
+/* ---- drafter ------------------------------------------------------------------------------------ */
+
+static void run_draft(Worker *worker, void *argument) {
+    DraftPass *pass = argument;
+    const Ops *ops = pass->ops;
+    const Model *m = pass->model;
+    Workspace *w = pass->work;
+    ops->embed(worker, &m->embedding, pass->rows, pass->n_rows, w->x, w->embd_stride);
+    ops->rope_angles(worker, &m->heads, pass->rows, pass->n_rows, w->angles);
+    for (int layer = 0; layer < m->shape.n_layer; layer++) {
+        attention_block(worker, ops, m, w, layer, pass->rows, pass->n_rows);
+        feed_forward_block(worker, ops, m, w, layer, pass->n_rows);
+    }
+    head(worker, ops, m, w, pass->head_rows, pass->n_head_rows, pass->choices);
+}
+
+void draft_forward(Backend *backend, DraftPass *pass) { pass->ops->run(backend, run_draft, pass); }
+
+/* The context of every layer is the same projected feature; only keys and values are needed of it. */
+static void run_inject(Worker *worker, void *argument) {
+    InjectPass *pass = argument;
+    const Ops *ops = pass->ops;
+    const Model *m = pass->model;
+    Workspace *w = pass->work;
+    const int n = pass->n_rows;
+    ops->to_operand(worker, pass->features, pass->feature_stride, pass->feature_rows, n, w->feature_in);
+    ops->multiply(worker, &(Product){m->features_in, w->x, w->embd_stride, false}, 1, w->feature_in, n);
+    ops->rope_angles(worker, &m->heads, pass->rows, n, w->angles);
+    ops->rms_norm(worker, w->x, w->embd_stride, NULL, m->features_norm, m->shape.eps, m->shape.n_embd, n, w->embd_in);
+    for (int layer = 0; layer < m->shape.n_layer; layer++) {
+        const Layer *l = &m->layers[layer];
+        const Product kv[] = {{l->k, w->k, w->key_stride, false}, {l->v, w->v, w->key_stride, false}};
+        ops->multiply(worker, kv, 2, w->embd_in, n);
+        ops->rotate_and_store(worker, &m->heads, layer, pass->rows, n, w->angles, NULL, l->k_norm, NULL, 0, w->k, w->v,
+                              w->key_stride);
+    }
+}
+
+void inject_forward(Backend *backend, InjectPass *pass) { pass->ops->run(backend, run_inject, pass); }

@@ -1,0 +1,59 @@
+/* GGUF v3 reader: what the rest of the library asks of a file. The public part is in bee.h. */
+#ifndef BEE_GGUF_H
+#define BEE_GGUF_H
+
+#include "bee.h"
+
+/* ggml's numbers of the tensor types that can be run. */
+typedef enum TensorType {
+    TYPE_F32 = 0,
+    TYPE_F16 = 1,
+    TYPE_Q4_0 = 2,
+    TYPE_Q4_1 = 3,
+    TYPE_Q5_0 = 6,
+    TYPE_Q5_1 = 7,
+    TYPE_Q8_0 = 8,
+    TYPE_Q4_K = 12,
+    TYPE_Q5_K = 13,
+    TYPE_Q6_K = 14,
+    TYPE_I64 = 27, /* only as an index (d2t) */
+    TYPE_BF16 = 30,
+} TensorType;
+
+/* A tensor of a file: a view, valid while the file is open. */
+typedef struct Tensor {
+    const char *name; /* not NUL-terminated; for messages */
+    int name_length;
+    TensorType type;
+    int n_dimensions;
+    int64_t columns; /* shape[0]: contiguous in memory */
+    int64_t rows;    /* product of the other dimensions */
+    int64_t shape[4];
+    const uint8_t *data; /* aligned to the file's alignment at least to 8 bytes */
+    uint64_t size;
+} Tensor;
+
+/* The tensor called `name`, or false. Fails only where it exists with a type that cannot be run. */
+bool gguf_has_tensor(const bee_file *file, const char *name);
+bee_status gguf_tensor(const bee_file *file, const char *name, Tensor *out, bee_error *error);
+
+/* Metadata by key. `gguf_find` returns false where the key is absent. The typed readers convert between integer
+ * widths, check the range, and name the key where type or range are wrong; an absent key is an error that names
+ * it, unless `required` is false, in which case *out stays as it was. */
+bool gguf_find(const bee_file *file, const char *key, bee_metadata *out);
+bee_status gguf_int(const bee_file *file, const char *key, bool required, int64_t low, int64_t high, int64_t *out,
+                    bee_error *error);
+bee_status gguf_float(const bee_file *file, const char *key, bool required, double *out, bee_error *error);
+bee_status gguf_bool(const bee_file *file, const char *key, bool required, bool *out, bee_error *error);
+/* Copies the string, NUL-terminated; one longer than capacity - 1 or holding a NUL is an error. */
+bee_status gguf_string(const bee_file *file, const char *key, bool required, char *out, size_t capacity, bee_error *error);
+/* Copies up to `capacity` integers of an array; more are an error. A scalar counts as an array of one. */
+bee_status gguf_ints(const bee_file *file, const char *key, bool required, int32_t *out, int capacity, int *count,
+                     bee_error *error);
+
+/* FNV-1a hash (64 bits) of tokenizer.ggml.tokens: over the count as u64, then each string's length as u64 and its
+ * bytes, all little-endian, as in the file. Equal vocabularies, equal hash. 0 where the file has none; *count
+ * receives the number of tokens. */
+uint64_t gguf_vocabulary_hash(const bee_file *file, uint64_t *count);
+
+#endif

@@ -1,0 +1,176 @@
+/* Looking inside: logits, features and drafts for tests and training, and the costs of passes. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine.h"
+#include "error.h"
+
+/* Runs tokens [s->n_cached, s->n_cached + n) of the session; logits of every row, or none. */
+static void evaluate_rows(bee_session *s, int n, bool want_logits) {
+    bee_engine *e = s->engine;
+    Row rows[BEE_MAX_PASS_ROWS];
+    int32_t index[BEE_MAX_PASS_ROWS];
+    for (int i = 0; i < n; i++) {
+        const int position = s->n_cached + i;
+        rows[i] = (Row){s->cache, s->tokens[position], position, position + 1};
+        index[i] = i;
+    }
+    TargetPass pass = {.ops = e->ops,
+                       .model = e->target,
+                       .work = &e->work,
+                       .rows = rows,
+                       .n_rows = n,
+                       .taps = e->taps,
+                       .n_taps = e->n_taps,
+                       .head_rows = index,
+                       .n_head_rows = want_logits ? n : 0};
+    target_forward(e->backend, &pass);
+    const size_t size = (size_t)e->n_taps * e->target->shape.n_embd;
+    for (int i = 0; s->features && i < n; i++)
+        memcpy(s->features + (size_t)(s->n_cached + i) * size, e->work.features + i * e->work.feature_stride,
+               size * sizeof(float));
+    if (e->drafter && s->n_injected == s->n_cached) {
+        for (int i = 0; i < n; i++) rows[i].cache = s->draft_cache;
+        InjectPass inject = {e->ops, e->drafter, &e->draft_work, e->work.features, e->work.feature_stride, index, rows, n};
+        inject_forward(e->backend, &inject);
+        s->n_injected += n;
+    }
+    s->n_cached += n;
+}
+
+static bee_status check_evaluate(const bee_session *s, const int32_t *tokens, int32_t n, int32_t rows, bee_error *error) {
+    if (n < 1 || n > s->n_ctx)
+        return bee_fail(error, BEE_ERROR_CONTEXT, "n is %d; the context holds 1 to %d tokens", n, s->n_ctx);
+    if (rows < 1 || rows > BEE_MAX_PASS_ROWS)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "rows_per_pass is %d; it must lie between 1 and %d", rows, BEE_MAX_PASS_ROWS);
+    for (int i = 0; i < n; i++)
+        if (tokens[i] < 0 || tokens[i] >= s->engine->target->shape.n_vocab)
+            return bee_fail(error, BEE_ERROR_ARGUMENT, "token %d is %d; the vocabulary has ids 0 to %d", i, tokens[i],
+                            s->engine->target->shape.n_vocab - 1);
+    return BEE_OK;
+}
+
+bee_status bee_session_evaluate(bee_session *s, const int32_t *tokens, int32_t n, int32_t rows_per_pass, float *logits,
+                                bee_error *error) {
+    const bee_status status = check_evaluate(s, tokens, n, rows_per_pass, error);
+    if (status) return status;
+    bee_engine *e = s->engine;
+    const size_t n_vocab = (size_t)e->target->shape.n_vocab;
+    pthread_mutex_lock(&e->mutex);
+    s->active = false;
+    memmove(s->tokens, tokens, (size_t)n * sizeof *tokens);
+    s->n_tokens = n;
+    s->n_cached = s->n_injected = 0;
+    while (s->n_cached < n) {
+        const int from = s->n_cached, rows = n - from < rows_per_pass ? n - from : rows_per_pass;
+        evaluate_rows(s, rows, logits != NULL);
+        for (int i = 0; logits && i < rows; i++)
+            memcpy(logits + (size_t)(from + i) * n_vocab, e->work.logits + i * e->work.logit_stride, n_vocab * sizeof(float));
+    }
+    pthread_mutex_unlock(&e->mutex);
+    return BEE_OK;
+}
+
+bee_status bee_session_features(const bee_session *s, int32_t from, int32_t n, float *out, bee_error *error) {
+    if (!s->features)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "the session keeps no features: open it with keep_features, on an engine with taps");
+    if (from < 0 || n < 0 || n > s->n_cached - from)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "positions %d to %d are not all in the cache, which holds %d", from, from + n, s->n_cached);
+    const size_t size = (size_t)s->engine->n_taps * s->engine->target->shape.n_embd;
+    memcpy(out, s->features + (size_t)from * size, (size_t)n * size * sizeof(float));
+    return BEE_OK;
+}
+
+bee_status bee_session_draft(bee_session *s, int32_t last_token, int32_t n, int32_t *drafts, float *logits,
+                             bee_error *error) {
+    bee_engine *e = s->engine;
+    if (!e->drafter) return bee_fail(error, BEE_ERROR_ARGUMENT, "the engine has no drafter");
+    if (n < 1 || n >= e->drafter->shape.block_size)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "n is %d; the drafter drafts 1 to %d tokens", n, e->drafter->shape.block_size - 1);
+    if (last_token < 0 || last_token >= e->target->shape.n_vocab)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "last_token is %d; the vocabulary has ids 0 to %d", last_token, e->target->shape.n_vocab - 1);
+    if (s->n_injected != s->n_cached)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "the session's tokens ran without speculation, so the drafter lacks their features");
+    static const bee_sampling greedy = {.temperature = 0, .top_p = 1};
+    Row rows[BEE_MAX_BLOCK];
+    int32_t index[BEE_MAX_BLOCK];
+    Choice choices[BEE_MAX_BLOCK];
+    const int base = s->n_cached, block = n + 1;
+    for (int b = 0; b < block; b++) {
+        const int visible = e->drafter->shape.causal ? base + b + 1 : base + block;
+        rows[b] = (Row){s->draft_cache, b ? e->drafter->shape.mask_token : last_token, base + b, visible};
+        if (!b) continue;
+        index[b - 1] = b;
+        choices[b - 1] = (Choice){&greedy, base + b, b - 1, -1};
+    }
+    DraftPass pass = {e->ops, e->drafter, &e->draft_work, rows, block, index, n, choices};
+    pthread_mutex_lock(&e->mutex);
+    draft_forward(e->backend, &pass);
+    for (int i = 0; i < n; i++) {
+        drafts[i] = choices[i].token;
+        if (logits)
+            memcpy(logits + (size_t)i * e->drafter->n_head_rows, e->draft_work.logits + i * e->draft_work.logit_stride,
+                   (size_t)e->drafter->n_head_rows * sizeof(float));
+    }
+    pthread_mutex_unlock(&e->mutex);
+    return BEE_OK;
+}
+
+/* ---- costs -------------------------------------------------------------------------------------- */
+
+static int compare_seconds(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *values, int n) {
+    qsort(values, (size_t)n, sizeof *values, compare_seconds);
+    return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+}
+
+/* Times one target pass of n_rows at the session's end, then takes its rows back. */
+static double time_pass(bee_session *s, int n_rows) {
+    const int cached = s->n_cached, injected = s->n_injected;
+    s->n_injected = -1; /* the pass alone: no projection for the drafter */
+    bee_engine *e = s->engine;
+    const double start = monotonic_seconds();
+    evaluate_rows(s, n_rows, true);
+    const double seconds = monotonic_seconds() - start;
+    (void)e;
+    s->n_cached = cached;
+    s->n_injected = injected;
+    return seconds;
+}
+
+bee_status bee_engine_measure(bee_engine *engine, int32_t n_rows, int32_t n_past, int32_t repeats, double *pass_seconds,
+                              double *draft_seconds, bee_error *error) {
+    if (n_rows < 1 || n_rows > BEE_MAX_PASS_ROWS || n_past < 0 || repeats < 1 || repeats > 10000)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "n_rows must lie between 1 and %d, n_past be at least 0, repeats between 1 and 10000",
+                        BEE_MAX_PASS_ROWS);
+    bee_session *s = bee_session_open(engine, n_past + n_rows, false, error);
+    if (!s) return error ? error->status : BEE_ERROR_ARGUMENT;
+    double *times = malloc(2 * (size_t)repeats * sizeof *times);
+    int32_t *tokens = calloc((size_t)s->n_ctx, sizeof *tokens);
+    bee_status status = times && tokens ? BEE_OK : bee_fail(error, BEE_ERROR_MEMORY, "out of memory");
+    for (int i = 0; !status && i < s->n_ctx; i++) tokens[i] = i * 37 % engine->target->shape.n_vocab;
+    if (!status && n_past) status = bee_session_evaluate(s, tokens, n_past, BEE_MAX_PASS_ROWS, NULL, error);
+    if (!status) memcpy(s->tokens, tokens, (size_t)s->n_ctx * sizeof *tokens);
+    const bool drafts = engine->drafter && n_rows > 1 && n_rows <= engine->drafter->shape.block_size;
+    for (int i = 0; !status && i < repeats; i++) {
+        int32_t drafted[BEE_MAX_BLOCK];
+        pthread_mutex_lock(&engine->mutex);
+        times[i] = time_pass(s, n_rows);
+        pthread_mutex_unlock(&engine->mutex);
+        const double start = monotonic_seconds();
+        if (drafts) status = bee_session_draft(s, tokens[n_past], n_rows - 1, drafted, NULL, error);
+        times[repeats + i] = drafts ? monotonic_seconds() - start : 0;
+    }
+    if (!status) {
+        *pass_seconds = median(times, repeats);
+        *draft_seconds = median(times + repeats, repeats);
+    }
+    free(tokens);
+    free(times);
+    bee_session_close(s);
+    return status;
+}

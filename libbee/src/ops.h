@@ -1,0 +1,113 @@
+/* The operations a forward pass is made of, and what a backend offers to hold its data.
+ *
+ * A pass is written once, as a function that calls operations in order. `run` executes that function: the CPU
+ * backend on every thread of its pool at once, each operation doing its thread's share and ending in a barrier;
+ * a device backend on one thread, each operation launching a kernel.
+ *
+ * Shapes: a pass has `n` rows; activations are float[row][stride], strides and buffers padded to whole groups of 64
+ * and zero in the padding. Every operation computes a row's numbers without regard to the other rows. */
+#ifndef BEE_OPS_H
+#define BEE_OPS_H
+
+#include "gguf.h"
+
+typedef struct Backend Backend;
+typedef struct Worker Worker; /* a thread's view of the backend inside `run` */
+typedef struct Weight Weight;
+typedef struct Operand Operand;
+
+/* Keys and values of one sequence: float16, for every layer and key-value head. */
+typedef struct Cache {
+    int n_ctx, n_layer, n_head_kv, head_size;
+    uint16_t *keys;   /* [layer][head][position / 16][head_size][16] */
+    uint16_t *values; /* [layer][head][position][head_size] */
+} Cache;
+
+typedef struct Row {
+    Cache *cache;
+    int32_t token;
+    int32_t position;
+    int32_t n_visible; /* attends to positions 0 .. n_visible - 1 */
+} Row;
+
+typedef struct Product {
+    const Weight *weight;
+    float *out;
+    size_t stride;
+    bool add; /* add to `out`, or replace it */
+} Product;
+
+/* How a layer's queries and keys are shaped; the same for every layer of a model. */
+typedef struct Heads {
+    int n_head, n_head_kv, head_size;
+    int n_rotated;             /* leading dimensions of a head that RoPE turns */
+    bool neox;                 /* RoPE pairs (i, i + n_rotated / 2); otherwise (2 i, 2 i + 1) */
+    const double *frequencies; /* [n_rotated / 2] radians per position */
+    float eps;                 /* of the query and key norms */
+} Heads;
+
+/* A token to choose from one row of logits. */
+typedef struct Choice {
+    const bee_sampling *sampling;
+    int32_t position; /* of the token that is chosen: it fixes the noise */
+    int32_t logits_row;
+    int32_t token; /* out; -1 where the logits are not finite */
+} Choice;
+
+enum { OPERAND_CODES = 1, OPERAND_VALUES = 2 };
+
+typedef struct Ops {
+    const char *name;
+
+    /* holding data; all of these return NULL where memory runs out */
+    Weight *(*weight_new)(Backend *backend, const Tensor *tensor, const int32_t *row_ids, int n_rows);
+    void (*weight_free)(Backend *backend, Weight *weight);
+    int (*operand_format)(const Weight *weight); /* OPERAND_CODES or OPERAND_VALUES */
+    Operand *(*operand_new)(Backend *backend, int columns, int max_rows, int formats);
+    void (*operand_free)(Backend *backend, Operand *operand);
+    float *(*buffer_new)(Backend *backend, size_t count); /* zeroed */
+    void (*buffer_free)(Backend *backend, float *buffer);
+    Cache *(*cache_new)(Backend *backend, const Heads *heads, int n_layer, int n_ctx);
+    void (*cache_free)(Backend *backend, Cache *cache);
+
+    /* running */
+    void (*run)(Backend *backend, void (*body)(Worker *worker, void *argument), void *argument);
+    int (*worker_index)(const Worker *worker); /* 0 for exactly one worker of a run */
+
+    void (*embed)(Worker *worker, const Tensor *table, const Row *rows, int n, float *x, size_t stride);
+    /* out row i = norm of x row (index ? index[i] : i) */
+    void (*rms_norm)(Worker *worker, const float *x, size_t stride, const int32_t *index, const float *gain, float eps,
+                     int columns, int n, Operand *out);
+    void (*to_operand)(Worker *worker, const float *x, size_t stride, const int32_t *index, int n, Operand *out);
+    void (*multiply)(Worker *worker, const Product *products, int n_products, const Operand *in, int n);
+    /* angles[row] = cos, sin of position * frequency, [n_rotated / 2][2] */
+    void (*rope_angles)(Worker *worker, const Heads *heads, const Row *rows, int n, float *angles);
+    /* Norms (where gains are given), rotates and scales queries in place; norms, rotates and stores keys; stores
+     * values. `q` may be NULL. */
+    void (*rotate_and_store)(Worker *worker, const Heads *heads, int layer, const Row *rows, int n, const float *angles,
+                             const float *q_gain, const float *k_gain, float *q, size_t q_stride, float *k, float *v,
+                             size_t kv_stride);
+    void (*attend)(Worker *worker, const Heads *heads, int layer, const Row *rows, int n, const float *q,
+                   size_t q_stride, float *out, size_t out_stride);
+    void (*swiglu)(Worker *worker, const float *gate, const float *up, size_t stride, int columns, int n, float *hidden,
+                   Operand *out);
+    void (*copy)(Worker *worker, const float *from, size_t from_stride, float *to, size_t to_stride, int columns, int n);
+    /* `ids` maps a row of the head to a token, or is NULL. */
+    void (*choose)(Worker *worker, const float *logits, size_t stride, int n_vocab, const int32_t *ids, Choice *choices,
+                   int n);
+} Ops;
+
+extern const Ops bee_cpu_ops;
+
+/* Instruction sets of the CPU backend that this machine can run, best first, NULL-terminated. */
+const char *const *cpu_instruction_sets(void);
+
+Backend *cpu_backend_new(int n_threads, const char *instruction_set, bee_error *error);
+void cpu_backend_free(Backend *backend);
+const char *cpu_backend_instruction_set(const Backend *backend);
+int cpu_backend_threads(const Backend *backend);
+
+/* Columns or rows rounded up to whole padding. */
+static inline size_t padded(int64_t n) { return ((size_t)n + 63) / 64 * 64; }
+
+#endif

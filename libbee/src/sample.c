@@ -1,0 +1,206 @@
+#include "sample.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "error.h"
+
+/* The finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014). */
+static uint64_t mix(uint64_t z) {
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+    z = (z ^ z >> 27) * 0x94d049bb133111eb;
+    return z ^ z >> 31;
+}
+
+static uint64_t position_key(uint64_t seed, int32_t position) {
+    return mix(mix(seed + 0x9e3779b97f4a7c15) + (uint64_t)(uint32_t)position * 0xd1342543de82ef95);
+}
+
+static uint64_t token_bits(uint64_t key, int32_t token) {
+    return mix(key + ((uint64_t)(uint32_t)token + 1) * 0x9e3779b97f4a7c15);
+}
+
+static double gumbel_from_bits(uint64_t bits) {
+    const double u = ((double)(bits >> 11) + 0.5) * 0x1p-53; /* inside (0, 1) */
+    return -log(-log(u));
+}
+
+double gumbel_noise(uint64_t seed, int32_t position, int32_t token) {
+    return gumbel_from_bits(token_bits(position_key(seed, position), token));
+}
+
+/* An upper bound of gumbel_from_bits without a logarithm: with k leading ones, u < 1 - 2^-(k+1), and
+ * -log(-log(1 - e)) < -log(e). */
+static double gumbel_bound(uint64_t bits) {
+    const int ones = ~bits ? __builtin_clzll(~bits) : 64;
+    return (ones + 1) * 0.6931471805599454;
+}
+
+/* ---- the best of a set of entries --------------------------------------------------------------- */
+
+typedef struct Draw {
+    const float *logits;
+    const int32_t *ids;
+    double inverse_temperature;
+    uint64_t key;
+    int best; /* entry, -1 at first */
+    double best_score;
+} Draw;
+
+static double score_of(const Draw *draw, int entry, uint64_t bits) {
+    return draw->logits[entry] * draw->inverse_temperature + gumbel_from_bits(bits);
+}
+
+/* Entries come in any order; the outcome does not depend on it. */
+static void consider(Draw *draw, int entry) {
+    const int32_t token = draw->ids ? draw->ids[entry] : entry;
+    const uint64_t bits = token_bits(draw->key, token);
+    const double bound = draw->logits[entry] * draw->inverse_temperature + gumbel_bound(bits);
+    if (draw->best >= 0 && bound < draw->best_score) return;
+    const double score = score_of(draw, entry, bits);
+    if (draw->best < 0 || score > draw->best_score || (score == draw->best_score && entry < draw->best)) {
+        draw->best = entry;
+        draw->best_score = score;
+    }
+}
+
+static int first_equal(const float *logits, int n, float value) {
+    for (int i = 0; i < n; i++)
+        if (logits[i] == value) return i;
+    return -1;
+}
+
+/* ---- truncation --------------------------------------------------------------------------------- */
+
+typedef struct Candidate {
+    float logit;
+    int32_t entry;
+} Candidate;
+
+/* Order of rank: the larger logit, then the lower entry. */
+static bool outranks(Candidate a, Candidate b) {
+    return a.logit > b.logit || (a.logit == b.logit && a.entry < b.entry);
+}
+
+static int compare_rank(const void *a, const void *b) {
+    return outranks(*(const Candidate *)a, *(const Candidate *)b) ? -1 : 1;
+}
+
+/* Restores the heap (lowest rank at the root) below `i`. */
+static void sift_down(Candidate *heap, int n, int i) {
+    for (;;) {
+        int lowest = i;
+        for (int child = 2 * i + 1; child <= 2 * i + 2 && child < n; child++)
+            if (outranks(heap[lowest], heap[child])) lowest = child;
+        if (lowest == i) return;
+        const Candidate swap = heap[i];
+        heap[i] = heap[lowest];
+        heap[lowest] = swap;
+        i = lowest;
+    }
+}
+
+/* The k entries of highest rank, in rank order. */
+static int take_top_k(const float *logits, int n, int k, Candidate *out) {
+    if (k > n) k = n;
+    for (int i = 0; i < k; i++) out[i] = (Candidate){logits[i], i};
+    for (int i = k / 2; i-- > 0;) sift_down(out, k, i);
+    for (int i = k; i < n; i++) {
+        if (logits[i] <= out[0].logit) continue;
+        out[0] = (Candidate){logits[i], i};
+        sift_down(out, k, 0);
+    }
+    qsort(out, (size_t)k, sizeof *out, compare_rank);
+    return k;
+}
+
+static int take_above(const float *logits, int n, float threshold, Candidate *out) {
+    int count = 0;
+    for (int i = 0; i < n; i++)
+        if (logits[i] >= threshold) out[count++] = (Candidate){logits[i], i};
+    qsort(out, (size_t)count, sizeof *out, compare_rank);
+    return count;
+}
+
+/* Length of the shortest prefix whose probabilities sum to at least top_p of `total`; 0 where none does. */
+static int nucleus(const Candidate *candidates, int count, float largest, double total, double top_p) {
+    double sum = 0;
+    for (int i = 0; i < count; i++) {
+        sum += exp((double)candidates[i].logit - largest);
+        if (sum >= top_p * total) return i + 1;
+    }
+    return 0;
+}
+
+/* The candidates that top_k, top_p and min_p leave, in rank order. `out` has room for n. */
+static int truncate_logits(const float *logits, int n, float largest, const bee_sampling *s, const Reductions *reductions,
+                           Candidate *out) {
+    int count;
+    if (s->top_k > 0 && s->top_k < n) {
+        count = take_top_k(logits, n, s->top_k, out);
+        if (s->top_p < 1) {
+            double total = 0;
+            for (int i = 0; i < count; i++) total += exp((double)out[i].logit - largest);
+            const int kept = nucleus(out, count, largest, total, s->top_p);
+            if (kept) count = kept;
+        }
+    } else if (s->top_p < 1) {
+        const double total = reductions->sum_exp(logits, n, largest);
+        int kept = 0;
+        /* Most nuclei lie within a few nats of the top: sorting the whole vocabulary is the last resort. */
+        for (float depth = 8; !kept; depth *= 4) {
+            count = take_above(logits, n, depth > 200 ? -INFINITY : largest - depth, out);
+            kept = nucleus(out, count, largest, total, s->top_p);
+            if (!kept && depth > 200) kept = count;
+        }
+        count = kept;
+    } else {
+        count = take_above(logits, n, largest + logf(s->min_p), out);
+    }
+    if (s->min_p > 0) {
+        const float threshold = largest + logf(s->min_p);
+        while (count > 1 && out[count - 1].logit < threshold) count--;
+    }
+    return count;
+}
+
+static int draw_truncated(Draw *draw, int n, float largest, const bee_sampling *s, const Reductions *reductions) {
+    Candidate *candidates = malloc((size_t)n * sizeof *candidates);
+    if (!candidates) return -1;
+    const int count = truncate_logits(draw->logits, n, largest, s, reductions, candidates);
+    for (int i = 0; i < count; i++) consider(draw, candidates[i].entry);
+    free(candidates);
+    return draw->best;
+}
+
+int32_t sample_token(const float *logits, int n, const int32_t *ids, const bee_sampling *s, int32_t position,
+                     const Reductions *reductions) {
+    const float largest = reductions->largest(logits, n);
+    if (!isfinite(largest)) return -1;
+    const int top = first_equal(logits, n, largest);
+    if (top < 0) return -1;
+    int best = top;
+    if (s->temperature > 0) {
+        Draw draw = {logits, ids, 1.0 / s->temperature, position_key(s->seed, position), -1, 0};
+        if (s->top_k > 0 || s->top_p < 1 || s->min_p > 0) {
+            best = draw_truncated(&draw, n, largest, s, reductions);
+        } else {
+            consider(&draw, top); /* a high score to begin with lets the bound dismiss most of the others */
+            for (int i = 0; i < n; i++) consider(&draw, i);
+            best = draw.best;
+        }
+        if (best < 0) return -1;
+    }
+    return ids ? ids[best] : best;
+}
+
+bee_status sampling_check(const bee_sampling *s, bee_error *error) {
+    if (!(s->temperature >= 0 && s->temperature <= 100))
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "temperature is %g; it must lie between 0 and 100", (double)s->temperature);
+    if (s->top_k < 0) return bee_fail(error, BEE_ERROR_ARGUMENT, "top_k is %d; it must be at least 0 (0: off)", s->top_k);
+    if (!(s->top_p > 0 && s->top_p <= 1))
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "top_p is %g; it must be above 0 and at most 1 (1: off)", (double)s->top_p);
+    if (!(s->min_p >= 0 && s->min_p <= 1))
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "min_p is %g; it must lie between 0 and 1 (0: off)", (double)s->min_p);
+    return BEE_OK;
+}
