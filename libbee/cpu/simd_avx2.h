@@ -3,7 +3,7 @@
 
 #define ISA_NAME "avx2"
 #define ISA_KERNELS bee_kernels_avx2
-#define MAX_TILE 4
+#define MAX_TILE 2
 #define HIGH_NIBBLE 1
 #define WIDE_ZERO 0
 

@@ -5,7 +5,7 @@
 
 #define ISA_NAME "portable"
 #define ISA_KERNELS bee_kernels_portable
-#define MAX_TILE 4
+#define MAX_TILE 2
 #define HIGH_NIBBLE 16
 #define WIDE_ZERO 128
 

@@ -60,7 +60,13 @@ static void refuse_variants(KeyReader *r, const Shape *shape) {
     const int64_t window = read_int(r, "attention.sliding_window", false, 0, 0, INT32_MAX);
     if (window > 0 && window < shape->n_ctx_train)
         refuse(r, "attention.sliding_window", "attention over a sliding window cannot be run");
-    if (shape->architecture != ARCH_DFLASH) return;
+    if (shape->architecture != ARCH_DFLASH) {
+        char key[128];
+        bool causal = true;
+        if (!r->status) r->status = gguf_bool(r->file, full_key(r, "attention.causal", key), false, &causal, r->error);
+        if (!causal) refuse(r, "attention.causal", "models that see what follows a token cannot generate");
+        return;
+    }
     static const char *const scalings[] = {"logit_scale", "final_logit_softcapping", "embedding_scale"};
     for (int i = 0; i < 3; i++) {
         const double value = read_float(r, scalings[i], false, 0);
@@ -74,14 +80,17 @@ static void read_rope(KeyReader *r, Shape *shape) {
     if (shape->n_rotated % 2) refuse(r, "rope.dimension_count", "an odd number of dimensions cannot be rotated");
     shape->rope_base = read_float(r, "rope.freq_base", false, 10000);
     if (!r->status && !(shape->rope_base > 0)) refuse(r, "rope.freq_base", "must be above 0");
-    char type[32] = "none", key[128];
+    /* As llama.cpp reads it: a factor without a type is linear; "rope.scale_linear" is the factor's former key. */
+    char type[32] = "linear", key[128];
     if (!r->status)
         r->status = gguf_string(r->file, full_key(r, "rope.scaling.type", key), false, type, sizeof type, r->error);
-    shape->rope_scale = read_float(r, "rope.scale_linear", false, 1);
+    shape->rope_scale = 1;
     if (!strcmp(type, "linear"))
-        shape->rope_scale = read_float(r, "rope.scaling.factor", true, 1);
+        shape->rope_scale = read_float(r, "rope.scaling.factor", false, read_float(r, "rope.scale_linear", false, 1));
     else if (strcmp(type, "none"))
         refuse(r, "rope.scaling.type", "only the types 'none' and 'linear' can be run");
+    if (read_float(r, "rope.scaling.attn_factor", false, 1) != 1)
+        refuse(r, "rope.scaling.attn_factor", "scaled attention cannot be run");
     if (!r->status && !(shape->rope_scale > 0)) refuse(r, "rope.scaling.factor", "must be above 0");
 }
 
@@ -150,7 +159,8 @@ typedef struct Loader {
     const Ops *ops;
     Backend *backend; /* NULL: plan only */
     const bee_file *file;
-    uint64_t n_bound; /* tensors of the file that the model uses */
+    const char **bound; /* names, as the file points to them, of the tensors that the model uses */
+    uint64_t n_bound;
     uint64_t weight_bytes;
     bee_error *error;
     bee_status status;
@@ -176,7 +186,7 @@ static bool find(Loader *l, const char *name, int64_t rows, int64_t columns, Ten
     } else if (out->rows > 1 << 24 || out->rows < 1) {
         l->status = bee_fail(l->error, BEE_ERROR_FORMAT, "tensor '%s': %" PRId64 " rows are out of range", name, out->rows);
     }
-    l->n_bound += !l->status;
+    if (!l->status) l->bound[l->n_bound++] = out->name;
     return !l->status;
 }
 
@@ -312,7 +322,7 @@ static void load_draft_tokens(Loader *l, Model *m, int n_vocab) {
         l->status = bee_fail(l->error, BEE_ERROR_FORMAT, "tensor 'd2t': must be a vector of I64, one per row of the head");
         return;
     }
-    l->n_bound++;
+    l->bound[l->n_bound++] = t.name;
     m->n_head_rows = (int)t.columns;
     m->draft_tokens = malloc((size_t)t.columns * sizeof *m->draft_tokens);
     if (!m->draft_tokens) {
@@ -348,7 +358,7 @@ static void load_draft_head(Loader *l, Model *m, const Model *target, const bee_
 static void load_drafter(Loader *l, Model *m, const Model *target, const bee_file *target_file) {
     if (target) check_drafter(l, &m->shape, target, target_file);
     const int n_vocab = target ? target->shape.n_vocab : m->shape.n_vocab;
-    m->n_head_rows = n_vocab;
+    m->n_head_rows = m->shape.n_vocab = n_vocab;
     if (gguf_has_tensor(l->file, "token_embd.weight"))
         load_embedding(l, m);
     else if (target)
@@ -365,20 +375,31 @@ static void load_drafter(Loader *l, Model *m, const Model *target, const bee_fil
 
 /* ---- the whole model ---------------------------------------------------------------------------- */
 
+static bool is_bound(const Loader *l, const char *name) {
+    for (uint64_t i = 0; i < l->n_bound; i++)
+        if (l->bound[i] == name) return true;
+    return false;
+}
+
 /* A tensor that nothing reads would be a part of the model left out. */
 static void check_leftovers(Loader *l) {
-    if (!l->status && l->n_bound != bee_file_tensor_count(l->file))
-        l->status = bee_fail(l->error, BEE_ERROR_UNSUPPORTED,
-                             "the file holds %" PRIu64 " tensors, of which this architecture uses %" PRIu64
-                             "; the rest (biases, adapters or experts?) cannot be run",
-                             bee_file_tensor_count(l->file), l->n_bound);
+    for (uint64_t i = 0; !l->status && i < bee_file_tensor_count(l->file); i++) {
+        bee_tensor_info tensor;
+        l->status = bee_file_tensor(l->file, i, &tensor, l->error);
+        if (!l->status && !is_bound(l, tensor.name))
+            l->status = bee_fail(l->error, BEE_ERROR_UNSUPPORTED,
+                                 "tensor '%.*s' has no place in this architecture; models with biases, adapters or "
+                                 "experts cannot be run",
+                                 (int)(tensor.name_length < 64 ? tensor.name_length : 64), tensor.name);
+    }
 }
 
 static void load_model(Loader *l, Model *m, const Model *target, const bee_file *target_file) {
     const Shape *s = &m->shape;
     m->layers = calloc((size_t)s->n_layer, sizeof *m->layers);
     m->frequencies = calloc((size_t)s->n_rotated / 2, sizeof *m->frequencies);
-    if (!m->layers || !m->frequencies) {
+    l->bound = calloc(bee_file_tensor_count(l->file) + 1, sizeof *l->bound);
+    if (!m->layers || !m->frequencies || !l->bound) {
         fail_memory(l, "blk.0");
         return;
     }
@@ -405,6 +426,7 @@ Model *model_load(const Ops *ops, Backend *backend, const bee_file *file, const 
     Loader l = {.ops = ops, .backend = backend, .file = file, .error = error};
     l.status = shape_read(file, &m->shape, error);
     if (!l.status) load_model(&l, m, target, target_file);
+    free(l.bound);
     if (!l.status) return m;
     model_free(ops, backend, m);
     return NULL;
@@ -436,6 +458,7 @@ bee_status bee_file_plan(const bee_file *file, bee_plan *out, bee_error *error) 
     Loader l = {.file = file, .error = error};
     l.status = shape_read(file, &m.shape, error);
     if (!l.status) load_model(&l, &m, NULL, NULL);
+    free(l.bound);
     free(m.draft_tokens);
     free(m.frequencies);
     free(m.layers);
