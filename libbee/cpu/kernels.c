@@ -1,6 +1,7 @@
 /* Every kernel of the CPU backend, written once against sixteen lanes and compiled once per instruction set. */
 #include "kernels.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -36,8 +37,11 @@ typedef struct TileView {
 INLINE TileView view_tile(const Operand *in, int token) {
     const size_t tile = (size_t)(token / TILE) * in->n_groups * TILE, within = token % TILE;
     return (TileView){
-        in->codes + (tile + within) * GROUP,  in->scale + tile + within, in->sum + tile + within,
-        in->total + tile + within,            in->half + 2 * tile + within,
+        in->codes + (tile + within) * GROUP,
+        in->scale + tile + within,
+        in->sum + tile + within,
+        in->total + tile + within,
+        in->half + 2 * tile + within,
         in->values + (size_t)(token / TILE) * in->columns * TILE + within,
     };
 }
@@ -53,18 +57,20 @@ INLINE VF load_scale(const uint8_t *p, bool wide) {
 }
 
 INLINE VI dot_columns(FormTraits f, VI acc, const VCODES *codes, const int8_t *a, int first, int last) {
-    UNROLL for (int j = first; j < last; j++)
-        acc = f.zero < 0 ? dot4_wide(acc, codes[j], a + 4 * j) : dot4(acc, codes[j], a + 4 * j);
+    UNROLL for (int j = first; j < last; j++) acc =
+        f.zero < 0 ? dot4_wide(acc, codes[j], a + 4 * j) : dot4(acc, codes[j], a + 4 * j);
     return acc;
 }
 
 /* One group of 32 columns: 16 rows x n tokens. `odd` selects the high nibbles of a 4-bit pair. */
-INLINE void multiply_group(FormTraits f, int n, bool odd, const uint8_t *w, const uint8_t *scale, const uint8_t *minimum,
-                           TileView a, VF *acc) {
+INLINE void multiply_group(FormTraits f, int n, bool odd, const uint8_t *w, const uint8_t *scale,
+                           const uint8_t *minimum, TileView a, VF *acc) {
     const bool high = f.code_bits == 4 && odd;
     const int zero = (f.zero < 0 ? WIDE_ZERO : f.zero) * (high ? HIGH_NIBBLE : 1);
     VCODES codes[8];
-    UNROLL for (int j = 0; j < 8; j++) codes[j] = high ? codes_high(w + 64 * j) : f.code_bits == 4 ? codes_low(w + 64 * j) : codes_load(w + 64 * j);
+    UNROLL for (int j = 0; j < 8; j++) codes[j] = high               ? codes_high(w + 64 * j)
+                                                  : f.code_bits == 4 ? codes_low(w + 64 * j)
+                                                                     : codes_load(w + 64 * j);
     VF s = load_scale(scale, f.wide_scale), s2 = s, m = s;
     if (f.halves) s2 = load_scale(scale + 64, true);
     if (f.has_minimum) m = load_scale(minimum, f.wide_scale);
@@ -117,7 +123,7 @@ INLINE void multiply_floats(Form form, int n, const uint8_t *w, int columns, Til
     VF acc[MAX_TILE];
     UNROLL for (int t = 0; t < n; t++) acc[t] = vf_set(0);
     for (int k = 0; k < columns; k++) {
-        const VF column = form == FORM_F32    ? vf_load((const float *)w + k * BLOCK_ROWS)
+        const VF column = form == FORM_F32   ? vf_load((const float *)w + k * BLOCK_ROWS)
                           : form == FORM_F16 ? vf_load_f16((const uint16_t *)w + k * BLOCK_ROWS)
                                              : vf_load_bf16((const uint16_t *)w + k * BLOCK_ROWS);
         UNROLL for (int t = 0; t < n; t++) acc[t] = vf_fma(column, vf_set(a.values[k * TILE + t]), acc[t]);
@@ -128,34 +134,34 @@ INLINE void multiply_floats(Form form, int n, const uint8_t *w, int columns, Til
 typedef void (*Multiply)(const Weight *weight, const uint8_t *w, TileView a, float *out, size_t out_stride, bool add);
 
 /* Each form, for each number of tokens, becomes a function of its own: the constants fold into it. */
-#define CODES(name, n, ...)                                                                                            \
-    static __attribute__((noinline)) void name##_##n(const Weight *weight, const uint8_t *w, TileView a, float *out,   \
-                                                     size_t out_stride, bool add) {                                    \
-        multiply_codes((FormTraits){__VA_ARGS__}, n, w, weight->n_pairs, a, out, out_stride, add);                     \
+#define CODES(name, n, ...)                                                                                          \
+    static __attribute__((noinline)) void name##_##n(const Weight *weight, const uint8_t *w, TileView a, float *out, \
+                                                     size_t out_stride, bool add) {                                  \
+        multiply_codes((FormTraits){__VA_ARGS__}, n, w, weight->n_pairs, a, out, out_stride, add);                   \
     }
-#define FLOATS(name, n, form)                                                                                          \
-    static __attribute__((noinline)) void name##_##n(const Weight *weight, const uint8_t *w, TileView a, float *out,   \
-                                                     size_t out_stride, bool add) {                                    \
-        multiply_floats(form, n, w, weight->columns, a, out, out_stride, add);                                         \
+#define FLOATS(name, n, form)                                                                                        \
+    static __attribute__((noinline)) void name##_##n(const Weight *weight, const uint8_t *w, TileView a, float *out, \
+                                                     size_t out_stride, bool add) {                                  \
+        multiply_floats(form, n, w, weight->columns, a, out, out_stride, add);                                       \
     }
 #if MAX_TILE == 16
-#define FOR_TILES(MAKE, name, ...)                                                                                     \
-    MAKE(name, 1, __VA_ARGS__)                                                                                         \
-    MAKE(name, 2, __VA_ARGS__)                                                                                         \
-    MAKE(name, 3, __VA_ARGS__)                                                                                         \
-    MAKE(name, 4, __VA_ARGS__)                                                                                         \
-    MAKE(name, 5, __VA_ARGS__)                                                                                         \
-    MAKE(name, 6, __VA_ARGS__)                                                                                         \
-    MAKE(name, 8, __VA_ARGS__)                                                                                         \
-    MAKE(name, 12, __VA_ARGS__)                                                                                        \
-    MAKE(name, 16, __VA_ARGS__)                                                                                        \
-    static const Multiply name[] = {name##_1, name##_2, name##_3,  name##_4, name##_5,                                 \
+#define FOR_TILES(MAKE, name, ...)                                                     \
+    MAKE(name, 1, __VA_ARGS__)                                                         \
+    MAKE(name, 2, __VA_ARGS__)                                                         \
+    MAKE(name, 3, __VA_ARGS__)                                                         \
+    MAKE(name, 4, __VA_ARGS__)                                                         \
+    MAKE(name, 5, __VA_ARGS__)                                                         \
+    MAKE(name, 6, __VA_ARGS__)                                                         \
+    MAKE(name, 8, __VA_ARGS__)                                                         \
+    MAKE(name, 12, __VA_ARGS__)                                                        \
+    MAKE(name, 16, __VA_ARGS__)                                                        \
+    static const Multiply name[] = {name##_1, name##_2, name##_3,  name##_4, name##_5, \
                                     name##_6, name##_8, name##_12, name##_16};
 static const int tile_sizes[] = {1, 2, 3, 4, 5, 6, 8, 12, 16};
 #else /* fewer registers: more tokens at once would spill */
-#define FOR_TILES(MAKE, name, ...)                                                                                     \
-    MAKE(name, 1, __VA_ARGS__)                                                                                         \
-    MAKE(name, 2, __VA_ARGS__)                                                                                         \
+#define FOR_TILES(MAKE, name, ...) \
+    MAKE(name, 1, __VA_ARGS__)     \
+    MAKE(name, 2, __VA_ARGS__)     \
     static const Multiply name[] = {name##_1, name##_2};
 static const int tile_sizes[] = {1, 2};
 #endif
@@ -174,7 +180,7 @@ FOR_TILES(FLOATS, multiply_bf16, FORM_BF16)
 FOR_TILES(FLOATS, multiply_f32, FORM_F32)
 
 static const Multiply *const multiply_table[FORM_COUNT] = {
-    multiply_4,  multiply_4m, multiply_4k,  multiply_8,    multiply_5,  multiply_5m,
+    multiply_4,  multiply_4m, multiply_4k,  multiply_8,    multiply_5,   multiply_5m,
     multiply_5k, multiply_6k, multiply_f16, multiply_bf16, multiply_f32,
 };
 
@@ -200,11 +206,15 @@ static void multiply(const Weight *weight, int first, int last, const Operand *i
 static void store_operand(const float *x, Operand *out, int token) {
     const size_t tile = (size_t)(token / TILE) * out->n_groups;
     const int t = token % TILE;
+    const VF zero = vf_set(0);
+    VF poison = zero;
     for (int g = 0; out->keep_codes && g < out->n_groups; g++, x += GROUP) {
         const VF a = vf_load(x), b = vf_load(x + 16);
         const float largest = vf_largest(vf_max(vf_abs(a), vf_abs(b)));
         const float scale = largest / 127.0f;
-        const VF inverse = vf_set(largest > 0 ? 127.0f / largest : 0.0f);
+        /* Below 2^-119 the quotient could overflow: such a group counts as zero. */
+        const VF inverse = vf_set(largest > 0x1p-119f ? 127.0f / largest : 0.0f);
+        poison = vf_fma(a, zero, vf_fma(b, zero, poison));
         int8_t *codes = out->codes + ((tile + g) * TILE + t) * GROUP;
         const int32_t first = vi_sum(vf_store_int8(codes, vf_mul(a, inverse)));
         const int32_t second = vi_sum(vf_store_int8(codes + 16, vf_mul(b, inverse)));
@@ -215,6 +225,8 @@ static void store_operand(const float *x, Operand *out, int token) {
         out->half[h] = first;
         out->half[h + TILE] = second;
     }
+    /* Codes cannot say NaN or infinity: a scale says it, and makes all products of the token NaN. */
+    if (out->keep_codes && isnan(vf_sum(poison))) out->scale[tile * TILE + t] = NAN;
     if (out->keep_values) {
         if (out->keep_codes) x -= (size_t)out->n_groups * GROUP;
         float *values = out->values + (size_t)(token / TILE) * out->columns * TILE + t;
@@ -235,7 +247,7 @@ static void rms_norm(const float *x, const float *gain, float eps, int n, float 
 
 /* exp for x <= 88, relative error below 2e-7: 2^n times a polynomial for 2^f on [-1/2, 1/2]. */
 INLINE VF vf_exp(VF x) {
-    x = vf_max(x, vf_set(-87.0f));
+    x = vf_max(vf_set(-87.0f), x); /* in this order NaN stays NaN */
     const VF n = vf_round(vf_mul(x, vf_set(1.442695041f)));
     /* ln 2 in two parts, so that x - n ln 2 keeps its last bits */
     VF f = vf_fma(n, vf_set(-0.693359375f), x);
@@ -264,12 +276,16 @@ static void to_float16(const float *x, uint16_t *out, int n) {
 }
 
 static float largest(const float *x, int n) {
-    const float lowest = -INFINITY;
-    VF m = vf_set(lowest);
+    const VF lowest = vf_set(-FLT_MAX), zero = vf_set(0);
+    VF m = vf_set(-INFINITY), poison = zero;
     int i = 0;
-    for (; i + 16 <= n; i += 16) m = vf_max(m, vf_load(x + i));
-    float out = vf_largest(m);
-    for (; i < n; i++) out = x[i] > out ? x[i] : out;
+    for (; i + 16 <= n; i += 16) {
+        /* A maximum forgets NaN, so a sum remembers it; minus infinity is a valid value and left out of that. */
+        poison = vf_fma(vf_max(lowest, vf_load(x + i)), zero, poison);
+        m = vf_max(m, vf_load(x + i));
+    }
+    float out = vf_largest(m) + vf_sum(poison);
+    for (; i < n; i++) out = x[i] > out || isnan(x[i]) ? x[i] : out;
     return out;
 }
 
@@ -303,7 +319,8 @@ INLINE void score(int n, const Attention *a, const float *query, float *scores, 
 /* In place: exp(score - largest), 0 beyond the positions seen; returns 1 / their sum. */
 INLINE float softmax(float *scores, int n_positions) {
     VF top = vf_set(-INFINITY);
-    for (int p = 0; p < n_positions; p += 16) top = vf_max(top, vf_keep(vf_load(scores + p), n_positions - p, -INFINITY));
+    for (int p = 0; p < n_positions; p += 16)
+        top = vf_max(top, vf_keep(vf_load(scores + p), n_positions - p, -INFINITY));
     const VF shift = vf_set(vf_largest(top));
     VF sum = vf_set(0);
     for (int p = 0; p < n_positions; p += 16) {
@@ -320,8 +337,7 @@ INLINE float softmax(float *scores, int n_positions) {
 INLINE void weigh(int n, int width, const Attention *a, int dimension, const float *scores, int stride,
                   const float *inverse, float *out) {
     VF acc[MAX_HEAD_ROWS][4];
-    UNROLL for (int h = 0; h < n; h++)
-        UNROLL for (int c = 0; c < width; c++) acc[h][c] = vf_set(0);
+    UNROLL for (int h = 0; h < n; h++) UNROLL for (int c = 0; c < width; c++) acc[h][c] = vf_set(0);
     for (int p = 0; p < a->n_positions; p++) {
         const uint16_t *values = a->values + (size_t)p * a->head_size + dimension;
         UNROLL for (int c = 0; c < width; c++) {
@@ -329,9 +345,8 @@ INLINE void weigh(int n, int width, const Attention *a, int dimension, const flo
             UNROLL for (int h = 0; h < n; h++) acc[h][c] = vf_fma(v, vf_set(scores[h * stride + p]), acc[h][c]);
         }
     }
-    UNROLL for (int h = 0; h < n; h++)
-        UNROLL for (int c = 0; c < width; c++)
-            vf_store(out + h * a->head_size + dimension + 16 * c, vf_mul(acc[h][c], vf_set(inverse[h])));
+    UNROLL for (int h = 0; h < n; h++) UNROLL for (int c = 0; c < width; c++)
+        vf_store(out + h * a->head_size + dimension + 16 * c, vf_mul(acc[h][c], vf_set(inverse[h])));
 }
 
 INLINE void attend_heads(int n, const Attention *a, int head) {

@@ -110,7 +110,7 @@ typedef struct Kernels {
     void (*swiglu)(const float *gate, const float *up, int n, float *out);
     void (*attend)(const Attention *attention);
     void (*to_float16)(const float *x, uint16_t *out, int n); /* n a multiple of 16 */
-    float (*largest)(const float *x, int n);                 /* n at least 1 */
+    float (*largest)(const float *x, int n);                  /* n at least 1 */
     /* Sum of exp(x - shift), x <= shift. */
     float (*sum_exp)(const float *x, int n, float shift);
 } Kernels;

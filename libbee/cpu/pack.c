@@ -157,8 +157,7 @@ void dequantize_row(const Tensor *tensor, int64_t row, float *out) {
     for (int group = 0; group < tensor->columns / GROUP; group++) {
         Group g;
         unpack_group(tensor->type, data, group, &g);
-        for (int i = 0; i < GROUP; i++)
-            *out++ = g.scale[i / 16] * (float)(g.code[i] - g.zero) + g.minimum;
+        for (int i = 0; i < GROUP; i++) *out++ = g.scale[i / 16] * (float)(g.code[i] - g.zero) + g.minimum;
     }
 }
 
@@ -172,7 +171,8 @@ void weight_layout(Weight *weight, const Tensor *tensor, int n_rows) {
     *weight = (Weight){.form = form_of_type(tensor->type), .rows = n_rows, .columns = (int)tensor->columns};
     weight->n_blocks = (n_rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
     weight->n_pairs = f.code_bits ? (weight->columns + PAIR - 1) / PAIR : 0;
-    weight->block_bytes = f.code_bits ? weight->n_pairs * pair_bytes(f) : (size_t)weight->columns * BLOCK_ROWS * f.element_bytes;
+    weight->block_bytes =
+        f.code_bits ? weight->n_pairs * pair_bytes(f) : (size_t)weight->columns * BLOCK_ROWS * f.element_bytes;
 }
 
 size_t packed_size(TensorType type, int rows, int columns) {

@@ -77,11 +77,12 @@ INLINE float vf_largest(VF a) {
 
 INLINE VI vi_set(int32_t a) { return (VI){_mm256_set1_epi32(a), _mm256_set1_epi32(a)}; }
 INLINE VI vi_add(VI a, VI b) { return (VI){_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
-INLINE VI vf_store_int8(int8_t *p, VF a) {
-    const VI i = {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)};
-    const __m256i pairs = _mm256_permute4x64_epi64(_mm256_packs_epi32(i.lo, i.hi), 0xD8);
-    _mm_storeu_si128((__m128i *)p, _mm_packs_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1)));
-    return i;
+INLINE VI vf_store_int8(int8_t *p, VF a) { /* saturates: NaN becomes -128 */
+    const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
+    const __m256i pairs = _mm256_permute4x64_epi64(words, 0xD8);
+    const __m128i codes = _mm_packs_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    _mm_storeu_si128((__m128i *)p, codes);
+    return (VI){_mm256_cvtepi8_epi32(codes), _mm256_cvtepi8_epi32(_mm_srli_si128(codes, 8))};
 }
 INLINE int32_t vi_sum(VI a) {
     const __m256i v = _mm256_add_epi32(a.lo, a.hi);

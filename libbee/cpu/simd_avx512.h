@@ -48,9 +48,9 @@ INLINE VI vi_set(int32_t a) { return _mm512_set1_epi32(a); }
 INLINE VI vi_add(VI a, VI b) { return _mm512_add_epi32(a, b); }
 /* Rounds to the nearest int8, writes 16 of them, returns them widened. */
 INLINE VI vf_store_int8(int8_t *p, VF a) {
-    const VI i = _mm512_cvtps_epi32(a);
-    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(i));
-    return i;
+    const __m128i codes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a)); /* saturates: NaN becomes -128 */
+    _mm_storeu_si128((__m128i *)p, codes);
+    return _mm512_cvtepi8_epi32(codes);
 }
 INLINE int32_t vi_sum(VI a) { return _mm512_reduce_add_epi32(a); }
 

@@ -19,9 +19,9 @@ typedef struct VCODES {
     uint8_t v[64];
 } VCODES;
 
-#define LANES(type, expression)                                                                                        \
-    type out;                                                                                                          \
-    for (int i = 0; i < 16; i++) out.v[i] = (expression);                                                              \
+#define LANES(type, expression)                           \
+    type out;                                             \
+    for (int i = 0; i < 16; i++) out.v[i] = (expression); \
     return out
 
 INLINE VF vf_load(const float *p) { LANES(VF, p[i]); }
@@ -38,7 +38,7 @@ INLINE VF vf_abs(VF a) { LANES(VF, fabsf(a.v[i])); }
 /* Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, ties to even, for |a| < 2^22. */
 INLINE VF vf_round(VF a) { LANES(VF, (a.v[i] + 12582912.0f) - 12582912.0f); }
 INLINE float power_of_two(float n) { /* n in [-126, 127] */
-    const uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
+    const uint32_t bits = (uint32_t)((n >= -126 ? (int32_t)n : 0) + 127) << 23; /* NaN: any will do */
     float out;
     memcpy(&out, &bits, 4);
     return out;
@@ -66,7 +66,8 @@ INLINE VI vi_set(int32_t a) { LANES(VI, a); }
 INLINE VI vi_add(VI a, VI b) { LANES(VI, a.v[i] + b.v[i]); }
 INLINE VI vf_store_int8(int8_t *p, VF a) {
     const VF rounded = vf_round(a);
-    for (int i = 0; i < 16; i++) p[i] = rounded.v[i] >= -127 && rounded.v[i] <= 127 ? (int8_t)rounded.v[i] : 0; /* NaN: 0 */
+    for (int i = 0; i < 16; i++)
+        p[i] = rounded.v[i] >= -127 && rounded.v[i] <= 127 ? (int8_t)rounded.v[i] : 0; /* NaN: 0 */
     LANES(VI, p[i]);
 }
 INLINE int32_t vi_sum(VI a) {

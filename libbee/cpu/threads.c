@@ -89,7 +89,8 @@ static bool wait_for_run(ThreadPool *pool, unsigned last) {
         PAUSE();
     }
     pthread_mutex_lock(&pool->mutex);
-    while (atomic_load(&pool->runs) == last && !atomic_load(&pool->closing)) pthread_cond_wait(&pool->wake, &pool->mutex);
+    while (atomic_load(&pool->runs) == last && !atomic_load(&pool->closing))
+        pthread_cond_wait(&pool->wake, &pool->mutex);
     pthread_mutex_unlock(&pool->mutex);
     return !atomic_load(&pool->closing);
 }

@@ -122,9 +122,9 @@ BEE_API bee_status bee_file_plan(const bee_file *file, bee_plan *out, bee_error 
 typedef struct bee_engine bee_engine;
 
 enum {
-    BEE_MAX_BLOCK = 16,     /* tokens of one session in a verify pass: the last committed one and 15 drafts */
-    BEE_MAX_TAPS = 16,      /* target layers whose inputs can be kept as features */
-    BEE_MAX_THREADS = 64,   /* threads of one engine */
+    BEE_MAX_BLOCK = 16,   /* tokens of one session in a verify pass: the last committed one and 15 drafts */
+    BEE_MAX_TAPS = 16,    /* target layers whose inputs can be kept as features */
+    BEE_MAX_THREADS = 64, /* threads of one engine */
     BEE_MAX_STOP_TOKENS = 32,
     BEE_MAX_PASS_ROWS = 128 /* rows (session, position, token) of one pass; longer prompts take several */
 };
@@ -132,9 +132,9 @@ enum {
 typedef void (*bee_log_function)(void *user, const char *message);
 
 typedef struct bee_engine_params {
-    int32_t n_threads;       /* 0: the cores this process may use */
+    int32_t n_threads;           /* 0: the cores this process may use */
     const char *instruction_set; /* NULL: the best here; "avx512", "avx2", "portable" force one */
-    int32_t n_taps;          /* without a drafter: keep the inputs of these target layers as features */
+    int32_t n_taps;              /* without a drafter: keep the inputs of these target layers as features */
     int32_t taps[16];
     bee_log_function log; /* may be NULL */
     void *log_user;
@@ -147,12 +147,12 @@ typedef struct bee_engine_info {
     int32_t n_embd;
     int32_t n_threads;
     int32_t n_taps;
-    int32_t taps[16];       /* entry i means the input of that target layer */
+    int32_t taps[16]; /* entry i means the input of that target layer */
     bool has_drafter;
-    int32_t block_size;     /* of the drafter: the largest number of tokens it drafts is one less; 0 without one */
-    int32_t n_draft_vocab;  /* rows of the drafter's head; 0 without one */
-    int32_t mask_token;     /* -1 without a drafter */
-    uint64_t weight_bytes;  /* target and drafter, packed */
+    int32_t block_size;    /* of the drafter: the largest number of tokens it drafts is one less; 0 without one */
+    int32_t n_draft_vocab; /* rows of the drafter's head; 0 without one */
+    int32_t mask_token;    /* -1 without a drafter */
+    uint64_t weight_bytes; /* target and drafter, packed */
     const char *instruction_set;
 } bee_engine_info;
 
@@ -180,9 +180,9 @@ typedef struct bee_sampling {
 
 typedef struct bee_request {
     const int32_t *prompt;
-    int32_t n_prompt;      /* at least 1 */
-    int32_t max_tokens;    /* at least 1 */
-    int32_t draft_length;  /* drafts per cycle, 0 to block_size - 1; -1: the engine's choice; 0: no speculation */
+    int32_t n_prompt;           /* at least 1 */
+    int32_t max_tokens;         /* at least 1 */
+    int32_t draft_length;       /* drafts per cycle, 0 to block_size - 1; -1: the engine's choice; 0: no speculation */
     const int32_t *stop_tokens; /* generation ends after one of these */
     int32_t n_stop_tokens;
     bee_sampling sampling;
@@ -228,8 +228,8 @@ BEE_API bee_status bee_session_begin(bee_session *session, const bee_request *re
 
 /* Run one pass for all the given sessions (of one engine, each begun and not finished): a chunk of the prompt
  * or one draft-verify-accept cycle each. `steps` has one entry per session. */
-BEE_API bee_status bee_engine_step(bee_engine *engine, bee_session *const *sessions, int32_t n_sessions, bee_step *steps,
-                                   bee_error *error);
+BEE_API bee_status bee_engine_step(bee_engine *engine, bee_session *const *sessions, int32_t n_sessions,
+                                   bee_step *steps, bee_error *error);
 
 /* Stop the session's request: a pass that runs for it returns within a layer, with finish CANCELLED.
  * Safe from any thread and from a signal handler. The next bee_session_begin clears it. */
@@ -249,12 +249,13 @@ BEE_API bee_status bee_session_evaluate(bee_session *session, const int32_t *tok
 
 /* Features of positions [from, from + n): float[n][n_taps][n_embd]. The session must have been opened with
  * keep_features, and hold those positions. */
-BEE_API bee_status bee_session_features(const bee_session *session, int32_t from, int32_t n, float *out, bee_error *error);
+BEE_API bee_status bee_session_features(const bee_session *session, int32_t from, int32_t n, float *out,
+                                        bee_error *error);
 
 /* Greedy drafts after the session's tokens followed by `last_token`, with the drafter's logits:
  * int32[n], and float[n][n_draft_vocab] where `logits` is not NULL. */
-BEE_API bee_status bee_session_draft(bee_session *session, int32_t last_token, int32_t n, int32_t *drafts, float *logits,
-                                     bee_error *error);
+BEE_API bee_status bee_session_draft(bee_session *session, int32_t last_token, int32_t n, int32_t *drafts,
+                                     float *logits, bee_error *error);
 
 /* Seconds of one target pass over `n_rows` tokens at position `n_past` of a scratch session, and of one draft
  * of n_rows - 1 tokens (0 without a drafter): medians over `repeats`. */

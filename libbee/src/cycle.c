@@ -43,9 +43,9 @@ static void share_rows(Cycle *c) {
     const int each_draft = c->n_parts > reading ? room / (c->n_parts - reading) : 0;
     for (int i = 0; i < c->n_parts; i++) {
         Part *p = &c->parts[i];
-        const int limit = session_draft_limit(p->session);
+        const int wanted = session_draft_length(p->session);
         p->n_pending = 1;
-        p->n_drafts = limit < each_draft ? limit : each_draft;
+        p->n_drafts = wanted < each_draft ? wanted : each_draft;
         room -= p->n_drafts;
     }
     for (int i = 0; i < c->n_parts; i++) {
@@ -69,7 +69,8 @@ static void propose_drafts(Cycle *c) {
         const int block = p->n_drafts ? p->n_drafts + 1 : 0, base = s->n_tokens - 1;
         for (int b = 0; b < block; b++) {
             const int visible = e->drafter->shape.causal ? base + b + 1 : base + block;
-            c->rows[n_rows] = (Row){s->draft_cache, b ? e->drafter->shape.mask_token : s->tokens[base], base + b, visible};
+            c->rows[n_rows] =
+                (Row){s->draft_cache, b ? e->drafter->shape.mask_token : s->tokens[base], base + b, visible};
             if (b) {
                 c->head_rows[n_head] = n_rows;
                 c->choices[n_head] = (Choice){&s->sampling, base + b, n_head, -1};
@@ -84,7 +85,8 @@ static void propose_drafts(Cycle *c) {
     const Choice *choice = c->choices;
     for (int i = 0; i < c->n_parts; i++)
         for (int d = 0; d < c->parts[i].n_drafts; d++, choice++)
-            c->parts[i].drafts[d] = choice->token < 0 ? 0 : choice->token; /* a draft may be any token: it is verified */
+            c->parts[i].drafts[d] =
+                choice->token < 0 ? 0 : choice->token; /* a draft may be any token: it is verified */
 }
 
 /* ---- verify and choose -------------------------------------------------------------------------- */
@@ -169,6 +171,8 @@ static void count(const Part *p) {
     bee_stats *stats = &p->session->stats;
     if (p->n_pending > 1 || !p->n_choices) return; /* reading the prompt */
     const int accepted = p->n_new - 1;
+    if (p->session->draft_length && !p->step->finish)
+        draft_chances_observe(&p->session->chances, p->n_drafts, accepted);
     stats->cycles++;
     stats->reduced_cycles++;
     stats->drafted_tokens += p->n_drafts;
@@ -208,7 +212,8 @@ static void inject(Cycle *c) {
         s->n_injected += committed_rows(p);
     }
     if (!n) return;
-    InjectPass pass = {e->ops, e->drafter, &e->draft_work, e->work.features, e->work.feature_stride, feature_rows, rows, n};
+    InjectPass pass = {e->ops, e->drafter, &e->draft_work, e->work.features, e->work.feature_stride, feature_rows,
+                       rows,   n};
     inject_forward(e->backend, &pass);
 }
 
@@ -219,7 +224,7 @@ static void commit(Cycle *c) {
         const Part *p = &c->parts[i];
         bee_session *s = p->session;
         s->n_cached += committed_rows(p);
-        p->step->n_prompt_left = s->n_tokens - s->n_cached - (p->n_choices ? 1 : 0);
+        p->step->n_prompt_left = p->n_choices ? 0 : s->n_tokens - s->n_cached;
         if (p->step->finish) s->active = false;
     }
 }
@@ -248,9 +253,10 @@ static bee_status run_cycle(Cycle *c, bee_error *error) {
 
 static bee_status check_sessions(const bee_engine *engine, bee_session *const *sessions, int32_t n, bee_error *error) {
     if (n < 1 || n > BEE_MAX_PASS_ROWS)
-        return bee_fail(error, BEE_ERROR_ARGUMENT, "n_sessions is %d; it must lie between 1 and %d", n, BEE_MAX_PASS_ROWS);
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "n_sessions is %d; it must lie between 1 and %d", n,
+                        BEE_MAX_PASS_ROWS);
     for (int i = 0; i < n; i++) {
-        if (sessions[i]->engine != engine || !sessions[i]->active)
+        if (!sessions[i] || sessions[i]->engine != engine || !sessions[i]->active)
             return bee_fail(error, BEE_ERROR_ARGUMENT, "session %d has no running request on this engine", i);
         for (int j = 0; j < i; j++)
             if (sessions[i] == sessions[j]) return bee_fail(error, BEE_ERROR_ARGUMENT, "session %d is given twice", i);

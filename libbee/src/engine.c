@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "engine.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -17,7 +18,8 @@ const char *const *bee_instruction_sets(void) { return cpu_instruction_sets(); }
 
 static bee_status check_params(const bee_engine_params *params, const char *drafter_path, bee_error *error) {
     if (params->n_taps < 0 || params->n_taps > BEE_MAX_TAPS)
-        return bee_fail(error, BEE_ERROR_ARGUMENT, "n_taps is %d; it must lie between 0 and %d", params->n_taps, BEE_MAX_TAPS);
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "n_taps is %d; it must lie between 0 and %d", params->n_taps,
+                        BEE_MAX_TAPS);
     if (params->n_taps && drafter_path)
         return bee_fail(error, BEE_ERROR_ARGUMENT, "taps are the drafter's own where there is one: give either");
     return BEE_OK;
@@ -31,10 +33,12 @@ static bee_status open_target(bee_engine *e, const char *path, const bee_engine_
     const Shape *s = &e->target->shape;
     if (s->architecture == ARCH_DFLASH)
         return bee_fail(error, BEE_ERROR_UNSUPPORTED,
-                        "'%s' is a DFlash drafter, not a model: give it as the drafter of the model it was trained for", path);
+                        "'%s' is a DFlash drafter, not a model: give it as the drafter of the model it was trained for",
+                        path);
     for (int i = 0; i < params->n_taps; i++)
         if (params->taps[i] < 0 || params->taps[i] > s->n_layer)
-            return bee_fail(error, BEE_ERROR_ARGUMENT, "taps[%d] is %d; the model has layers 0 to %d", i, params->taps[i], s->n_layer);
+            return bee_fail(error, BEE_ERROR_ARGUMENT, "taps[%d] is %d; the model has layers 0 to %d", i,
+                            params->taps[i], s->n_layer);
     e->n_taps = params->n_taps;
     memcpy(e->taps, params->taps, sizeof e->taps);
     return BEE_OK;
@@ -48,8 +52,10 @@ static bee_status open_drafter(bee_engine *e, const char *path, bee_error *error
     const bee_status status = shape_read(e->drafter_file, &shape, error);
     if (status) return status;
     if (shape.architecture != ARCH_DFLASH)
-        return bee_fail(error, BEE_ERROR_MISMATCH, "'%s' is not a DFlash drafter (its architecture is not 'dflash')", path);
-    if (!(e->drafter = model_load(e->ops, e->backend, e->drafter_file, e->target, e->file, error))) return error->status;
+        return bee_fail(error, BEE_ERROR_MISMATCH, "'%s' is not a DFlash drafter (its architecture is not 'dflash')",
+                        path);
+    if (!(e->drafter = model_load(e->ops, e->backend, e->drafter_file, e->target, e->file, error)))
+        return error->status;
     e->n_taps = e->drafter->shape.n_taps;
     memcpy(e->taps, e->drafter->shape.taps, sizeof e->taps);
     return BEE_OK;
@@ -67,7 +73,16 @@ static bee_status open_parts(bee_engine *e, const char *model_path, const char *
     if (!workspace_new(e->ops, e->backend, e->target, e->n_taps, &e->work) ||
         (e->drafter && !workspace_new(e->ops, e->backend, e->drafter, e->n_taps, &e->draft_work)))
         return bee_fail(error, BEE_ERROR_MEMORY, "out of memory for the activations of a pass");
-    return BEE_OK;
+    return e->drafter ? measure_draft_costs(e, error) : BEE_OK;
+}
+
+static void log_opened(const bee_engine *e) {
+    if (!e->log) return;
+    char message[160];
+    snprintf(message, sizeof message, "%d layers, %.1f MB of packed weights, %s kernels on %d threads, %s",
+             e->target->shape.n_layer, 1e-6 * (double)e->target->weight_bytes, cpu_backend_instruction_set(e->backend),
+             cpu_backend_threads(e->backend), e->drafter ? "with a drafter" : "no drafter");
+    e->log(e->log_user, message);
 }
 
 bee_engine *bee_engine_open(const char *model_path, const char *drafter_path, const bee_engine_params *params,
@@ -87,7 +102,7 @@ bee_engine *bee_engine_open(const char *model_path, const char *drafter_path, co
     e->log = params ? params->log : NULL;
     e->log_user = params ? params->log_user : NULL;
     if (!open_parts(e, model_path, drafter_path, params ? params : &defaults, error)) {
-        if (e->log) e->log(e->log_user, "model loaded");
+        log_opened(e);
         return e;
     }
     bee_engine_close(e);

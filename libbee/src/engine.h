@@ -4,6 +4,7 @@
 
 #include <pthread.h>
 
+#include "draft_length.h"
 #include "forward.h"
 
 struct bee_engine {
@@ -15,6 +16,7 @@ struct bee_engine {
     Workspace work, draft_work;
     int32_t taps[BEE_MAX_TAPS];
     int n_taps;
+    DraftCosts draft_costs;
     int n_sessions;
     bee_log_function log;
     void *log_user;
@@ -34,7 +36,9 @@ struct bee_session {
     /* the request */
     bool active;
     bee_sampling sampling;
-    int32_t max_tokens, draft_length;
+    int32_t max_tokens;
+    int32_t draft_length; /* -1: chosen before each cycle */
+    DraftChances chances;
     int32_t stop_tokens[BEE_MAX_STOP_TOKENS];
     int32_t n_stop_tokens;
     bee_stats stats;
@@ -42,7 +46,10 @@ struct bee_session {
 
 double monotonic_seconds(void);
 
-/* A session's largest draft: what block size, context and the drafter's state allow, and the request asks. */
-int session_draft_limit(const bee_session *session);
+/* Drafts for a session's next cycle: what the request asks, as far as context, output and the drafter's state allow. */
+int session_draft_length(const bee_session *session);
+
+/* Fills engine->draft_costs by measuring passes of every length: some ten passes for each. */
+bee_status measure_draft_costs(bee_engine *engine, bee_error *error);
 
 #endif

@@ -5,7 +5,6 @@
 #include "bee.h"
 
 /* Writes a printf-style message; returns `status`, so that `return bee_fail(...)` reads well. */
-bee_status bee_fail(bee_error *error, bee_status status, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
+bee_status bee_fail(bee_error *error, bee_status status, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 #endif

@@ -40,7 +40,8 @@ bool workspace_new(const Ops *ops, Backend *backend, const Model *model, int n_t
 }
 
 void workspace_free(const Ops *ops, Backend *backend, Workspace *w) {
-    float *buffers[] = {w->x, w->q, w->k, w->v, w->attended, w->gate, w->up, w->hidden, w->angles, w->features, w->logits};
+    float *buffers[] = {w->x,  w->q,      w->k,      w->v,        w->attended, w->gate,
+                        w->up, w->hidden, w->angles, w->features, w->logits};
     Operand *operands[] = {w->embd_in, w->query_in, w->ff_in, w->feature_in};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) ops->buffer_free(backend, buffers[i]);
     for (size_t i = 0; i < sizeof operands / sizeof *operands; i++) ops->operand_free(backend, operands[i]);
@@ -49,12 +50,12 @@ void workspace_free(const Ops *ops, Backend *backend, Workspace *w) {
 
 /* ---- layers, the same for target and drafter ---------------------------------------------------- */
 
-static void attention_block(Worker *worker, const Ops *ops, const Model *m, Workspace *w, int layer, const Row *rows, int n) {
+static void attention_block(Worker *worker, const Ops *ops, const Model *m, Workspace *w, int layer, const Row *rows,
+                            int n) {
     const Layer *l = &m->layers[layer];
     ops->rms_norm(worker, w->x, w->embd_stride, NULL, l->attn_norm, m->shape.eps, m->shape.n_embd, n, w->embd_in);
-    const Product qkv[] = {{l->q, w->q, w->query_stride, false},
-                           {l->k, w->k, w->key_stride, false},
-                           {l->v, w->v, w->key_stride, false}};
+    const Product qkv[] = {
+        {l->q, w->q, w->query_stride, false}, {l->k, w->k, w->key_stride, false}, {l->v, w->v, w->key_stride, false}};
     ops->multiply(worker, qkv, 3, w->embd_in, n);
     ops->rotate_and_store(worker, &m->heads, layer, rows, n, w->angles, l->q_norm, l->k_norm, w->q, w->query_stride,
                           w->k, w->v, w->key_stride);
@@ -76,7 +77,8 @@ static void feed_forward_block(Worker *worker, const Ops *ops, const Model *m, W
 static void head(Worker *worker, const Ops *ops, const Model *m, Workspace *w, const int32_t *head_rows, int n,
                  Choice *choices) {
     if (!n) return;
-    ops->rms_norm(worker, w->x, w->embd_stride, head_rows, m->output_norm, m->shape.eps, m->shape.n_embd, n, w->embd_in);
+    ops->rms_norm(worker, w->x, w->embd_stride, head_rows, m->output_norm, m->shape.eps, m->shape.n_embd, n,
+                  w->embd_in);
     ops->multiply(worker, &(Product){m->head, w->logits, w->logit_stride, false}, 1, w->embd_in, n);
     if (choices) ops->choose(worker, w->logits, w->logit_stride, m->n_head_rows, m->draft_tokens, choices, n);
 }

@@ -9,10 +9,10 @@
 /* Activations of one model's passes of up to BEE_MAX_PASS_ROWS rows. Strides are in floats. */
 typedef struct Workspace {
     size_t embd_stride, query_stride, key_stride, ff_stride, feature_stride, logit_stride;
-    float *x;        /* [rows][embd_stride] the residual stream */
-    float *q;        /* [rows][query_stride] */
-    float *k, *v;    /* [rows][key_stride] */
-    float *attended; /* [rows][query_stride] */
+    float *x;                  /* [rows][embd_stride] the residual stream */
+    float *q;                  /* [rows][query_stride] */
+    float *k, *v;              /* [rows][key_stride] */
+    float *attended;           /* [rows][query_stride] */
     float *gate, *up, *hidden; /* [rows][ff_stride] */
     float *angles;             /* [rows][n_rotated] */
     float *features;           /* [rows][feature_stride], taps side by side; NULL without taps */
@@ -35,7 +35,7 @@ typedef struct TargetPass {
     int n_taps;
     const int32_t *head_rows; /* rows that need logits */
     int n_head_rows;
-    Choice *choices; /* tokens to choose from those logits; may be NULL */
+    Choice *choices;                   /* tokens to choose from those logits; may be NULL */
     bool (*cancelled)(void *argument); /* asked once per layer */
     void *cancel_argument;
     atomic_bool stopped; /* out: the pass ended early, its results are void */

@@ -46,7 +46,8 @@ bee_status gguf_int(const bee_file *file, const char *key, bool required, int64_
 bee_status gguf_float(const bee_file *file, const char *key, bool required, double *out, bee_error *error);
 bee_status gguf_bool(const bee_file *file, const char *key, bool required, bool *out, bee_error *error);
 /* Copies the string, NUL-terminated; one longer than capacity - 1 or holding a NUL is an error. */
-bee_status gguf_string(const bee_file *file, const char *key, bool required, char *out, size_t capacity, bee_error *error);
+bee_status gguf_string(const bee_file *file, const char *key, bool required, char *out, size_t capacity,
+                       bee_error *error);
 /* Copies up to `capacity` integers of an array; more are an error. A scalar counts as an array of one. */
 bee_status gguf_ints(const bee_file *file, const char *key, bool required, int32_t *out, int capacity, int *count,
                      bee_error *error);

@@ -31,18 +31,21 @@ static void evaluate_rows(bee_session *s, int n, bool want_logits) {
                size * sizeof(float));
     if (e->drafter && s->n_injected == s->n_cached) {
         for (int i = 0; i < n; i++) rows[i].cache = s->draft_cache;
-        InjectPass inject = {e->ops, e->drafter, &e->draft_work, e->work.features, e->work.feature_stride, index, rows, n};
+        InjectPass inject = {e->ops, e->drafter, &e->draft_work, e->work.features, e->work.feature_stride, index,
+                             rows,   n};
         inject_forward(e->backend, &inject);
         s->n_injected += n;
     }
     s->n_cached += n;
 }
 
-static bee_status check_evaluate(const bee_session *s, const int32_t *tokens, int32_t n, int32_t rows, bee_error *error) {
+static bee_status check_evaluate(const bee_session *s, const int32_t *tokens, int32_t n, int32_t rows,
+                                 bee_error *error) {
     if (n < 1 || n > s->n_ctx)
         return bee_fail(error, BEE_ERROR_CONTEXT, "n is %d; the context holds 1 to %d tokens", n, s->n_ctx);
     if (rows < 1 || rows > BEE_MAX_PASS_ROWS)
-        return bee_fail(error, BEE_ERROR_ARGUMENT, "rows_per_pass is %d; it must lie between 1 and %d", rows, BEE_MAX_PASS_ROWS);
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "rows_per_pass is %d; it must lie between 1 and %d", rows,
+                        BEE_MAX_PASS_ROWS);
     for (int i = 0; i < n; i++)
         if (tokens[i] < 0 || tokens[i] >= s->engine->target->shape.n_vocab)
             return bee_fail(error, BEE_ERROR_ARGUMENT, "token %d is %d; the vocabulary has ids 0 to %d", i, tokens[i],
@@ -65,7 +68,8 @@ bee_status bee_session_evaluate(bee_session *s, const int32_t *tokens, int32_t n
         const int from = s->n_cached, rows = n - from < rows_per_pass ? n - from : rows_per_pass;
         evaluate_rows(s, rows, logits != NULL);
         for (int i = 0; logits && i < rows; i++)
-            memcpy(logits + (size_t)(from + i) * n_vocab, e->work.logits + i * e->work.logit_stride, n_vocab * sizeof(float));
+            memcpy(logits + (size_t)(from + i) * n_vocab, e->work.logits + i * e->work.logit_stride,
+                   n_vocab * sizeof(float));
     }
     pthread_mutex_unlock(&e->mutex);
     return BEE_OK;
@@ -73,9 +77,11 @@ bee_status bee_session_evaluate(bee_session *s, const int32_t *tokens, int32_t n
 
 bee_status bee_session_features(const bee_session *s, int32_t from, int32_t n, float *out, bee_error *error) {
     if (!s->features)
-        return bee_fail(error, BEE_ERROR_ARGUMENT, "the session keeps no features: open it with keep_features, on an engine with taps");
+        return bee_fail(error, BEE_ERROR_ARGUMENT,
+                        "the session keeps no features: open it with keep_features, on an engine with taps");
     if (from < 0 || n < 0 || n > s->n_cached - from)
-        return bee_fail(error, BEE_ERROR_ARGUMENT, "positions %d to %d are not all in the cache, which holds %d", from, from + n, s->n_cached);
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "positions %d to %d are not all in the cache, which holds %d", from,
+                        from + n, s->n_cached);
     const size_t size = (size_t)s->engine->n_taps * s->engine->target->shape.n_embd;
     memcpy(out, s->features + (size_t)from * size, (size_t)n * size * sizeof(float));
     return BEE_OK;
@@ -86,11 +92,14 @@ bee_status bee_session_draft(bee_session *s, int32_t last_token, int32_t n, int3
     bee_engine *e = s->engine;
     if (!e->drafter) return bee_fail(error, BEE_ERROR_ARGUMENT, "the engine has no drafter");
     if (n < 1 || n >= e->drafter->shape.block_size)
-        return bee_fail(error, BEE_ERROR_ARGUMENT, "n is %d; the drafter drafts 1 to %d tokens", n, e->drafter->shape.block_size - 1);
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "n is %d; the drafter drafts 1 to %d tokens", n,
+                        e->drafter->shape.block_size - 1);
     if (last_token < 0 || last_token >= e->target->shape.n_vocab)
-        return bee_fail(error, BEE_ERROR_ARGUMENT, "last_token is %d; the vocabulary has ids 0 to %d", last_token, e->target->shape.n_vocab - 1);
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "last_token is %d; the vocabulary has ids 0 to %d", last_token,
+                        e->target->shape.n_vocab - 1);
     if (s->n_injected != s->n_cached)
-        return bee_fail(error, BEE_ERROR_ARGUMENT, "the session's tokens ran without speculation, so the drafter lacks their features");
+        return bee_fail(error, BEE_ERROR_ARGUMENT,
+                        "the session's tokens ran without speculation, so the drafter lacks their features");
     static const bee_sampling greedy = {.temperature = 0, .top_p = 1};
     Row rows[BEE_MAX_BLOCK];
     int32_t index[BEE_MAX_BLOCK];
@@ -128,49 +137,91 @@ static double median(double *values, int n) {
     return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
 }
 
-/* Times one target pass of n_rows at the session's end, then takes its rows back. */
+/* Times one target pass of n_rows at the session's end, without the projection for the drafter, then takes its rows
+ * back. */
 static double time_pass(bee_session *s, int n_rows) {
     const int cached = s->n_cached, injected = s->n_injected;
-    s->n_injected = -1; /* the pass alone: no projection for the drafter */
-    bee_engine *e = s->engine;
+    s->n_injected = -1;
+    pthread_mutex_lock(&s->engine->mutex);
     const double start = monotonic_seconds();
     evaluate_rows(s, n_rows, true);
     const double seconds = monotonic_seconds() - start;
-    (void)e;
+    pthread_mutex_unlock(&s->engine->mutex);
     s->n_cached = cached;
     s->n_injected = injected;
     return seconds;
 }
 
+static bee_status time_draft(bee_session *s, int n_drafts, double *seconds, bee_error *error) {
+    int32_t drafts[BEE_MAX_BLOCK];
+    const double start = monotonic_seconds();
+    const bee_status status = bee_session_draft(s, s->tokens[s->n_cached], n_drafts, drafts, NULL, error);
+    *seconds = monotonic_seconds() - start;
+    return status;
+}
+
+/* Medians over `repeats` passes and drafts after n_past tokens; `times` has room for 2 * repeats. */
+static bee_status measure_session(bee_session *s, int n_rows, int n_past, int repeats, double *times,
+                                  double *pass_seconds, double *draft_seconds, bee_error *error) {
+    const bee_engine *e = s->engine;
+    const bool drafts = e->drafter && n_rows > 1 && n_rows <= e->drafter->shape.block_size;
+    int32_t tokens[BEE_MAX_PASS_ROWS];
+    for (int i = 0; i < BEE_MAX_PASS_ROWS; i++) tokens[i] = i * 37 % e->target->shape.n_vocab;
+    s->n_cached = s->n_injected = 0;
+    for (int left = n_past; left > 0; left -= BEE_MAX_PASS_ROWS) {
+        const int n = left < BEE_MAX_PASS_ROWS ? left : BEE_MAX_PASS_ROWS;
+        memcpy(s->tokens + s->n_cached, tokens, (size_t)n * sizeof *tokens);
+        pthread_mutex_lock(&s->engine->mutex);
+        evaluate_rows(s, n, false);
+        pthread_mutex_unlock(&s->engine->mutex);
+    }
+    memcpy(s->tokens + n_past, tokens, (size_t)n_rows * sizeof *tokens);
+    bee_status status = BEE_OK;
+    for (int i = 0; i < repeats && !status; i++) {
+        times[i] = time_pass(s, n_rows);
+        times[repeats + i] = 0;
+        if (drafts) status = time_draft(s, n_rows - 1, &times[repeats + i], error);
+    }
+    if (status) return status;
+    *pass_seconds = median(times, repeats);
+    *draft_seconds = median(times + repeats, repeats);
+    return BEE_OK;
+}
+
 bee_status bee_engine_measure(bee_engine *engine, int32_t n_rows, int32_t n_past, int32_t repeats, double *pass_seconds,
                               double *draft_seconds, bee_error *error) {
     if (n_rows < 1 || n_rows > BEE_MAX_PASS_ROWS || n_past < 0 || repeats < 1 || repeats > 10000)
-        return bee_fail(error, BEE_ERROR_ARGUMENT, "n_rows must lie between 1 and %d, n_past be at least 0, repeats between 1 and 10000",
+        return bee_fail(error, BEE_ERROR_ARGUMENT,
+                        "n_rows must lie between 1 and %d, n_past be at least 0, repeats between 1 and 10000",
                         BEE_MAX_PASS_ROWS);
+    if (n_past > engine->target->shape.n_ctx_train - n_rows)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "n_past + n_rows is %lld; the model's context holds %d",
+                        (long long)n_past + n_rows, engine->target->shape.n_ctx_train);
+    bee_error local;
+    if (!error) error = &local;
     bee_session *s = bee_session_open(engine, n_past + n_rows, false, error);
-    if (!s) return error ? error->status : BEE_ERROR_ARGUMENT;
+    if (!s) return error->status;
     double *times = malloc(2 * (size_t)repeats * sizeof *times);
-    int32_t *tokens = calloc((size_t)s->n_ctx, sizeof *tokens);
-    bee_status status = times && tokens ? BEE_OK : bee_fail(error, BEE_ERROR_MEMORY, "out of memory");
-    for (int i = 0; !status && i < s->n_ctx; i++) tokens[i] = i * 37 % engine->target->shape.n_vocab;
-    if (!status && n_past) status = bee_session_evaluate(s, tokens, n_past, BEE_MAX_PASS_ROWS, NULL, error);
-    if (!status) memcpy(s->tokens, tokens, (size_t)s->n_ctx * sizeof *tokens);
-    const bool drafts = engine->drafter && n_rows > 1 && n_rows <= engine->drafter->shape.block_size;
-    for (int i = 0; !status && i < repeats; i++) {
-        int32_t drafted[BEE_MAX_BLOCK];
-        pthread_mutex_lock(&engine->mutex);
-        times[i] = time_pass(s, n_rows);
-        pthread_mutex_unlock(&engine->mutex);
-        const double start = monotonic_seconds();
-        if (drafts) status = bee_session_draft(s, tokens[n_past], n_rows - 1, drafted, NULL, error);
-        times[repeats + i] = drafts ? monotonic_seconds() - start : 0;
-    }
-    if (!status) {
-        *pass_seconds = median(times, repeats);
-        *draft_seconds = median(times + repeats, repeats);
-    }
-    free(tokens);
+    const bee_status status =
+        times ? measure_session(s, n_rows, n_past, repeats, times, pass_seconds, draft_seconds, error)
+              : bee_fail(error, BEE_ERROR_MEMORY, "out of memory");
     free(times);
     bee_session_close(s);
     return status;
+}
+
+bee_status measure_draft_costs(bee_engine *engine, bee_error *error) {
+    enum { REPEATS = 3 };
+    DraftCosts *costs = &engine->draft_costs;
+    const int context = engine->target->shape.n_ctx_train, longest = engine->drafter->shape.block_size - 1;
+    const int n_past = context - longest - 1 < 64 ? 0 : 64;
+    if (context <= longest) return BEE_OK; /* no room to draft */
+    for (int k = 0; k <= longest; k++) {
+        double pass, draft;
+        const bee_status status = bee_engine_measure(engine, k + 1, n_past, REPEATS, &pass, &draft, error);
+        if (status) return status;
+        costs->seconds[k] = pass + draft;
+    }
+    costs->longest = longest;
+    return BEE_OK;
 }

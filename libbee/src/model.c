@@ -50,13 +50,13 @@ static double read_float(KeyReader *r, const char *suffix, bool required, double
 }
 
 static void refuse(KeyReader *r, const char *suffix, const char *why) {
-    if (!r->status)
-        r->status = bee_fail(r->error, BEE_ERROR_UNSUPPORTED, "%s.%s: %s", r->prefix, suffix, why);
+    if (!r->status) r->status = bee_fail(r->error, BEE_ERROR_UNSUPPORTED, "%s.%s: %s", r->prefix, suffix, why);
 }
 
 /* Features of a family that this library does not compute: better refused than ignored. */
 static void refuse_variants(KeyReader *r, const Shape *shape) {
-    if (read_int(r, "expert_count", false, 0, 0, INT32_MAX) > 0) refuse(r, "expert_count", "mixtures of experts cannot be run");
+    if (read_int(r, "expert_count", false, 0, 0, INT32_MAX) > 0)
+        refuse(r, "expert_count", "mixtures of experts cannot be run");
     const int64_t window = read_int(r, "attention.sliding_window", false, 0, 0, INT32_MAX);
     if (window > 0 && window < shape->n_ctx_train)
         refuse(r, "attention.sliding_window", "attention over a sliding window cannot be run");
@@ -99,7 +99,8 @@ static void read_heads(KeyReader *r, Shape *shape) {
     shape->n_head_kv = (int)read_int(r, "attention.head_count_kv", false, shape->n_head, 1, 4096);
     if (!r->status && shape->n_head % shape->n_head_kv)
         refuse(r, "attention.head_count_kv", "must divide attention.head_count");
-    shape->head_size = (int)read_int(r, "attention.key_length", false, shape->n_head ? shape->n_embd / shape->n_head : 0, 1, 1024);
+    shape->head_size =
+        (int)read_int(r, "attention.key_length", false, shape->n_head ? shape->n_embd / shape->n_head : 0, 1, 1024);
     if (read_int(r, "attention.value_length", false, shape->head_size, 1, 1024) != shape->head_size)
         refuse(r, "attention.value_length", "must equal attention.key_length");
     if (!r->status && shape->head_size % 16) refuse(r, "attention.key_length", "must be a multiple of 16");
@@ -112,7 +113,8 @@ static void read_drafter(KeyReader *r, Shape *shape) {
     shape->block_size = (int)read_int(r, "block_size", false, 16, 2, 1024);
     if (shape->block_size > BEE_MAX_BLOCK) shape->block_size = BEE_MAX_BLOCK;
     if (!r->status)
-        r->status = gguf_ints(r->file, full_key(r, "target_layers", key), true, shape->taps, BEE_MAX_TAPS, &shape->n_taps, r->error);
+        r->status = gguf_ints(r->file, full_key(r, "target_layers", key), true, shape->taps, BEE_MAX_TAPS,
+                              &shape->n_taps, r->error);
     if (!r->status) r->status = gguf_int(r->file, "tokenizer.ggml.mask_token_id", true, 0, INT32_MAX, &mask, r->error);
     if (!r->status) r->status = gguf_bool(r->file, full_key(r, "attention.causal", key), false, &causal, r->error);
     shape->mask_token = (int)mask;
@@ -144,7 +146,8 @@ bee_status shape_read(const bee_file *file, Shape *shape, bee_error *error) {
     shape->n_ff = (int)read_int(&r, "feed_forward_length", true, 1, 1, 1 << 20);
     shape->n_vocab = (int)read_int(&r, "vocab_size", false, 0, 1, 1 << 24);
     shape->eps = (float)read_float(&r, "attention.layer_norm_rms_epsilon", true, 1e-5);
-    if (!r.status && !(shape->eps > 0 && shape->eps < 1)) refuse(&r, "attention.layer_norm_rms_epsilon", "must lie between 0 and 1");
+    if (!r.status && !(shape->eps > 0 && shape->eps < 1))
+        refuse(&r, "attention.layer_norm_rms_epsilon", "must lie between 0 and 1");
     read_heads(&r, shape);
     read_rope(&r, shape);
     if (shape->architecture == ARCH_DFLASH) read_drafter(&r, shape);
@@ -180,11 +183,13 @@ static bool find(Loader *l, const char *name, int64_t rows, int64_t columns, Ten
     } else if (out->columns != columns || (rows >= 0 && out->rows != rows) || out->n_dimensions > 2) {
         char expected[32] = "any";
         if (rows >= 0) snprintf(expected, sizeof expected, "%" PRId64, rows);
-        l->status = bee_fail(l->error, BEE_ERROR_FORMAT,
-                             "tensor '%s': shape is [%" PRId64 ", %" PRId64 "], but the metadata calls for [%" PRId64 ", %s]",
-                             name, out->columns, out->rows, columns, expected);
+        l->status =
+            bee_fail(l->error, BEE_ERROR_FORMAT,
+                     "tensor '%s': shape is [%" PRId64 ", %" PRId64 "], but the metadata calls for [%" PRId64 ", %s]",
+                     name, out->columns, out->rows, columns, expected);
     } else if (out->rows > 1 << 24 || out->rows < 1) {
-        l->status = bee_fail(l->error, BEE_ERROR_FORMAT, "tensor '%s': %" PRId64 " rows are out of range", name, out->rows);
+        l->status =
+            bee_fail(l->error, BEE_ERROR_FORMAT, "tensor '%s': %" PRId64 " rows are out of range", name, out->rows);
     }
     if (!l->status) l->bound[l->n_bound++] = out->name;
     return !l->status;
@@ -244,7 +249,8 @@ static void load_frequencies(Loader *l, Model *m) {
         m->frequencies[i] = pow(m->shape.rope_base, -2.0 * i / m->shape.n_rotated) / m->shape.rope_scale;
         if (!factors) continue;
         if (!(factors[i] > 0))
-            l->status = bee_fail(l->error, BEE_ERROR_FORMAT, "tensor 'rope_freqs.weight': factor %d must be above 0", i);
+            l->status =
+                bee_fail(l->error, BEE_ERROR_FORMAT, "tensor 'rope_freqs.weight': factor %d must be above 0", i);
         m->frequencies[i] /= factors[i];
     }
     if (factors) l->ops->buffer_free(l->backend, factors);
@@ -305,10 +311,18 @@ static void check_drafter(Loader *l, const Shape *drafter, const Model *target, 
     if (drafter->n_embd != target->shape.n_embd) mismatch(l, "embedding_length", drafter->n_embd, target->shape.n_embd);
     if (drafter->n_vocab && drafter->n_vocab != target->shape.n_vocab)
         mismatch(l, "vocab_size", drafter->n_vocab, target->shape.n_vocab);
-    if (drafter->mask_token >= target->shape.n_vocab) mismatch(l, "mask token", drafter->mask_token, target->shape.n_vocab);
-    for (int i = 0; i < drafter->n_taps; i++)
+    if (!l->status && drafter->mask_token >= target->shape.n_vocab)
+        l->status =
+            bee_fail(l->error, BEE_ERROR_MISMATCH,
+                     "the drafter does not fit this target: its tokenizer.ggml.mask_token_id is %d, but the target "
+                     "has tokens 0 to %d",
+                     drafter->mask_token, target->shape.n_vocab - 1);
+    for (int i = 0; !l->status && i < drafter->n_taps; i++)
         if (drafter->taps[i] < 0 || drafter->taps[i] > target->shape.n_layer)
-            mismatch(l, "target layer", drafter->taps[i], target->shape.n_layer);
+            l->status = bee_fail(l->error, BEE_ERROR_MISMATCH,
+                                 "the drafter does not fit this target: dflash.target_layers[%d] is %d, but the target "
+                                 "has layers 0 to %d",
+                                 i, drafter->taps[i], target->shape.n_layer);
     check_vocabulary(l, target_file, target->shape.n_vocab);
 }
 
@@ -319,7 +333,8 @@ static void load_draft_tokens(Loader *l, Model *m, int n_vocab) {
     l->status = gguf_tensor(l->file, "d2t", &t, l->error);
     if (l->status) return;
     if (t.type != TYPE_I64 || t.rows != 1 || t.columns < 1 || t.columns > 1 << 24) {
-        l->status = bee_fail(l->error, BEE_ERROR_FORMAT, "tensor 'd2t': must be a vector of I64, one per row of the head");
+        l->status =
+            bee_fail(l->error, BEE_ERROR_FORMAT, "tensor 'd2t': must be a vector of I64, one per row of the head");
         return;
     }
     l->bound[l->n_bound++] = t.name;
@@ -333,7 +348,8 @@ static void load_draft_tokens(Loader *l, Model *m, int n_vocab) {
         int64_t token;
         memcpy(&token, t.data + 8 * (size_t)i, 8);
         if (token < 0 || (n_vocab && token >= n_vocab)) {
-            l->status = bee_fail(l->error, BEE_ERROR_FORMAT, "tensor 'd2t': entry %d is %" PRId64 ", no token of the target", i, token);
+            l->status = bee_fail(l->error, BEE_ERROR_FORMAT,
+                                 "tensor 'd2t': entry %d is %" PRId64 ", no token of the target", i, token);
             return;
         }
         m->draft_tokens[i] = (int32_t)token;
@@ -403,7 +419,7 @@ static void load_model(Loader *l, Model *m, const Model *target, const bee_file 
         fail_memory(l, "blk.0");
         return;
     }
-    m->heads = (Heads){s->n_head,     s->n_head_kv,   s->head_size, s->n_rotated, s->architecture != ARCH_LLAMA,
+    m->heads = (Heads){s->n_head,      s->n_head_kv, s->head_size, s->n_rotated, s->architecture != ARCH_LLAMA,
                        m->frequencies, s->eps};
     if (s->architecture == ARCH_DFLASH)
         load_drafter(l, m, target, target_file);

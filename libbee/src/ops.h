@@ -91,7 +91,8 @@ typedef struct Ops {
                    size_t q_stride, float *out, size_t out_stride);
     void (*swiglu)(Worker *worker, const float *gate, const float *up, size_t stride, int columns, int n, float *hidden,
                    Operand *out);
-    void (*copy)(Worker *worker, const float *from, size_t from_stride, float *to, size_t to_stride, int columns, int n);
+    void (*copy)(Worker *worker, const float *from, size_t from_stride, float *to, size_t to_stride, int columns,
+                 int n);
     /* `ids` maps a row of the head to a token, or is NULL. */
     void (*choose)(Worker *worker, const float *logits, size_t stride, int n_vocab, const int32_t *ids, Choice *choices,
                    int n);

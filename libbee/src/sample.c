@@ -21,7 +21,8 @@ static uint64_t token_bits(uint64_t key, int32_t token) {
 }
 
 static double gumbel_from_bits(uint64_t bits) {
-    const double u = ((double)(bits >> 11) + 0.5) * 0x1p-53; /* inside (0, 1) */
+    /* 52 bits: with one more, the largest value plus a half would round to 2^53, and u to 1. */
+    const double u = ((double)(bits >> 12) + 0.5) * 0x1p-52; /* inside (0, 1) */
     return -log(-log(u));
 }
 
@@ -133,8 +134,8 @@ static int nucleus(const Candidate *candidates, int count, float largest, double
 }
 
 /* The candidates that top_k, top_p and min_p leave, in rank order. `out` has room for n. */
-static int truncate_logits(const float *logits, int n, float largest, const bee_sampling *s, const Reductions *reductions,
-                           Candidate *out) {
+static int truncate_logits(const float *logits, int n, float largest, const bee_sampling *s,
+                           const Reductions *reductions, Candidate *out) {
     int count;
     if (s->top_k > 0 && s->top_k < n) {
         count = take_top_k(logits, n, s->top_k, out);
@@ -196,11 +197,15 @@ int32_t sample_token(const float *logits, int n, const int32_t *ids, const bee_s
 
 bee_status sampling_check(const bee_sampling *s, bee_error *error) {
     if (!(s->temperature >= 0 && s->temperature <= 100))
-        return bee_fail(error, BEE_ERROR_ARGUMENT, "temperature is %g; it must lie between 0 and 100", (double)s->temperature);
-    if (s->top_k < 0) return bee_fail(error, BEE_ERROR_ARGUMENT, "top_k is %d; it must be at least 0 (0: off)", s->top_k);
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "temperature is %g; it must lie between 0 and 100",
+                        (double)s->temperature);
+    if (s->top_k < 0)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "top_k is %d; it must be at least 0 (0: off)", s->top_k);
     if (!(s->top_p > 0 && s->top_p <= 1))
-        return bee_fail(error, BEE_ERROR_ARGUMENT, "top_p is %g; it must be above 0 and at most 1 (1: off)", (double)s->top_p);
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "top_p is %g; it must be above 0 and at most 1 (1: off)",
+                        (double)s->top_p);
     if (!(s->min_p >= 0 && s->min_p <= 1))
-        return bee_fail(error, BEE_ERROR_ARGUMENT, "min_p is %g; it must lie between 0 and 1 (0: off)", (double)s->min_p);
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "min_p is %g; it must lie between 0 and 1 (0: off)",
+                        (double)s->min_p);
     return BEE_OK;
 }
