@@ -1,0 +1,290 @@
+"""Token ids equal llama.cpp's; text survives the way there and back; broken vocabularies are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bee_integrations.errors import ModelFormatError, ParameterError, UnsupportedModelError
+from bee_integrations.model_file import ModelFile
+from bee_integrations.pre_tokenizers import supported_pre_tokenizers
+from bee_integrations.tokenizer import StreamDecoder, Tokenizer
+
+TESTS = Path(__file__).resolve().parent.parent
+GOLDEN: dict[str, Any] = json.loads((TESTS / "golden" / "text" / "tokens.json").read_text())
+REFERENCE = TESTS / "reference"
+needs_reference = pytest.mark.skipif(
+    not (REFERENCE / "archive.sha256").is_file(), reason="needs third-party vocabularies: run 'make reference'"
+)
+
+
+def reference_tokenizer(name: str) -> Tokenizer:
+    with ModelFile(REFERENCE / f"ggml-vocab-{name}.gguf") as file:
+        return Tokenizer.from_model_file(file)
+
+
+def inp_texts(path: Path) -> list[str]:
+    return path.read_bytes().decode("utf-8").split("\n__ggml_vocab_test__\n")
+
+
+def short_digest(ids: list[int]) -> str:
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:8]
+
+
+def pieces_digest(tokenizer: Tokenizer) -> str:
+    result = hashlib.sha256()
+    for token in range(tokenizer.n_vocab):
+        piece = tokenizer.token_bytes(token)
+        result.update(len(piece).to_bytes(4, "little") + piece)
+    return result.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model_path: Path) -> Iterator[Tokenizer]:
+    with ModelFile(model_path) as file:
+        yield Tokenizer.from_model_file(file)
+
+
+# ---- the default model --------------------------------------------------------------------------------
+
+
+def test_random_texts_give_the_ids_of_llama_cpp(tokenizer: Tokenizer) -> None:
+    for text, with_special, without_special in GOLDEN["strings"]:
+        assert tokenizer.encode(text, add_special=False) == with_special, ascii(text)
+        assert tokenizer.encode(text, add_special=False, parse_special=False) == without_special, ascii(text)
+
+
+def test_stop_tokens_pieces_and_surroundings_equal_llama_cpp(tokenizer: Tokenizer) -> None:
+    assert sorted(tokenizer.stop_token_ids) == GOLDEN["stop_token_ids"]
+    assert pieces_digest(tokenizer) == GOLDEN["pieces_sha256"]
+    assert (tokenizer.add_bos, tokenizer.add_eos) == (GOLDEN["add_bos"], GOLDEN["add_eos"])
+
+
+@needs_reference
+@pytest.mark.parametrize("name", sorted(GOLDEN["inp"]))
+def test_inp_texts_give_the_ids_of_llama_cpp(tokenizer: Tokenizer, name: str) -> None:
+    golden = GOLDEN["inp"][name]
+    assert hashlib.sha256((REFERENCE / name).read_bytes()).hexdigest() == golden["sha256"]
+    texts = inp_texts(REFERENCE / name)
+    assert len(texts) == len(golden["ids"]) > 40
+    for text, ids in zip(texts, golden["ids"], strict=True):
+        assert tokenizer.encode(text, add_special=False, parse_special=False) == ids, ascii(text)
+
+
+def test_special_tokens_are_read_only_on_request(tokenizer: Tokenizer) -> None:
+    start = tokenizer.special_tokens["<|im_start|>"]
+    assert tokenizer.encode("<|im_start|>user")[0] == start
+    plain = tokenizer.encode("<|im_start|>user", parse_special=False)
+    assert start not in plain
+    assert tokenizer.decode(plain) == "<|im_start|>user"
+    assert tokenizer.decode([start], skip_special=True) == ""
+    assert tokenizer.decode([start], skip_special=False) == "<|im_start|>"
+    assert tokenizer.token_bytes(start) == b""
+
+
+# Bytes that this vocabulary has no token for are dropped, as in llama.cpp; other text comes back as it went.
+LOST = {0x04, 0x06, 0x13, 0x14, 0x16, 0x1D}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"], max_codepoint=0x3FFFF), max_size=60))
+def test_text_survives_encoding_and_decoding(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text, add_special=False, parse_special=False)
+    assert all(0 <= token < tokenizer.n_vocab for token in ids)
+    assert tokenizer.decode(ids) == "".join(character for character in text if ord(character) not in LOST)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, 49151), max_size=40), st.integers(1, 5))
+def test_stream_decoder_equals_decode(tokenizer: Tokenizer, ids: list[int], width: int) -> None:
+    decoder = StreamDecoder(tokenizer)
+    parts = [decoder.push(ids[start : start + width]) for start in range(0, len(ids), width)]
+    assert "".join(parts) + decoder.flush() == tokenizer.decode(ids)
+
+
+def test_stream_decoder_never_splits_a_character(tokenizer: Tokenizer) -> None:
+    text = "naïve 中文 👩‍👩‍👧 end"
+    ids = tokenizer.encode(text, add_special=False)
+    assert len(ids) > len(text), "the text should need several tokens per character"
+    decoder = StreamDecoder(tokenizer)
+    parts = [decoder.push([token]) for token in ids]
+    assert "".join(parts) == text
+    assert all("\ufffd" not in part for part in parts)
+    assert decoder.flush() == ""
+
+
+def test_stream_decoder_flush_gives_what_is_left_and_starts_anew(tokenizer: Tokenizer) -> None:
+    first_byte = tokenizer.encode("👩", add_special=False)[0]
+    decoder = StreamDecoder(tokenizer)
+    assert decoder.push([first_byte]) == ""
+    assert decoder.flush() == "\ufffd"
+    assert decoder.push(tokenizer.encode("ok", add_special=False)) == "ok"
+
+
+def test_several_threads_get_the_same_ids(tokenizer: Tokenizer) -> None:
+    expected = [ids for _, ids, _ in GOLDEN["strings"][:50]]
+    results: list[list[list[int]]] = []
+
+    def encode_all() -> None:
+        results.append([tokenizer.encode(text, add_special=False) for text, _, _ in GOLDEN["strings"][:50]])
+
+    threads = [threading.Thread(target=encode_all) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [expected] * 4
+
+
+def test_long_runs_of_spaces_and_letters(tokenizer: Tokenizer) -> None:
+    for text in (" " * 100_000, "a" * 100_000, "\n" * 50_000 + "x", "🙂" * 20_000):
+        assert tokenizer.decode(tokenizer.encode(text, add_special=False)) == text
+
+
+def test_text_that_is_not_unicode_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ParameterError, match=r"U\+D83D, at character 2"):
+        tokenizer.encode("ab\ud83d")
+
+
+@pytest.mark.parametrize("token", [-1, 49152, 1 << 40])
+def test_ids_outside_the_vocabulary_are_refused(tokenizer: Tokenizer, token: int) -> None:
+    for call in (tokenizer.token_bytes, tokenizer.token_text, lambda token: tokenizer.decode([token])):
+        with pytest.raises(ParameterError, match="0 to 49151"):
+            call(token)
+
+
+# ---- other vocabularies -------------------------------------------------------------------------------
+
+
+@needs_reference
+@pytest.mark.parametrize("name", sorted(GOLDEN["vocabularies"]))
+def test_third_party_vocabularies_give_the_ids_of_llama_cpp(name: str) -> None:
+    golden = GOLDEN["vocabularies"][name]
+    tokenizer = reference_tokenizer(name)
+    assert len(golden["hashes"]) > 200
+    for index, expected in golden["hashes"].items():
+        text = GOLDEN["strings"][int(index)][0]
+        assert short_digest(tokenizer.encode(text, add_special=False)) == expected, ascii(text)
+    assert sorted(tokenizer.stop_token_ids) == golden["stop_token_ids"]
+    if golden["pieces_sha256"] is not None:
+        assert pieces_digest(tokenizer) == golden["pieces_sha256"]
+    assert (tokenizer.add_bos, tokenizer.add_eos) == (golden["add_bos"], golden["add_eos"])
+
+
+@needs_reference
+@pytest.mark.parametrize("name", sorted(GOLDEN["vocabularies"]))
+def test_third_party_inp_texts_give_the_expected_ids(name: str) -> None:
+    tokenizer = reference_tokenizer(name)
+    texts = inp_texts(REFERENCE / f"ggml-vocab-{name}.gguf.inp")
+    lines = (REFERENCE / f"ggml-vocab-{name}.gguf.out").read_text().split("\n")[: len(texts)]
+    for text, line in zip(texts, lines, strict=True):
+        ids = tokenizer.encode(text, add_special=False, parse_special=False)
+        assert ids == [int(token) for token in line.split()], ascii(text)
+
+
+@needs_reference
+@pytest.mark.parametrize("name", sorted(GOLDEN["cuts_of_qwen2"]))
+def test_other_cuts_give_the_ids_of_llama_cpp(name: str) -> None:
+    with ModelFile(REFERENCE / "ggml-vocab-qwen2.gguf") as file:
+        tokenizer = Tokenizer({**file.metadata, "tokenizer.ggml.pre": name})
+    for (text, _, _), expected in zip(GOLDEN["strings"], GOLDEN["cuts_of_qwen2"][name], strict=False):
+        assert short_digest(tokenizer.encode(text, add_special=False)) == expected, ascii(text)
+
+
+@needs_reference
+def test_sentencepiece_vocabularies_are_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"'llama'.*supported is 'gpt2'"):
+        reference_tokenizer("llama-spm")
+
+
+@needs_reference
+def test_unknown_cuts_are_refused_by_name() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"'falcon'.*llama-bpe.*qwen2.*smollm"):
+        reference_tokenizer("falcon")
+
+
+# ---- made vocabularies --------------------------------------------------------------------------------
+
+
+def made(**changes: Any) -> dict[str, Any]:
+    """Metadata of a tiny vocabulary; a change to None removes the key."""
+    metadata: dict[str, Any] = {
+        "model": "gpt2",
+        "pre": "gpt-2",
+        "tokens": ["<s>", "</s>", "a", "b", "ab", "<note>", "<|im_end|>", "Ġ"],
+        "token_type": [3, 3, 1, 1, 1, 4, 1, 1],
+        "merges": ["a b"],
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
+    metadata.update(changes)
+    return {f"tokenizer.ggml.{key}": value for key, value in metadata.items() if value is not None}
+
+
+def test_beginning_and_ending_tokens_follow_the_keys() -> None:
+    assert Tokenizer(made()).encode("ab") == [4]
+    around = Tokenizer(made(add_bos_token=True, add_eos_token=True))
+    assert around.encode("ab") == [0, 4, 1]
+    assert around.encode("") == [0, 1]
+    assert around.encode("ab", add_special=False) == [4]
+    assert Tokenizer(made(pre="llama-bpe")).encode("ab") == [0, 4]
+    assert Tokenizer(made(pre="llama-bpe", add_bos_token=False)).encode("ab") == [4]
+
+
+def test_user_defined_tokens_are_always_read_and_shown() -> None:
+    tokenizer = Tokenizer(made())
+    assert tokenizer.encode("a<note>b", parse_special=False) == [2, 5, 3]
+    assert tokenizer.decode([2, 5, 3]) == "a<note>b"
+
+
+def test_turn_ends_are_found_by_text_even_when_mistyped() -> None:
+    tokenizer = Tokenizer(made())
+    assert tokenizer.stop_token_ids == {1, 6}
+    assert tokenizer.token_bytes(6) == b""
+    assert Tokenizer(made(eot_token_id=3)).stop_token_ids == {1, 3, 6}
+
+
+def test_special_ids_outside_the_vocabulary_count_as_absent() -> None:
+    assert Tokenizer(made(bos_token_id=0xFFFFFFFF)).bos_token_id is None
+
+
+@pytest.mark.parametrize("name", supported_pre_tokenizers())
+def test_every_named_cut_can_be_built_and_loses_nothing(name: str) -> None:
+    tokenizer = Tokenizer(made(pre=name))
+    assert tokenizer.decode(tokenizer.encode("ab ba  aab", add_special=False)) == "ab ba  aab"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"model": None}, ModelFormatError, "no tokenizer.ggml.model"),
+        ({"model": "t5"}, UnsupportedModelError, "'t5'"),
+        ({"model": 5}, ModelFormatError, "expected a str"),
+        ({"pre": None}, UnsupportedModelError, "tokenizer.ggml.pre"),
+        ({"pre": "new"}, UnsupportedModelError, "'new'.*smollm"),
+        ({"tokens": None}, ModelFormatError, "no tokenizer.ggml.tokens"),
+        ({"tokens": []}, ModelFormatError, "empty"),
+        ({"tokens": ["a", "b", "ab", "a"], "token_type": None}, ModelFormatError, "'a' twice, as tokens 0 and 3"),
+        ({"token_type": [1]}, ModelFormatError, "1 entries for 8 tokens"),
+        ({"token_type": [6] * 8}, ModelFormatError, "byte token"),
+        ({"merges": None}, ModelFormatError, "no tokenizer.ggml.merges"),
+        ({"merges": ["a b", "ab"]}, ModelFormatError, r"merges\[1\] is 'ab'"),
+        ({"merges": ["a c"]}, ModelFormatError, r"merges\[0\]"),
+        ({"merges": ["b a"]}, ModelFormatError, r"merges\[0\]"),
+        ({"bos_token_id": "0"}, ModelFormatError, "bos_token_id"),
+        ({"add_bos_token": 1}, ModelFormatError, "add_bos_token"),
+        ({"bos_token_id": None, "add_bos_token": True}, ModelFormatError, "bos_token_id is missing"),
+        ({"eos_token_id": 99, "add_eos_token": True}, ModelFormatError, "eos_token_id is missing or outside"),
+    ],
+)
+def test_broken_vocabularies_are_refused(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Tokenizer(made(**changes))
