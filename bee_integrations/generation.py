@@ -1,0 +1,134 @@
+"""What a generation takes and what it gives: parameters, steps, statistics."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .errors import ParameterError
+from .parameter_checks import INT32_MAX, integer, real, stop_strings
+
+__all__ = ["Completion", "GenerationParams", "Statistics", "Step"]
+
+_MAX_DRAFT_LENGTH = 15  # BEE_MAX_BLOCK - 1
+_MAX_TEMPERATURE = 100.0
+_MAX_SEED = 2**64 - 1
+_SPECULATION = ("auto", "dflash", "off")
+_DERIVED = ("tokens_per_cycle", "draft_acceptance", "accepted_share", "prefill_tokens_per_s", "decode_tokens_per_s")
+
+
+@dataclass(frozen=True)
+class GenerationParams:
+    """How to generate. Raises ParameterError, which names the field and its range, for values that make no sense."""
+
+    temperature: float = 0.0
+    """0 takes the most likely token; otherwise 0 to 100."""
+    top_k: int = 0
+    """Keep the k most likely tokens; 0 is off."""
+    top_p: float = 1.0
+    """Then keep the most likely tokens that reach this probability together; 1 is off."""
+    min_p: float = 0.0
+    """Then drop tokens less likely than `min_p` times the most likely one; 0 is off."""
+    seed: int | None = None
+    """0 to 2**64 - 1. None draws one at random, which the statistics report."""
+    max_tokens: int | None = None
+    """At least 1. None: until the model ends or the context is full."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the generation and are not part of its text."""
+    speculation: str = "auto"
+    """"auto" drafts if there is a drafter, "dflash" insists on one, "off" does not draft. The tokens are the same."""
+    draft_length: int | None = None
+    """Drafts per cycle, 0 to the drafter's block size - 1; None leaves it to the library. Without effect where nothing
+    is drafted."""
+
+    def __post_init__(self) -> None:
+        set_field = object.__setattr__  # the class is frozen; this is its constructor
+        set_field(self, "temperature", real("temperature", self.temperature, 0.0, _MAX_TEMPERATURE))
+        set_field(self, "top_k", integer("top_k", self.top_k, 0, INT32_MAX, note=" (0: off)"))
+        set_field(self, "top_p", real("top_p", self.top_p, 0.0, 1.0, open_low=True, note=" (1: off)"))
+        set_field(self, "min_p", real("min_p", self.min_p, 0.0, 1.0, note=" (0: off)"))
+        if self.seed is not None:
+            set_field(self, "seed", integer("seed", self.seed, 0, _MAX_SEED))
+        if self.max_tokens is not None:
+            set_field(self, "max_tokens", integer("max_tokens", self.max_tokens, 1, INT32_MAX))
+        set_field(self, "stop", stop_strings(self.stop))
+        if self.speculation not in _SPECULATION:
+            raise ParameterError(f"speculation is {self.speculation!r}; it must be 'auto', 'dflash' or 'off'")
+        if self.draft_length is not None:
+            set_field(self, "draft_length", integer("draft_length", self.draft_length, 0, _MAX_DRAFT_LENGTH))
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Counts and times of one request. A cycle is one pass of the target over the last token and its drafts."""
+
+    prompt_tokens: int
+    reused_tokens: int  # of the prompt, found in the cache
+    output_tokens: int
+    cycles: int
+    drafted_tokens: int  # proposed to the target
+    accepted_tokens: int  # of those, kept
+    logit_paths: dict[str, int]  # cycles per path: "reduced", "masked", "full"
+    accepted_histogram: tuple[int, ...]  # [k]: cycles that accepted k drafts
+    prefill_seconds: float
+    decode_seconds: float
+    time_to_first_token_s: float  # since the request was made, waiting for its turn included
+    seed: int
+    speculation: str  # what was in force: "dflash" or "off"
+
+    @property
+    def tokens_per_cycle(self) -> float:
+        """Tokens that one cycle yielded on average; 1 without speculation, 0 before the first cycle."""
+        return _ratio(self.cycles + self.accepted_tokens, self.cycles)
+
+    @property
+    def draft_acceptance(self) -> float:
+        """Accepted over proposed drafts; 0 where there were none."""
+        return _ratio(self.accepted_tokens, self.drafted_tokens)
+
+    @property
+    def accepted_share(self) -> float:
+        """Accepted drafts over all tokens that cycles yielded."""
+        return _ratio(self.accepted_tokens, self.cycles + self.accepted_tokens)
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Prompt tokens that were processed, per second."""
+        return _ratio(self.prompt_tokens - self.reused_tokens, self.prefill_seconds)
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """Tokens that cycles yielded, per second."""
+        return _ratio(self.cycles + self.accepted_tokens, self.decode_seconds)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Fields and derived figures, ready for JSON."""
+        values = asdict(self) | {name: getattr(self, name) for name in _DERIVED}
+        values["accepted_histogram"] = list(self.accepted_histogram)
+        return values
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one pass brought."""
+
+    text: str  # new text, whole characters; may be ""
+    tokens: tuple[int, ...]  # new tokens, a stop token included
+    finish_reason: str | None = None  # "stop" or "length" on the last step
+    stop_text: str | None = None  # the stop string that ended the generation; not part of the text
+    stats: Statistics | None = None  # on the last step
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole generation."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: str
+    stats: Statistics
+    stop_text: str | None = None
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else 0.0

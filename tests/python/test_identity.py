@@ -1,0 +1,127 @@
+"""Speculation never changes a token: same prompt, parameters and seed, with and without drafts, whatever the rest."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bee_integrations.engine import Completion, Engine, GenerationParams
+
+N_CASES, N_DRAFTED = 40, 5  # each case runs once without and five times with speculation: 240 generations
+THREADS = (1, 2, 3)
+TEXTS = (
+    "The capital of France is",
+    "1, 2, 3, 4, 5,",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
+    "Once upon a time, in a land far away, there lived",
+    '{"name": "Ada", "born": 1815, "name": "Alan", "born":',
+    "Die Hauptstadt von Deutschland ist",
+    "to be or not to be, to be or not to be, to be or",
+    "Zażółć gęślą jaźń 日本語 🐝",
+)
+QUESTIONS = ("Name three fruits.", "What is 12 times 12?", "Write a haiku about rain.", "Why is the sky blue?")
+
+
+@pytest.fixture(scope="module")
+def engines(model_path: Path, drafter_path: Path) -> Iterator[list[Engine]]:
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(Engine(model_path, drafter=drafter_path, n_ctx=256, threads=threads))
+            for threads in THREADS
+        ]
+
+
+def random_prompt(engine: Engine, draw: random.Random) -> list[int]:
+    kind = draw.random()
+    if kind < 0.4:
+        return engine.encode_prompt(draw.choice(TEXTS))
+    if kind < 0.8:
+        return engine.encode_prompt(engine.render_chat([{"role": "user", "content": draw.choice(QUESTIONS)}]))
+    return [draw.randrange(engine.info["n_vocab"]) for _ in range(draw.randint(1, 30))]
+
+
+def random_params(draw: random.Random, longest: int) -> GenerationParams:
+    return GenerationParams(
+        temperature=draw.choice([0.0, 0.0, 0.3, 0.7, 1.0, 1.5]),
+        top_k=draw.choice([0, 0, 1, 5, 40]),
+        top_p=draw.choice([1.0, 1.0, 0.9, 0.5]),
+        min_p=draw.choice([0.0, 0.0, 0.05, 0.3]),
+        seed=draw.getrandbits(64),
+        max_tokens=draw.randint(1, longest),
+        speculation="off",
+    )
+
+
+def outcome(done: Completion) -> tuple[tuple[int, ...], str, str]:
+    return done.tokens, done.text, done.finish_reason
+
+
+def test_default_pair(engines: list[Engine]) -> None:
+    draw = random.Random(2026)
+    drafted = accepted = generations = 0
+    for case in range(N_CASES):
+        plain = random_params(draw, 14)
+        prompt = random_prompt(engines[0], draw)
+        expected = outcome(engines[case % len(engines)].complete(prompt, plain))
+        for _ in range(N_DRAFTED):
+            engine = draw.choice(engines)
+            if draw.random() < 0.3:
+                engine.forget()  # otherwise a part of the prompt may come from the cache
+            params = replace(plain, speculation="dflash", draft_length=draw.choice([None, 1, 2, 3, 5, 7]))
+            done = engine.complete(prompt, params)
+            assert outcome(done) == expected, (case, params, engine.info["n_threads"])
+            drafted += done.stats.drafted_tokens
+            accepted += done.stats.accepted_tokens
+            generations += 1
+        generations += 1
+    # The comparison means something only if drafts were made, and some were kept and others not.
+    assert generations >= 200
+    assert drafted > 500
+    assert 0.02 * drafted < accepted < 0.9 * drafted
+
+
+def test_tiny_pair_up_to_the_end_of_the_context(tiny: Engine) -> None:
+    draw = random.Random(7)
+    drafted = accepted = 0
+    for _ in range(200):
+        size = draw.choice([1, 2, 30, 127, 128, 129, 256, tiny.n_ctx - 20, tiny.n_ctx - 1])
+        prompt = [draw.randrange(tiny.info["n_vocab"]) for _ in range(size)]
+        plain = replace(random_params(draw, 60), max_tokens=draw.choice([1, 2, 9, 40, None if size > 400 else 50]))
+        expected = outcome(tiny.complete(prompt, plain))
+        for draft_length in (1, 2, 4, 7):
+            done = tiny.complete(prompt, replace(plain, speculation="dflash", draft_length=draft_length))
+            assert outcome(done) == expected
+            drafted += done.stats.drafted_tokens
+            accepted += done.stats.accepted_tokens
+    assert drafted > 1000
+    assert accepted > 100
+
+
+def test_requests_that_share_passes(tiny: Engine) -> None:
+    """The rows of one pass belong to several sessions, some drafting, some reading their prompts."""
+    draw = random.Random(11)
+    jobs = []
+    for _ in range(60):
+        prompt = [draw.randrange(tiny.info["n_vocab"]) for _ in range(draw.choice([3, 40, 200]))]
+        mode = draw.choice(["off", "dflash"])
+        jobs.append((prompt, replace(random_params(draw, 50), speculation=mode)))
+    alone = [outcome(tiny.complete(prompt, replace(params, speculation="off"))) for prompt, params in jobs]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda job: outcome(tiny.complete(*job)), jobs))
+    assert together == alone
+
+
+def test_the_seed_matters(tiny: Engine) -> None:
+    params = GenerationParams(temperature=1.0, max_tokens=20)
+    texts = [tiny.complete("seed", replace(params, seed=seed)).tokens for seed in range(20)]
+    long = [text for text in texts if len(text) > 3]  # two texts may well both end at once
+    assert len(long) > 10
+    assert len(set(long)) == len(long)
+    greedy = GenerationParams(max_tokens=20)
+    assert len({tiny.complete("seed", replace(greedy, seed=seed)).tokens for seed in range(10)}) == 1
