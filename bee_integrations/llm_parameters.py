@@ -1,0 +1,172 @@
+"""The arguments that the LLM classes of both frameworks share, with their checks and their overrides per call."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError, field_validator, model_validator
+
+from .engine import GenerationParams
+from .errors import BeeError, ParameterError
+from .models import DEFAULT_MODEL
+
+__all__ = ["BeeParameters"]
+
+# Other libraries' words for our arguments.
+_ALIASES = {
+    "model_name": "model",
+    "model_path": "model",
+    "num_ctx": "n_ctx",
+    "context_window": "n_ctx",
+    "n_threads": "threads",
+    "num_thread": "threads",
+    "num_predict": "max_tokens",
+    "max_new_tokens": "max_tokens",
+    "stop_sequences": "stop",
+}
+
+# Of use for hosted models only; taken and dropped, so that code written for those needs no change.
+_NOT_FOR_LOCAL_MODELS = frozenset({"api_key", "max_retries"})
+
+_NOT_YET = frozenset({"tools", "tool_choice", "response_format", "format", "functions"})
+
+
+class BeeParameters(BaseModel):
+    """Which model runs, and how. Mixed into the LLM classes; on its own it is the sum of an object and a call."""
+
+    model: str = DEFAULT_MODEL
+    """A registered name or the path of a GGUF file. None: the default model, downloaded on first use."""
+    drafter: str | None = "auto"
+    """The DFlash drafter: a path, "auto" (the one that belongs to the model, if any) or None."""
+    speculation: Literal["auto", "dflash", "off"] = "auto"
+    """"auto" drafts if there is a drafter, "dflash" insists, "off" does not. The text is the same."""
+    draft_length: int | None = None
+    """Drafted tokens per cycle; None leaves it to the engine."""
+    n_ctx: int | None = None
+    """Tokens of context, prompt and answer together; None takes what the model was trained for."""
+    threads: int | None = None
+    """CPU threads; None takes the cores that this process may use."""
+    device: str = "auto"
+    """Where the model runs: "auto" or "cpu"."""
+    temperature: float = 0.0
+    """0 always takes the most likely token; higher values take more varied ones."""
+    top_k: int = 0
+    """Sample from the `top_k` most likely tokens only; 0 is off."""
+    top_p: float = 1.0
+    """Sample from the most likely tokens that reach this probability together; 1 is off."""
+    min_p: float = 0.0
+    """Drop tokens less likely than `min_p` times the most likely one; 0 is off."""
+    seed: int | None = None
+    """The same seed, prompt and parameters give the same text. None draws one, which the metadata report."""
+    max_tokens: int | None = None
+    """Tokens to generate at most; None means until the model ends or the context is full."""
+    stop: list[str] | None = None
+    """Strings that end the generation; they are not part of the text."""
+    timeout: float | None = None
+    """Seconds after which a request is cancelled and TimeoutError raised; None waits as long as it takes."""
+    chat_template: str | None = None
+    """Source of a Jinja chat template, instead of the model's own."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Further variables for the chat template, such as `{"enable_thinking": False}` for Qwen 3."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_names(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        accepted: dict[str, Any] = {}
+        for given, value in values.items():
+            name = str(given) if given in cls.model_fields else _ALIASES.get(given, str(given))
+            if name in accepted:
+                raise ParameterError(f"{name!r} is given twice, the second time as {given!r}; give it once")
+            if name in cls.model_fields:
+                accepted[name] = value
+            elif name not in _NOT_FOR_LOCAL_MODELS:
+                raise ParameterError(_unknown(name, set(cls.model_fields) | set(_ALIASES)))
+        return accepted
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _default_model(cls, model: Any) -> Any:
+        return DEFAULT_MODEL if model is None else _path_text(model)
+
+    @field_validator("drafter", mode="before")
+    @classmethod
+    def _drafter_path(cls, drafter: Any) -> Any:
+        return _path_text(drafter)
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop_string(cls, stop: Any) -> Any:
+        return [stop] if isinstance(stop, str) else stop
+
+    @field_validator("timeout", mode="after")
+    @classmethod
+    def _positive_timeout(cls, timeout: float | None) -> float | None:
+        if timeout is not None and not timeout > 0:
+            raise ParameterError(f"timeout is {timeout}, expected seconds greater than 0, or None")
+        return timeout
+
+    @model_validator(mode="after")
+    def _in_range(self) -> BeeParameters:
+        self.generation_params()
+        return self
+
+    def generation_params(self) -> GenerationParams:
+        """The part that concerns a generation, as the engine takes it. Raises ParameterError."""
+        return GenerationParams(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            seed=self.seed,
+            max_tokens=self.max_tokens,
+            stop=tuple(self.stop or ()),
+            speculation=self.speculation,
+            draft_length=self.draft_length,
+        )
+
+    def parameters(self) -> dict[str, Any]:
+        """The arguments of `BeeParameters` alone, whatever class they are mixed into."""
+        return {name: getattr(self, name) for name in BeeParameters.model_fields}
+
+    def for_call(self, stop: list[str] | None, overrides: Mapping[str, Any]) -> BeeParameters:
+        """The parameters of one call: `overrides` win, under any name that the constructor takes.
+
+        Raises `ParameterError` for unknown names and values out of range.
+        """
+        values = self.parameters()
+        if stop is not None:
+            values["stop"] = stop
+        changed = {_ALIASES.get(name, name): value for name, value in overrides.items()}
+        if "model" in changed and "drafter" not in changed and self.drafter is not None:
+            values["drafter"] = "auto"  # the object's drafter belongs to the object's model
+        try:
+            return BeeParameters.model_validate(values | changed)
+        except ValidationError as error:
+            raise _parameter_error(error) from error
+
+
+def _path_text(path: Any) -> Any:
+    return os.fspath(path) if isinstance(path, os.PathLike) else path
+
+
+def _unknown(name: str, known: set[str]) -> str:
+    if name in _NOT_YET:
+        return f"{name!r} cannot be given: tools and structured output are not part of this version"
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f"; did you mean {_ALIASES.get(near[0], near[0])!r}?" if near else ""
+    return f"there is no parameter {name!r}{meant}"
+
+
+def _parameter_error(error: ValidationError) -> BeeError:
+    """Our own error where a check of ours raised it, otherwise pydantic's findings in one line."""
+    findings = error.errors(include_url=False)
+    for finding in findings:
+        cause = finding.get("ctx", {}).get("error")
+        if isinstance(cause, BeeError):
+            return cause
+    return ParameterError("; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in findings))
