@@ -47,7 +47,7 @@ class HeldEngines:
 
     def open(self, parameters: BeeParameters) -> Engine:
         """The engine for these parameters, shared with all objects of this process that ask for the same."""
-        key = (parameters.model, parameters.drafter, parameters.n_ctx, parameters.threads, parameters.device)
+        key = _engine_key(parameters)
         engine = self._engines.get(key)
         if engine is None or engine.closed:
             engine = Engine.shared(
@@ -64,6 +64,9 @@ class HeldEngines:
 
     async def aopen(self, parameters: BeeParameters) -> Engine:
         """As `open`, without blocking the event loop while a model loads."""
+        engine = self._engines.get(_engine_key(parameters))
+        if engine is not None and not engine.closed:
+            return self.open(parameters)
         return await asyncio.to_thread(self.open, parameters)
 
     def __copy__(self) -> HeldEngines:
@@ -80,6 +83,10 @@ class HeldEngines:
         return isinstance(other, HeldEngines)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _engine_key(parameters: BeeParameters) -> tuple[Any, ...]:
+    return parameters.model, parameters.drafter, parameters.n_ctx, parameters.threads, parameters.device
 
 
 @dataclass(frozen=True)

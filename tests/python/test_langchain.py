@@ -138,6 +138,7 @@ def test_tools_and_structured_output_are_not_offered() -> None:
 # ---- storing and copying -----------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
 @pytest.mark.parametrize("model", [ChatBee, BeeLLM])
 def test_serialisation_round_trip(model: type[Any]) -> None:
     original = model(

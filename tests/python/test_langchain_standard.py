@@ -11,10 +11,10 @@ The suite skips by itself what a model does not claim to do; for ChatBee that is
 - recorded HTTP traffic (`enable_vcr_tests`): there is none to record;
 - arguments from environment variables (`init_from_env_params`): ChatBee reads none.
 
-One test needs help: `test_serdes` loads with `allowed_objects="all"`, which LangChain's loader takes to mean the classes
-of a table inside langchain-core, and no class of another package. ChatBee is put into that table while the test runs. Users
-name the class instead, `load(stored, allowed_objects=[ChatBee], valid_namespaces=["bee_integrations"])`, as
-test_langchain.py does.
+One test needs help: `test_serdes` loads with `allowed_objects="all"`, which LangChain's loader takes to mean the
+classes of a table inside langchain-core, and no class of another package. ChatBee is put into that table while the
+unit tests run. Users name the class, `load(stored, allowed_objects=[ChatBee], valid_namespaces=["bee_integrations"])`,
+as test_langchain.py does.
 """
 
 from __future__ import annotations
