@@ -29,8 +29,10 @@ from jinja2.visitor import NodeTransformer
 __all__ = ["BoundedEnvironment", "LimitError", "limits"]
 
 MAX_TEXT = 8_000_000  # characters of one value, and of the whole result
-MAX_STEPS = 2_000_000  # iterations; a call counts as CALL_STEPS of them
+MAX_STEPS = 1_000_000  # iterations; a call counts as CALL_STEPS of them
 CALL_STEPS = 10
+LOOK_STEPS = 1000  # between two looks at the clock, which is slow
+LOOK_TEXT = 10_000  # characters, likewise
 MAX_WORK = 400_000_000  # characters of all values made on the way
 MAX_SECONDS = 10.0  # of processor time: a backstop for what the other limits do not see
 MAX_NUMBER_BITS = 4096
@@ -54,7 +56,7 @@ class _Budget:
         if self._steps < 0:
             raise LimitError(f"it takes more than {MAX_STEPS} steps; it probably loops without end")
         if self._steps < self._next_look:
-            self._next_look = self._steps - CALL_STEPS
+            self._next_look = self._steps - LOOK_STEPS
             self._look_at_the_clock()
 
     def _look_at_the_clock(self) -> None:
@@ -65,7 +67,8 @@ class _Budget:
         if characters > MAX_TEXT:
             raise LimitError(f"it makes a value of more than {MAX_TEXT} characters")
         self._work -= characters
-        self._look_at_the_clock()
+        if characters > LOOK_TEXT:
+            self._look_at_the_clock()
         if self._work < 0:
             raise LimitError(f"it makes more than {MAX_WORK} characters of text on the way to its result")
 
@@ -240,7 +243,7 @@ class _Metering(NodeTransformer):
 
     def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802
         self.generic_visit(node)
-        node.iter = _environment_call("counted", [node.iter], node.lineno)
+        node.iter = _environment_call("counted", [cast(nodes.Expr, node.iter)], node.lineno)
         return node
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:  # noqa: N802
@@ -248,7 +251,7 @@ class _Metering(NodeTransformer):
         if not isinstance(node.arg, nodes.Slice):
             return node
         bounds = [bound or nodes.Const(None) for bound in (node.arg.start, node.arg.stop, node.arg.step)]
-        return _environment_call("slice_of", [cast(nodes.Expr, node.node), *bounds], node.lineno)
+        return _environment_call("slice_of", [node.node, *bounds], node.lineno)
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Call:  # noqa: N802
         self.generic_visit(node)

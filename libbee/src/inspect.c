@@ -80,8 +80,8 @@ bee_status bee_session_features(const bee_session *s, int32_t from, int32_t n, f
         return bee_fail(error, BEE_ERROR_ARGUMENT,
                         "the session keeps no features: open it with keep_features, on an engine with taps");
     if (from < 0 || n < 0 || n > s->n_cached - from)
-        return bee_fail(error, BEE_ERROR_ARGUMENT, "positions %d to %d are not all in the cache, which holds %d", from,
-                        from + n, s->n_cached);
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "%d positions from %d on are not all in the cache, which holds %d",
+                        n, from, s->n_cached);
     const size_t size = (size_t)s->engine->n_taps * s->engine->target->shape.n_embd;
     memcpy(out, s->features + (size_t)from * size, (size_t)n * size * sizeof(float));
     return BEE_OK;

@@ -115,6 +115,10 @@ static void read_drafter(KeyReader *r, Shape *shape) {
     if (!r->status)
         r->status = gguf_ints(r->file, full_key(r, "target_layers", key), true, shape->taps, BEE_MAX_TAPS,
                               &shape->n_taps, r->error);
+    if (!r->status && shape->n_taps < 1)
+        r->status = bee_fail(r->error, BEE_ERROR_FORMAT,
+                             "metadata 'dflash.target_layers' is empty; it must name the layers of the target whose "
+                             "inputs the drafter reads");
     if (!r->status) r->status = gguf_int(r->file, "tokenizer.ggml.mask_token_id", true, 0, INT32_MAX, &mask, r->error);
     if (!r->status) r->status = gguf_bool(r->file, full_key(r, "attention.causal", key), false, &causal, r->error);
     shape->mask_token = (int)mask;

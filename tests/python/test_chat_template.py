@@ -70,7 +70,8 @@ def test_third_party_templates_equal_the_reference(name: str) -> None:
         ("{{ {'b': '<é>', 'a': [1, none]} | tojson }}", '{"b": "<é>", "a": [1, null]}'),
         ("{{ {'a': 1} | tojson(indent=2) }}", '{\n  "a": 1\n}'),
         (
-            "{% for i in range(9) %}{% if i == 2 %}{% continue %}{% elif i == 4 %}{% break %}{% endif %}{{ i }}{% endfor %}",
+            "{% for i in range(9) %}{% if i == 2 %}{% continue %}{% endif %}{% if i == 4 %}{% break %}{% endif %}"
+            "{{ i }}{% endfor %}",
             "013",
         ),
         ("{% generation %}{{ 1 + 1 }}{% endgeneration %}", "2"),
