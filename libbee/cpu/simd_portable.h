@@ -37,8 +37,9 @@ INLINE VF vf_max(VF a, VF b) { LANES(VF, a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 INLINE VF vf_abs(VF a) { LANES(VF, fabsf(a.v[i])); }
 /* Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, ties to even, for |a| < 2^22. */
 INLINE VF vf_round(VF a) { LANES(VF, (a.v[i] + 12582912.0f) - 12582912.0f); }
-INLINE float power_of_two(float n) { /* n in [-126, 127] */
-    const uint32_t bits = (uint32_t)((n >= -126 ? (int32_t)n : 0) + 127) << 23; /* NaN: any will do */
+/* n in [-126, 127], or NaN: then any power will do. */
+INLINE float power_of_two(float n) {
+    const uint32_t bits = (uint32_t)((n >= -126 ? (int32_t)n : 0) + 127) << 23;
     float out;
     memcpy(&out, &bits, 4);
     return out;

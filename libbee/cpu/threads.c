@@ -18,7 +18,15 @@
 
 /* Rounds of PAUSE before a waiter gives its core away. A barrier comes within microseconds when every thread has a
  * core; a run follows the last within tens of microseconds while a generation is under way. */
-enum { BARRIER_SPINS = 2000, RUN_SPINS = 2000 };
+enum { SPINS = 2000 };
+
+/* A number that threads wait on: first awake, then asleep. */
+typedef struct Gate {
+    _Alignas(64) atomic_uint value;
+    atomic_int sleepers;
+    pthread_mutex_t mutex; /* guards only the sleep */
+    pthread_cond_t moved;
+} Gate;
 
 typedef struct Thread {
     ThreadPool *pool;
@@ -28,20 +36,49 @@ typedef struct Thread {
 
 struct ThreadPool {
     int count;
-    int barrier_spins;
-    /* barrier: arrivals of this generation, and the number of generations passed */
-    _Alignas(64) atomic_int arrived;
-    _Alignas(64) atomic_uint generation;
-    /* run: number of runs begun, and threads still busy with the current one */
-    _Alignas(64) atomic_uint runs;
-    atomic_int busy;
+    int spins;
+    Gate runs;       /* number of runs begun */
+    Gate generation; /* number of barriers passed */
+    _Alignas(64) atomic_int arrived; /* at the next barrier */
     atomic_bool closing;
     void (*body)(void *, int);
     void *argument;
-    pthread_mutex_t mutex; /* guards only the sleep on `wake` */
-    pthread_cond_t wake;
     Thread threads[];
 };
+
+static void gate_init(Gate *gate) {
+    atomic_init(&gate->value, 0);
+    atomic_init(&gate->sleepers, 0);
+    pthread_mutex_init(&gate->mutex, NULL);
+    pthread_cond_init(&gate->moved, NULL);
+}
+
+static void gate_destroy(Gate *gate) {
+    pthread_cond_destroy(&gate->moved);
+    pthread_mutex_destroy(&gate->mutex);
+}
+
+/* What was written before is visible to those who wait. */
+static void gate_advance(Gate *gate) {
+    atomic_fetch_add(&gate->value, 1);
+    /* A waiter counts itself before it looks at the value for the last time: one of the two sees the other. */
+    if (!atomic_load(&gate->sleepers)) return;
+    pthread_mutex_lock(&gate->mutex);
+    pthread_cond_broadcast(&gate->moved);
+    pthread_mutex_unlock(&gate->mutex);
+}
+
+static void gate_wait(Gate *gate, unsigned old, int spins) {
+    for (; spins > 0; spins--) {
+        if (atomic_load_explicit(&gate->value, memory_order_acquire) != old) return;
+        PAUSE();
+    }
+    pthread_mutex_lock(&gate->mutex);
+    atomic_fetch_add(&gate->sleepers, 1);
+    while (atomic_load(&gate->value) == old) pthread_cond_wait(&gate->moved, &gate->mutex);
+    atomic_fetch_sub(&gate->sleepers, 1);
+    pthread_mutex_unlock(&gate->mutex);
+}
 
 /* The CPU quota of cgroup v2 in cores, or 0 where there is none. */
 static int cgroup_cores(void) {
@@ -67,78 +104,51 @@ int threads_available(void) {
 
 void thread_pool_barrier(ThreadPool *pool) {
     if (pool->count == 1) return;
-    const unsigned generation = atomic_load_explicit(&pool->generation, memory_order_relaxed);
-    if (atomic_fetch_add_explicit(&pool->arrived, 1, memory_order_acq_rel) == pool->count - 1) {
-        atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&pool->generation, generation + 1, memory_order_release);
+    const unsigned generation = atomic_load_explicit(&pool->generation.value, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&pool->arrived, 1, memory_order_acq_rel) < pool->count - 1) {
+        gate_wait(&pool->generation, generation, pool->spins);
         return;
     }
-    for (int spins = 0; atomic_load_explicit(&pool->generation, memory_order_acquire) == generation; spins++) {
-        if (spins < pool->barrier_spins)
-            PAUSE();
-        else
-            sched_yield(); /* the thread that is awaited may need this core */
-    }
-}
-
-/* Waits for a run after `last`, first awake, then asleep. Returns false when the pool closes. */
-static bool wait_for_run(ThreadPool *pool, unsigned last) {
-    for (int spins = 0; spins < RUN_SPINS; spins++) {
-        if (atomic_load_explicit(&pool->runs, memory_order_acquire) != last) return true;
-        if (atomic_load_explicit(&pool->closing, memory_order_acquire)) return false;
-        PAUSE();
-    }
-    pthread_mutex_lock(&pool->mutex);
-    while (atomic_load(&pool->runs) == last && !atomic_load(&pool->closing))
-        pthread_cond_wait(&pool->wake, &pool->mutex);
-    pthread_mutex_unlock(&pool->mutex);
-    return !atomic_load(&pool->closing);
+    atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);
+    gate_advance(&pool->generation);
 }
 
 static void *thread_main(void *argument) {
-    Thread *self = argument;
+    const Thread *self = argument;
     ThreadPool *pool = self->pool;
-    for (unsigned seen = 0; wait_for_run(pool, seen);) {
-        seen = atomic_load_explicit(&pool->runs, memory_order_acquire);
+    for (unsigned run = 0;; run++) {
+        gate_wait(&pool->runs, run, pool->spins);
+        if (atomic_load(&pool->closing)) return NULL;
         pool->body(pool->argument, self->index);
-        atomic_fetch_sub_explicit(&pool->busy, 1, memory_order_release);
+        thread_pool_barrier(pool);
     }
-    return NULL;
-}
-
-static void wake_all(ThreadPool *pool) {
-    pthread_mutex_lock(&pool->mutex);
-    pthread_cond_broadcast(&pool->wake);
-    pthread_mutex_unlock(&pool->mutex);
 }
 
 ThreadPool *thread_pool_new(int count) {
     ThreadPool *pool = aligned_alloc(64, (sizeof *pool + sizeof(Thread) * (size_t)count + 63) / 64 * 64);
     if (!pool) return NULL;
+    gate_init(&pool->runs);
+    gate_init(&pool->generation);
     atomic_init(&pool->arrived, 0);
-    atomic_init(&pool->generation, 0);
-    atomic_init(&pool->runs, 0);
-    atomic_init(&pool->busy, 0);
     atomic_init(&pool->closing, false);
-    pthread_mutex_init(&pool->mutex, NULL);
-    pthread_cond_init(&pool->wake, NULL);
+    /* With more threads than cores, whoever spins keeps the awaited thread from running. */
+    pool->spins = count > threads_available() ? 0 : SPINS;
     pool->count = 1;
     for (int i = 1; i < count; i++) {
         pool->threads[i] = (Thread){.pool = pool, .index = i};
         if (pthread_create(&pool->threads[i].handle, NULL, thread_main, &pool->threads[i])) break;
         pool->count++;
     }
-    pool->barrier_spins = pool->count > threads_available() ? 0 : BARRIER_SPINS;
     return pool;
 }
 
 void thread_pool_free(ThreadPool *pool) {
     if (!pool) return;
     atomic_store(&pool->closing, true);
-    wake_all(pool);
+    gate_advance(&pool->runs);
     for (int i = 1; i < pool->count; i++) pthread_join(pool->threads[i].handle, NULL);
-    pthread_cond_destroy(&pool->wake);
-    pthread_mutex_destroy(&pool->mutex);
+    gate_destroy(&pool->runs);
+    gate_destroy(&pool->generation);
     free(pool);
 }
 
@@ -147,16 +157,7 @@ int thread_pool_size(const ThreadPool *pool) { return pool->count; }
 void thread_pool_run(ThreadPool *pool, void (*body)(void *, int), void *argument) {
     pool->body = body;
     pool->argument = argument;
-    if (pool->count > 1) {
-        atomic_store_explicit(&pool->busy, pool->count - 1, memory_order_relaxed);
-        atomic_fetch_add(&pool->runs, 1);
-        wake_all(pool);
-    }
+    if (pool->count > 1) gate_advance(&pool->runs);
     body(argument, 0);
-    for (int spins = 0; atomic_load_explicit(&pool->busy, memory_order_acquire) > 0; spins++) {
-        if (spins < pool->barrier_spins)
-            PAUSE();
-        else
-            sched_yield();
-    }
+    thread_pool_barrier(pool);
 }

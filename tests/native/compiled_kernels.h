@@ -1,0 +1,26 @@
+/* The kernels of every instruction set of this build. */
+#ifndef BEE_TESTS_COMPILED_KERNELS_H
+#define BEE_TESTS_COMPILED_KERNELS_H
+
+#include <string.h>
+
+#include "kernels.h"
+
+static const Kernels *const compiled_kernels[] = {
+#ifdef BEE_HAVE_AVX512
+    &bee_kernels_avx512,
+#endif
+#ifdef BEE_HAVE_AVX2
+    &bee_kernels_avx2,
+#endif
+    &bee_kernels_portable,
+};
+
+/* By the name of the instruction set, or NULL. */
+static inline const Kernels *kernels_named(const char *name) {
+    for (size_t i = 0; i < sizeof compiled_kernels / sizeof *compiled_kernels; i++)
+        if (!strcmp(compiled_kernels[i]->name, name)) return compiled_kernels[i];
+    return NULL;
+}
+
+#endif

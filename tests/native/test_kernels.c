@@ -1,0 +1,569 @@
+/* Tests of the kernels, for every instruction set that this machine can run: against double precision within bounds
+ * that follow from the roundings, and against themselves bit for bit where tokens are computed in other company.
+ *
+ * Bounds. u = 2^-24 is the largest relative error of one rounding to float. A sum of k terms that is accumulated in
+ * order, every partial sum rounded, is off by at most k u (the sum of the terms' magnitudes); a rounding of each term
+ * adds u of the same sum. Instruction sets without a fused multiply-add round each product as well; the bounds allow
+ * for that everywhere. SECOND_ORDER covers the products of such errors. */
+#include "check.h"
+#include "compiled_kernels.h"
+#include "float16.h"
+#include "ggml_blocks.h"
+#include "ops.h"
+#include "pack.h"
+
+#include <stdlib.h>
+
+static const double U = 0x1p-24, SECOND_ORDER = 1.001;
+/* What kernels.c promises of its exponential, relative. */
+static const double EXP_ERROR = 2e-7;
+
+static void *allocate(size_t bytes) {
+    void *memory = aligned_alloc(64, (bytes + 64) / 64 * 64);
+    if (!memory) abort();
+    memset(memory, 0, (bytes + 64) / 64 * 64);
+    return memory;
+}
+
+static int up_to(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+/* ---- products --------------------------------------------------------------------------------------- */
+
+typedef struct Case {
+    const BlockType *type;
+    Tensor tensor;
+    Weight weight;
+    int n_tokens;
+    float *x; /* [n_tokens][padded(columns)] */
+    size_t x_stride, out_stride;
+} Case;
+
+/* Activations of widely differing size: each group of 32 has its own power of two, some are zero, some have one large
+ * value among small ones. */
+static void random_row(float *x, int columns, Random *random) {
+    for (int c = 0; c < columns; c += 32) {
+        const double scale = ldexp(1, random_below(random, 30) - 20);
+        const int kind = random_below(random, 8);
+        for (int i = c; i < c + 32 && i < columns; i++) x[i] = kind ? (float)(scale * random_normal(random)) : 0;
+        if (kind == 1) x[c + random_below(random, columns - c < 32 ? columns - c : 32)] *= 1000;
+    }
+}
+
+static Case new_case(const BlockType *type, int rows, int columns, int n_tokens, Random *random) {
+    Case c = {.type = type, .tensor = random_tensor(type, rows, columns, true, random), .n_tokens = n_tokens};
+    weight_layout(&c.weight, &c.tensor, rows);
+    const size_t bytes = c.weight.block_bytes * (size_t)c.weight.n_blocks;
+    c.weight.data = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    weight_fill(&c.weight, &c.tensor, NULL, 0, c.weight.n_blocks);
+    c.x_stride = padded(columns);
+    c.out_stride = (size_t)c.weight.n_blocks * BLOCK_ROWS;
+    c.x = allocate((size_t)n_tokens * c.x_stride * sizeof(float));
+    for (int t = 0; t < n_tokens; t++) random_row(c.x + (size_t)t * c.x_stride, columns, random);
+    return c;
+}
+
+static void free_case(Case *c) {
+    free(c->x);
+    free(c->weight.data);
+    free((void *)c->tensor.data);
+}
+
+/* Tokens [first, first + n) of the case become the operand's tokens 0 to n - 1. */
+static Operand *load_operand(const Kernels *kernels, const Case *c, int first, int n) {
+    Operand *in = bee_cpu_ops.operand_new(NULL, c->weight.columns, n, bee_cpu_ops.operand_format(&c->weight));
+    if (!in) abort();
+    for (int t = 0; t < n; t++) kernels->store_operand(c->x + (size_t)(first + t) * c->x_stride, in, t);
+    return in;
+}
+
+static size_t group_at(const Operand *in, int token, int group) {
+    return ((size_t)(token / TILE) * (size_t)in->n_groups + (size_t)group) * TILE + (size_t)(token % TILE);
+}
+
+static size_t half_at(const Operand *in, int token, int group, int half) {
+    return (2 * ((size_t)(token / TILE) * (size_t)in->n_groups + (size_t)group) + (size_t)half) * TILE +
+           (size_t)(token % TILE);
+}
+
+/* A code stands for its value to within half a scale. Beyond that: the inverse, its product with x (at most 127) and
+ * the scale are rounded once each, and so is their use here. */
+static void check_operand(const Operand *in, const Case *c) {
+    for (int t = 0; t < c->n_tokens; t++)
+        for (int g = 0; g < in->n_groups; g++) {
+            const float *x = c->x + (size_t)t * c->x_stride + 32 * g;
+            const size_t at = group_at(in, t, g);
+            double largest = 0;
+            int total[2] = {0, 0}, wrong = 0;
+            for (int i = 0; i < 32; i++) largest = fmax(largest, fabs((double)x[i]));
+            for (int i = 0; i < 32; i++) {
+                const int code = in->codes[at * 32 + (size_t)i];
+                const double bound = largest / 127 * (0.5 + 127 * 2 * U * SECOND_ORDER) + 2 * U * largest;
+                total[i / 16] += code;
+                wrong += code < -127 || code > 127 || !(fabs(x[i] - (double)in->scale[at] * code) <= bound);
+            }
+            CHECK_EQ(wrong, 0);
+            CHECK_EQ(in->total[at], total[0] + total[1]);
+            CHECK_EQ(in->half[half_at(in, t, g, 0)], total[0]);
+            CHECK_EQ(in->half[half_at(in, t, g, 1)], total[1]);
+            CHECK(in->sum[at] == in->scale[at] * (float)(total[0] + total[1]));
+        }
+}
+
+typedef struct Expected {
+    double value, magnitude; /* the sum, and the sum of the terms' magnitudes */
+    int n_terms;
+} Expected;
+
+/* Of an integer form: one term per scale, of the exact integer product, and one per minimum. */
+static Expected expected_codes(const Case *c, const Operand *in, int row, int token) {
+    const uint8_t *data = c->tensor.data + (size_t)row * (c->tensor.size / (size_t)c->tensor.rows);
+    const int step = c->type->type == TYPE_Q6_K ? 16 : 32;
+    Expected e = {0};
+    for (int from = 0; from < c->weight.columns; from += step) {
+        const size_t at = group_at(in, token, from / 32);
+        double scaled = 0, minimum = 0;
+        for (int i = from; i < from + step; i++) {
+            const ExactWeight w = exact_weight(c->type, data, i);
+            const int code = in->codes[at * 32 + (size_t)(i % 32)];
+            scaled += w.scaled * code;
+            minimum += w.minimum * code;
+        }
+        e.value += (scaled + minimum) * in->scale[at];
+        e.magnitude += (fabs(scaled) + fabs(minimum)) * in->scale[at];
+        e.n_terms += 2;
+    }
+    return e;
+}
+
+static Expected expected_floats(const Case *c, int row, int token) {
+    const uint8_t *data = c->tensor.data + (size_t)row * (c->tensor.size / (size_t)c->tensor.rows);
+    Expected e = {.n_terms = c->weight.columns};
+    for (int i = 0; i < c->weight.columns; i++) {
+        const double term = exact_weight(c->type, data, i).scaled * c->x[(size_t)token * c->x_stride + (size_t)i];
+        e.value += term;
+        e.magnitude += fabs(term);
+    }
+    return e;
+}
+
+/* Three roundings of a term: the product of the scales (or of scale and code sum), and that with the integer. The last
+ * summand is for results below the normal range of floats. */
+static double product_bound(Expected e) {
+    return (e.n_terms + 3) * U * SECOND_ORDER * e.magnitude + e.n_terms * 0x1p-128;
+}
+
+static void test_product(const Kernels *kernels, const Case *c) {
+    Operand *in = load_operand(kernels, c, 0, c->n_tokens);
+    if (in->keep_codes) check_operand(in, c);
+    const size_t count = (size_t)c->n_tokens * c->out_stride;
+    float *out = allocate(count * sizeof(float)), *sums = allocate(count * sizeof(float));
+    for (size_t i = 0; i < count; i++) out[i] = NAN, sums[i] = (float)((int)(i % 7) - 3);
+    kernels->multiply(&c->weight, 0, c->weight.n_blocks, in, c->n_tokens, out, c->out_stride, false);
+    kernels->multiply(&c->weight, 0, c->weight.n_blocks, in, c->n_tokens, sums, c->out_stride, true);
+    long wrong = 0, wrong_sums = 0, wrong_padding = 0;
+    for (int t = 0; t < c->n_tokens; t++)
+        for (int r = 0; r < (int)c->out_stride; r++) {
+            const size_t i = (size_t)t * c->out_stride + (size_t)r;
+            const float before = (float)((int)(i % 7) - 3);
+            wrong_sums += sums[i] != before + out[i];
+            if (r >= c->weight.rows) {
+                wrong_padding += out[i] != 0;
+                continue;
+            }
+            const Expected e = in->keep_codes ? expected_codes(c, in, r, t) : expected_floats(c, r, t);
+            wrong += !(fabs(out[i] - e.value) <= product_bound(e));
+        }
+    if (!CHECK_EQ(wrong, 0) || !CHECK_EQ(wrong_sums, 0) || !CHECK_EQ(wrong_padding, 0))
+        printf("    %s, %s, %d x %d\n", kernels->name, c->type->name, c->weight.rows, c->weight.columns);
+    free(out);
+    free(sums);
+    bee_cpu_ops.operand_free(NULL, in);
+}
+
+static void test_products(const Kernels *kernels) {
+    Random random = {5};
+    for (int t = 0; t < N_BLOCK_TYPES; t++) {
+        static const int small[] = {32, 64, 96, 160}, large[] = {256, 768}, any[] = {1, 7, 33, 100};
+        const int width = block_types[t].columns;
+        const int *columns = width == 1 ? any : width == 32 ? small : large;
+        for (int i = 0; i < (width == 256 ? 2 : 4); i++) {
+            Case c = new_case(&block_types[t],
+                              i == 0   ? 1
+                              : i == 1 ? 16
+                                       : 16 * i - 9,
+                              columns[i], i == 1 ? 21 : 3 + i, &random);
+            test_product(kernels, &c);
+            free_case(&c);
+        }
+    }
+}
+
+/* ---- block invariance ------------------------------------------------------------------------------- */
+
+/* Runs of successive tokens, every start and every length, give each token the same bits as all 16 together do; and so
+ * do the blocks of rows one by one, and tokens beyond the first tile. */
+static void test_block_invariance(const Kernels *kernels) {
+    Random random = {6};
+    enum { N = 16 };
+    for (int type = 0; type < N_BLOCK_TYPES; type++) {
+        const int width = block_types[type].columns;
+        Case c = new_case(&block_types[type], 24, width == 1 ? 70 : width == 32 ? 96 : 256, N, &random);
+        const size_t row_bytes = c.out_stride * sizeof(float);
+        float *all = allocate(N * row_bytes), *part = allocate(2 * N * row_bytes);
+        Operand *in = load_operand(kernels, &c, 0, N);
+        kernels->multiply(&c.weight, 0, c.weight.n_blocks, in, N, all, c.out_stride, false);
+        for (int block = 0; block < c.weight.n_blocks; block++)
+            kernels->multiply(&c.weight, block, block + 1, in, N, part, c.out_stride, false);
+        CHECK(!memcmp(part, all, N * row_bytes));
+        bee_cpu_ops.operand_free(NULL, in);
+        int different = 0;
+        for (int start = 0; start < N; start++)
+            for (int n = 1; start + n <= N; n++) {
+                in = load_operand(kernels, &c, start, n);
+                kernels->multiply(&c.weight, 0, c.weight.n_blocks, in, n, part, c.out_stride, false);
+                different += memcmp(part, all + (size_t)start * c.out_stride, (size_t)n * row_bytes) != 0;
+                bee_cpu_ops.operand_free(NULL, in);
+            }
+        in = bee_cpu_ops.operand_new(NULL, c.weight.columns, 2 * N, bee_cpu_ops.operand_format(&c.weight));
+        for (int t = 0; t < 2 * N; t++) kernels->store_operand(c.x + (size_t)(t * 5 % N) * c.x_stride, in, t);
+        kernels->multiply(&c.weight, 0, c.weight.n_blocks, in, 2 * N, part, c.out_stride, false);
+        for (int t = 0; t < 2 * N; t++)
+            different +=
+                memcmp(part + (size_t)t * c.out_stride, all + (size_t)(t * 5 % N) * c.out_stride, row_bytes) != 0;
+        bee_cpu_ops.operand_free(NULL, in);
+        if (!CHECK_EQ(different, 0)) printf("    %s, %s\n", kernels->name, c.type->name);
+        free(all);
+        free(part);
+        free_case(&c);
+    }
+}
+
+/* ---- odd activations -------------------------------------------------------------------------------- */
+
+/* Values too small for a quotient are zeros; what is not finite makes every product of its token not finite, and no
+ * other token's. */
+static void test_odd_activations(const Kernels *kernels) {
+    Random random = {7};
+    for (int type = 0; type < N_BLOCK_TYPES; type++) {
+        const int width = block_types[type].columns, columns = width == 256 ? 512 : 128;
+        const float odd[] = {NAN, INFINITY, -INFINITY};
+        for (int place = 0; place < columns; place += 13) {
+            Case c = new_case(&block_types[type], 16, columns, 3, &random);
+            c.x[c.x_stride + (size_t)place] = odd[place % 3];
+            for (int i = 0; i < columns; i++) c.x[2 * c.x_stride + (size_t)i] = i % 2 ? 0x1p-149f : 0x1p-130f;
+            Operand *in = load_operand(kernels, &c, 0, 3);
+            float *out = allocate(3 * c.out_stride * sizeof(float));
+            kernels->multiply(&c.weight, 0, 1, in, 3, out, c.out_stride, false);
+            int wrong = 0;
+            for (int r = 0; r < 16; r++) {
+                wrong += !isfinite(out[r]) || isfinite(out[c.out_stride + (size_t)r]);
+                wrong += !(fabs(out[2 * c.out_stride + (size_t)r]) < 1e-15); /* 512 weights below 2^41, times 2^-130 */
+            }
+            if (!CHECK_EQ(wrong, 0)) printf("    %s, %s, column %d\n", kernels->name, c.type->name, place);
+            for (int i = 0; in->keep_codes && i < columns; i++)
+                wrong += in->codes[group_at(in, 2, i / 32) * 32 + (size_t)(i % 32)] != 0;
+            CHECK_EQ(wrong, 0);
+            free(out);
+            bee_cpu_ops.operand_free(NULL, in);
+            free_case(&c);
+        }
+    }
+}
+
+/* ---- attention -------------------------------------------------------------------------------------- */
+
+typedef struct AttentionCase {
+    int head_size, n_heads, n_positions, n_blocks;
+    float *query, *out;
+    uint16_t *keys, *values;
+    float *scores;
+} AttentionCase;
+
+static double key_value(const AttentionCase *c, int position, int d) {
+    return float_from_f16(
+        c->keys[(size_t)(position / 16) * 16 * (size_t)c->head_size + (size_t)(16 * d + position % 16)]);
+}
+
+static AttentionCase new_attention(int head_size, int n_heads, int n_positions, Random *random) {
+    AttentionCase c = {head_size, n_heads, n_positions, (n_positions + 15) / 16, 0, 0, 0, 0, 0};
+    const size_t cells = (size_t)c.n_blocks * 16 * (size_t)head_size;
+    c.query = allocate((size_t)(n_heads * head_size) * sizeof(float));
+    c.out = allocate((size_t)(n_heads * head_size) * sizeof(float));
+    c.scores = allocate((size_t)(n_heads * c.n_blocks * 16) * sizeof(float));
+    c.keys = malloc(cells * sizeof *c.keys); /* exactly the positions' blocks */
+    c.values = malloc((size_t)n_positions * (size_t)head_size * sizeof *c.values);
+    const double spread = random_below(random, 2) ? 1 : 6; /* flat and sharp distributions */
+    for (int i = 0; i < n_heads * head_size; i++)
+        c.query[i] = (float)(spread * random_normal(random) / sqrt(head_size));
+    for (size_t i = 0; i < cells; i++) c.keys[i] = f16_from_float((float)random_normal(random));
+    for (int i = 0; i < n_positions * head_size; i++) c.values[i] = f16_from_float((float)random_normal(random));
+    return c;
+}
+
+static void free_attention(AttentionCase *c) {
+    free(c->query);
+    free(c->out);
+    free(c->scores);
+    free(c->keys);
+    free(c->values);
+}
+
+static void run_attention(const Kernels *kernels, AttentionCase *c, int head, int n_heads) {
+    kernels->attend(&(Attention){.query = c->query + head * c->head_size,
+                                 .keys = c->keys,
+                                 .values = c->values,
+                                 .head_size = c->head_size,
+                                 .n_heads = n_heads,
+                                 .n_positions = c->n_positions,
+                                 .scores = c->scores,
+                                 .out = c->out + head * c->head_size});
+}
+
+/* A score is a sum of head_size terms, off by at most e = (head_size + 1) u sum|q k|. The weight of a position is the
+ * exponential of a difference of two scores, itself rounded: relative error 2 e + u |difference| + EXP_ERROR, or
+ * nothing below exp(-87). Weights enter numerator and denominator; either sum adds n roundings, and the quotient three.
+ */
+static void check_attention(const AttentionCase *c, int head) {
+    double *score = allocate((size_t)c->n_positions * sizeof *score), top = -INFINITY, error = 0, sum = 0;
+    const float *q = c->query + head * c->head_size;
+    for (int p = 0; p < c->n_positions; p++) {
+        double magnitude = 0;
+        for (int d = 0; d < c->head_size; d++) {
+            score[p] += q[d] * key_value(c, p, d);
+            magnitude += fabs(q[d] * key_value(c, p, d));
+        }
+        error = fmax(error, (c->head_size + 1) * U * SECOND_ORDER * magnitude);
+        top = fmax(top, score[p]);
+    }
+    double relative = 0;
+    for (int p = 0; p < c->n_positions; p++) {
+        relative = fmax(relative, 2 * error + U * fmin(top - score[p], 88) + EXP_ERROR);
+        sum += exp(score[p] - top);
+    }
+    relative = 2 * (relative + (c->n_positions + 2) * U) + 3 * U;
+    for (int d = 0; d < c->head_size; d++) {
+        double value = 0, magnitude = 0;
+        for (int p = 0; p < c->n_positions; p++) {
+            const double v = float_from_f16(c->values[(size_t)p * (size_t)c->head_size + (size_t)d]);
+            value += exp(score[p] - top) / sum * v;
+            magnitude += exp(score[p] - top) / sum * fabs(v);
+        }
+        CHECK_NEAR(c->out[head * c->head_size + d], value,
+                   relative * SECOND_ORDER * magnitude + c->n_positions * 1e-36);
+    }
+    free(score);
+}
+
+static void test_attention_case(const Kernels *kernels, int head_size, int n_heads, int n_positions, Random *random) {
+    AttentionCase c = new_attention(head_size, n_heads, n_positions, random);
+    const size_t bytes = (size_t)(n_heads * head_size) * sizeof(float);
+    run_attention(kernels, &c, 0, n_heads);
+    for (int head = 0; head < n_heads; head++) check_attention(&c, head);
+    float *before = allocate(bytes);
+    memcpy(before, c.out, bytes);
+    /* What lies beyond the positions seen, in the last block of keys, does not matter. */
+    for (int p = n_positions; p < c.n_blocks * 16; p++)
+        for (int d = 0; d < head_size; d++)
+            c.keys[(p / 16 * head_size + d) * 16 + p % 16] = d % 2 ? 0x7e00 : d % 4 ? 0xfc00 : 0x7bff;
+    run_attention(kernels, &c, 0, n_heads);
+    CHECK(!memcmp(before, c.out, bytes));
+    /* Nor does it matter which heads are computed together. */
+    memset(c.out, 0, bytes);
+    for (int head = 0; head < n_heads; head++) run_attention(kernels, &c, head, 1);
+    CHECK(!memcmp(before, c.out, bytes));
+    free(before);
+    free_attention(&c);
+}
+
+static void test_attention(const Kernels *kernels) {
+    Random random = {8};
+    static const int head_sizes[] = {16, 32, 48, 64, 80, 128, 256}, positions[] = {1, 5, 16, 17, 31, 100};
+    for (size_t h = 0; h < sizeof head_sizes / sizeof *head_sizes; h++)
+        for (size_t p = 0; p < sizeof positions / sizeof *positions; p++)
+            test_attention_case(kernels, head_sizes[h], 1 + (int)(h + p) % 8, positions[p], &random);
+    for (int heads = 1; heads <= 8; heads++) test_attention_case(kernels, 16, heads, 40, &random);
+}
+
+/* NaN in what is seen shows in the result. */
+static void test_attention_not_finite(const Kernels *kernels) {
+    Random random = {9};
+    for (int position = 0; position < 37; position += 6) {
+        AttentionCase c = new_attention(32, 2, 37, &random);
+        c.keys[(position / 16 * 32 + 7) * 16 + position % 16] = 0x7e00;
+        run_attention(kernels, &c, 0, 2);
+        CHECK(isnan(c.out[0]) && isnan(c.out[63]));
+        free_attention(&c);
+    }
+}
+
+/* ---- vectors ---------------------------------------------------------------------------------------- */
+
+/* The squares' sum has n / 16 steps per lane and four across lanes; then mean, eps, root, reciprocal, two products. */
+static void test_rms_norm(const Kernels *kernels) {
+    Random random = {10};
+    for (int n = 1; n <= 200; n += n < 40 ? 1 : 37) {
+        float *x = allocate((size_t)up_to(n, 16) * sizeof(float)),
+              *out = allocate((size_t)up_to(n, 16) * sizeof(float));
+        float *gain = allocate((size_t)up_to(n, 16) * sizeof(float));
+        const double scale = pow(10, random_below(&random, 13) - 6);
+        double squares = 0;
+        for (int i = 0; i < up_to(n, 16); i++) {
+            x[i] = i < n ? (float)(scale * random_normal(&random)) : NAN; /* beyond n: anything */
+            gain[i] = i < n ? (float)random_normal(&random) : NAN;
+            if (i < n) squares += (double)x[i] * x[i];
+        }
+        const float eps = 1e-5f;
+        kernels->rms_norm(x, gain, eps, n, out);
+        const double bound = (n / 16 + 5 + 8) * U * SECOND_ORDER;
+        for (int i = 0; i < up_to(n, 16); i++) {
+            const double expected = i < n ? x[i] / sqrt(squares / n + eps) * gain[i] : 0;
+            CHECK_NEAR(out[i], expected, bound * fabs(expected));
+        }
+        kernels->rms_norm(x, gain, eps, n, x); /* in place */
+        CHECK(!memcmp(x, out, (size_t)up_to(n, 16) * sizeof(float)));
+        free(x);
+        free(out);
+        free(gain);
+    }
+}
+
+/* Relative EXP_ERROR and four roundings; below -87 the gate is all but shut: at most |gate| exp(-87). */
+static void test_swiglu(const Kernels *kernels) {
+    enum { N = 4096 };
+    static float gate[N], up[N], out[N];
+    Random random = {11};
+    for (int i = 0; i < N; i++) {
+        gate[i] = (float)(i % 4 ? 240.0 * i / N - 120 : random_normal(&random));
+        up[i] = (float)random_normal(&random);
+    }
+    gate[0] = INFINITY, gate[1] = -INFINITY, gate[2] = NAN, gate[3] = 3e38f, gate[4] = -3e38f, up[3] = up[4] = 1;
+    kernels->swiglu(gate, up, N, out);
+    CHECK(isinf(out[0]) && isnan(out[2]) && out[3] == 3e38f && fabs(out[4]) <= 2 * 3e38 * exp(-87));
+    for (int i = 5; i < N; i++) {
+        const double expected = gate[i] / (1 + exp(-(double)gate[i])) * up[i];
+        CHECK_NEAR(out[i], expected,
+                   (EXP_ERROR + 4 * U) * SECOND_ORDER * fabs(expected) + fabs((double)gate[i] * up[i]) * 2 * exp(-87));
+    }
+}
+
+static void test_exp(const Kernels *kernels) {
+    double worst = 0;
+    for (int i = 0; i <= 40000; i++) {
+        const float x = -87.0f * (float)i / 40000;
+        worst = fmax(worst, fabs(kernels->sum_exp(&x, 1, 0) / exp(x) - 1));
+    }
+    CHECK(worst <= EXP_ERROR);
+    CHECK(kernels->sum_exp(&(float){0}, 1, 0) == 1);
+    CHECK_NEAR(kernels->sum_exp(&(float){-INFINITY}, 1, 0), 0, 2e-38);
+    CHECK_NEAR(kernels->sum_exp(&(float){-1000}, 1, 0), 0, 2e-38);
+}
+
+/* As for a sum of n / 16 steps per lane and four across lanes, of positive terms; the shift rounds each argument. */
+static void test_sum_exp(const Kernels *kernels) {
+    Random random = {12};
+    for (int n = 1; n <= 300; n += n < 40 ? 1 : 29) {
+        float *x = malloc((size_t)n * sizeof(float));
+        const float shift = (float)(10 * random_normal(&random));
+        double sum = 0, relative = 0;
+        for (int i = 0; i < n; i++) {
+            x[i] = shift - (float)(20 * random_unit(&random));
+            sum += exp((double)x[i] - shift);
+            relative = fmax(relative, U * fabs((double)x[i] - shift));
+        }
+        relative += EXP_ERROR + (n / 16 + 5) * U;
+        CHECK_NEAR(kernels->sum_exp(x, n, shift), sum, relative * SECOND_ORDER * sum);
+        free(x);
+    }
+}
+
+static void test_largest(const Kernels *kernels) {
+    Random random = {13};
+    for (int n = 1; n <= 70; n++) {
+        float *x = malloc((size_t)n * sizeof(float));
+        for (int place = 0; place < n; place++) {
+            for (int i = 0; i < n; i++) x[i] = i % 5 == 4 ? -INFINITY : (float)(-1 - random_unit(&random) * 1e6);
+            x[place] = place % 2 ? -1 : -0.5f;
+            CHECK(kernels->largest(x, n) == x[place]);
+            const float below = x[place];
+            x[place] = NAN;
+            CHECK(isnan(kernels->largest(x, n)));
+            x[place] = INFINITY;
+            CHECK(!isfinite(kernels->largest(x, n)));
+            x[place] = below;
+        }
+        for (int i = 0; i < n; i++) x[i] = -INFINITY;
+        CHECK(kernels->largest(x, n) == -INFINITY);
+        free(x);
+    }
+}
+
+/* ---- half precision --------------------------------------------------------------------------------- */
+
+static bool same_half(uint16_t a, uint16_t b) {
+    const bool nan_a = (a & 0x7fff) > 0x7c00, nan_b = (b & 0x7fff) > 0x7c00;
+    return nan_a || nan_b ? nan_a && nan_b : a == b;
+}
+
+static uint16_t convert(const Kernels *kernels, float x) {
+    float in[16];
+    uint16_t out[16];
+    for (int i = 0; i < 16; i++) in[i] = x;
+    kernels->to_float16(in, out, 16);
+    for (int i = 1; i < 16; i++)
+        if (out[i] != out[0]) return 0xffff;
+    return out[0];
+}
+
+/* Every half, the midpoint to its neighbour, and the floats on both sides of that: conversion is monotonic, so that
+ * these decide all others. `kernels` NULL: the scalar conversion. */
+static void test_half_conversion(const Kernels *kernels) {
+    long wrong = 0;
+    for (uint32_t h = 0; h < 0x8000; h++)
+        for (uint32_t sign = 0; sign <= 0x8000; sign += 0x8000) {
+            const uint16_t bits = (uint16_t)(h | sign);
+            const uint8_t bytes[2] = {(uint8_t)bits, (uint8_t)(bits >> 8)};
+            const double exact = exact_weight(&block_types[1], bytes, 0).scaled;
+            const float x = float_from_f16(bits);
+            wrong += !(x == exact || (isnan(x) && isnan(exact))) || (!isnan(exact) && !signbit(x) != !signbit(exact));
+            wrong += !same_half(kernels ? convert(kernels, x) : f16_from_float(x), bits);
+            if (h >= 0x7c00) continue;
+            /* The midpoint to the next half; from the largest one, to where 2^16 would be. */
+            const double next = h == 0x7bff ? 65536 : fabs((double)float_from_f16((uint16_t)(h + 1)));
+            const float middle = (float)copysign((fabs(exact) + next) / 2, sign ? -1.0 : 1.0);
+            const float less = nextafterf(middle, 0), more = nextafterf(middle, sign ? -INFINITY : INFINITY);
+            const uint16_t even = (uint16_t)((h + (h & 1)) | sign), above = (uint16_t)((h + 1) | sign);
+            wrong += !same_half(kernels ? convert(kernels, middle) : f16_from_float(middle), even);
+            wrong += !same_half(kernels ? convert(kernels, less) : f16_from_float(less), bits);
+            wrong += !same_half(kernels ? convert(kernels, more) : f16_from_float(more), above);
+        }
+    wrong += f16_from_float(1e30f) != 0x7c00;
+    CHECK_EQ(wrong, 0);
+}
+
+static void test_bf16(void) {
+    for (uint32_t h = 0; h < 0x10000; h++) CHECK_EQ(bits_from_float(float_from_bf16((uint16_t)h)), h << 16);
+}
+
+int main(void) {
+    const char *const *names = cpu_instruction_sets();
+    CHECK(names[0] != NULL);
+    test_half_conversion(NULL);
+    test_bf16();
+    for (int i = 0; names[i]; i++) {
+        const Kernels *kernels = kernels_named(names[i]);
+        if (!CHECK(kernels != NULL)) continue;
+        test_products(kernels);
+        test_block_invariance(kernels);
+        test_odd_activations(kernels);
+        test_attention(kernels);
+        test_attention_not_finite(kernels);
+        test_rms_norm(kernels);
+        test_swiglu(kernels);
+        test_exp(kernels);
+        test_sum_exp(kernels);
+        test_largest(kernels);
+        test_half_conversion(kernels);
+        printf("%s: done\n", kernels->name);
+    }
+    return check_report();
+}

@@ -1,0 +1,803 @@
+/* Tests of engines and sessions on tiny random models: the same tokens whatever the drafts, the company and the cache;
+ * limits, cancellation, and refusals. */
+#include "check.h"
+#include "compiled_kernels.h"
+#include "random.h"
+#include "sample.h"
+#include "tiny_model.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+enum { N_CTX = 96, MOST = 128 };
+
+static const TinyTarget plain_target = {
+    .n_vocab = 97, .n_layer = 2, .n_embd = 64, .n_ctx = 256, .seed = 1, .sharpness = 3};
+
+/* ---- helpers of the tests --------------------------------------------------------------------------- */
+
+static bee_engine *open_engine(const TinyTarget *target, const TinyDrafter *drafter, int threads, const char *isa) {
+    TinyFile file = tiny_target(target), drafter_file = {-1, ""};
+    if (drafter) drafter_file = tiny_drafter(target, drafter);
+    bee_error error = {BEE_OK, ""};
+    bee_engine *engine = bee_engine_open(file.path, drafter ? drafter_file.path : NULL,
+                                         &(bee_engine_params){.n_threads = threads, .instruction_set = isa}, &error);
+    if (!CHECK(engine != NULL)) {
+        printf("    %s\n", error.message);
+        exit(check_report());
+    }
+    tiny_file_close(&file);
+    if (drafter) tiny_file_close(&drafter_file);
+    return engine;
+}
+
+static bee_session *open_session(bee_engine *engine, int n_ctx) {
+    bee_error error = {BEE_OK, ""};
+    bee_session *session = bee_session_open(engine, n_ctx, false, &error);
+    if (!CHECK(session != NULL)) {
+        printf("    %s\n", error.message);
+        exit(check_report());
+    }
+    return session;
+}
+
+typedef struct Output {
+    int32_t tokens[MOST];
+    int n;
+    bee_finish finish;
+    bee_stats stats;
+} Output;
+
+static void take_step(const bee_step *step, Output *out) {
+    CHECK(step->n_tokens >= 0 && step->n_tokens <= BEE_MAX_BLOCK && out->n + step->n_tokens <= MOST);
+    CHECK(step->n_prompt_left >= 0);
+    CHECK(step->n_tokens == 0 || step->n_prompt_left == 0);
+    for (int i = 0; i < step->n_tokens; i++) out->tokens[out->n++] = step->tokens[i];
+    out->finish = step->finish;
+}
+
+/* The counts agree with each other and with what came out. */
+static void check_stats(const Output *out, int n_prompt) {
+    const bee_stats *s = &out->stats;
+    int cycles = 0, accepted = 0;
+    for (int k = 0; k < 16; k++) {
+        cycles += s->accepted_histogram[k];
+        accepted += k * s->accepted_histogram[k];
+    }
+    CHECK_EQ(s->prompt_tokens, n_prompt);
+    CHECK_EQ(s->output_tokens, out->n);
+    CHECK_EQ(cycles, s->cycles);
+    CHECK_EQ(accepted, s->accepted_tokens);
+    CHECK(s->accepted_tokens <= s->drafted_tokens);
+    CHECK_EQ(s->reduced_cycles + s->masked_cycles + s->full_cycles, s->cycles);
+    /* A pass that read several tokens of the prompt gave one token without being a cycle. */
+    const int without_cycle = out->n - s->cycles - s->accepted_tokens;
+    CHECK(without_cycle == 0 || without_cycle == 1);
+}
+
+static Output finish_request(bee_engine *engine, bee_session *session, int n_prompt) {
+    Output out = {.n = 0};
+    bee_error error = {BEE_OK, ""};
+    for (int i = 0; i < 1000 && !out.finish; i++) {
+        bee_step step;
+        if (!CHECK_EQ(bee_engine_step(engine, &session, 1, &step, &error), BEE_OK)) {
+            printf("    %s\n", error.message);
+            break;
+        }
+        take_step(&step, &out);
+    }
+    CHECK(out.finish != BEE_FINISH_NONE);
+    bee_session_stats(session, &out.stats);
+    check_stats(&out, n_prompt);
+    return out;
+}
+
+static Output generate(bee_engine *engine, bee_session *session, const bee_request *request) {
+    bee_error error = {BEE_OK, ""};
+    if (!CHECK_EQ(bee_session_begin(session, request, &error), BEE_OK)) printf("    %s\n", error.message);
+    return finish_request(engine, session, request->n_prompt);
+}
+
+static Output generate_fresh(bee_engine *engine, const bee_request *request) {
+    bee_session *session = open_session(engine, N_CTX);
+    const Output out = generate(engine, session, request);
+    bee_session_close(session);
+    return out;
+}
+
+static bool same_output(const Output *a, const Output *b) {
+    return a->n == b->n && a->finish == b->finish && !memcmp(a->tokens, b->tokens, (size_t)a->n * sizeof *a->tokens);
+}
+
+static void random_prompt(Random *random, int32_t *prompt, int n, int n_vocab) {
+    for (int i = 0; i < n; i++) prompt[i] = random_below(random, n_vocab);
+}
+
+static bee_sampling random_sampling(Random *random) {
+    static const float temperatures[] = {0, 0, 0.7f, 1.5f, 8, 40};
+    bee_sampling s = {.temperature = temperatures[random_below(random, 6)], .top_p = 1, .seed = random_bits(random)};
+    if (random_below(random, 4) == 0) s.top_k = 1 + random_below(random, 20);
+    if (random_below(random, 4) == 0) s.top_p = 0.9f;
+    if (random_below(random, 4) == 0) s.min_p = 0.05f;
+    return s;
+}
+
+/* ---- the same tokens whatever the drafts ------------------------------------------------------------ */
+
+/* Prefix by prefix: logits of the last token, and the sampler on them. No session, cache or cycle has a part in it. */
+static void check_against_logits(bee_engine *engine, const Kernels *kernels, const bee_request *request,
+                                 const Output *out) {
+    bee_engine_info info;
+    bee_engine_describe(engine, &info);
+    bee_session *session = open_session(engine, N_CTX);
+    int32_t tokens[N_CTX];
+    float *logits = malloc((size_t)(N_CTX * info.n_vocab) * sizeof *logits);
+    memcpy(tokens, request->prompt, (size_t)request->n_prompt * sizeof *tokens);
+    memcpy(tokens + request->n_prompt, out->tokens, (size_t)(out->n - 1) * sizeof *tokens);
+    const int n = request->n_prompt + out->n - 1;
+    CHECK_EQ(bee_session_evaluate(session, tokens, n, 16, logits, NULL), BEE_OK);
+    const Reductions reductions = {kernels->largest, kernels->sum_exp};
+    for (int i = 0; i < out->n; i++) {
+        const int position = request->n_prompt + i;
+        CHECK_EQ(sample_token(logits + (size_t)(position - 1) * (size_t)info.n_vocab, info.n_vocab, NULL,
+                              &request->sampling, position, &reductions),
+                 out->tokens[i]);
+    }
+    free(logits);
+    bee_session_close(session);
+}
+
+typedef struct Totals {
+    int generations, drafted, accepted;
+} Totals;
+
+/* Random prompts, seeds, temperatures and draft lengths: on equals off. */
+static void compare_on_off(bee_engine *engine, int rounds, Random *random, Totals *totals) {
+    bee_engine_info info;
+    bee_engine_describe(engine, &info);
+    for (int round = 0; round < rounds; round++) {
+        int32_t prompt[40];
+        bee_request request = {.prompt = prompt,
+                               .n_prompt = 1 + random_below(random, 40),
+                               .max_tokens = 1 + random_below(random, 40),
+                               .sampling = random_sampling(random)};
+        random_prompt(random, prompt, request.n_prompt, info.n_vocab);
+        const Output off = generate_fresh(engine, &request);
+        CHECK_EQ(off.stats.drafted_tokens, 0);
+        if (round % 3 == 0) check_against_logits(engine, kernels_named(info.instruction_set), &request, &off);
+        const int lengths[] = {-1, 1, 2 + random_below(random, info.block_size - 2), info.block_size - 1};
+        for (int i = 0; i < 4; i++) {
+            request.draft_length = lengths[i];
+            const Output on = generate_fresh(engine, &request);
+            if (!CHECK(same_output(&on, &off)))
+                printf("    %s, %d threads, draft length %d, temperature %g, seed %llu\n", info.instruction_set,
+                       info.n_threads, lengths[i], (double)request.sampling.temperature,
+                       (unsigned long long)request.sampling.seed);
+            totals->generations++;
+            totals->drafted += on.stats.drafted_tokens;
+            totals->accepted += on.stats.accepted_tokens;
+        }
+    }
+}
+
+static void test_on_off(void) {
+    static const struct {
+        TinyTarget target;
+        TinyDrafter drafter;
+        int threads;
+    } pairs[] = {
+        {{.n_vocab = 97, .n_layer = 2, .n_embd = 64, .n_ctx = 256, .seed = 1, .sharpness = 3},
+         {.block_size = 16, .seed = 2},
+         1},
+        /* so few tokens that drafts are often right */
+        {{.n_vocab = 5, .n_layer = 1, .n_embd = 32, .n_ctx = 256, .seed = 3, .sharpness = 1},
+         {.block_size = 8, .seed = 4},
+         2},
+        {{.n_vocab = 50, .n_layer = 3, .n_embd = 96, .n_ctx = 256, .seed = 5, .sharpness = 2},
+         {.block_size = 4, .causal = true, .seed = 6},
+         3},
+        {{.n_vocab = 40, .n_layer = 2, .n_embd = 64, .n_ctx = 256, .seed = 7, .sharpness = 1},
+         {.block_size = 16, .n_draft_vocab = 9, .seed = 8},
+         5},
+    };
+    Random random = {20};
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        Totals totals = {0};
+        for (const char *const *isa = bee_instruction_sets(); *isa; isa++) {
+            bee_engine *engine = open_engine(&pairs[i].target, &pairs[i].drafter, pairs[i].threads, *isa);
+            compare_on_off(engine, strcmp(*isa, "portable") ? 6 : 2, &random, &totals);
+            bee_engine_close(engine);
+        }
+        /* Both ways of a draft were tried. */
+        CHECK(totals.accepted > totals.generations / 4);
+        CHECK(totals.drafted - totals.accepted > totals.generations / 4);
+    }
+}
+
+/* The number of threads changes no bit either. */
+static void test_threads(void) {
+    int32_t prompt[33];
+    Random random = {21};
+    random_prompt(&random, prompt, 33, plain_target.n_vocab);
+    float *first = NULL;
+    for (int threads = 1; threads <= 7; threads += 2) {
+        bee_engine *engine = open_engine(&plain_target, NULL, threads, NULL);
+        bee_session *session = open_session(engine, N_CTX);
+        float *logits = malloc(33 * 97 * sizeof *logits);
+        CHECK_EQ(bee_session_evaluate(session, prompt, 33, 33, logits, NULL), BEE_OK);
+        if (first) CHECK(!memcmp(first, logits, 33 * 97 * sizeof *logits));
+        if (first)
+            free(logits);
+        else
+            first = logits;
+        bee_session_close(session);
+        bee_engine_close(engine);
+    }
+    free(first);
+}
+
+/* ---- the same numbers whatever the pass ------------------------------------------------------------- */
+
+static void test_passes(void) {
+    enum { N = 130 };
+    Random random = {22};
+    int32_t tokens[N];
+    random_prompt(&random, tokens, N, plain_target.n_vocab);
+    const size_t n_logits = (size_t)N * 97, n_features = (size_t)N * 2 * 64;
+    for (const char *const *isa = bee_instruction_sets(); *isa; isa++) {
+        bee_engine *engine = open_engine(&plain_target, &(TinyDrafter){.block_size = 8, .seed = 2}, 2, *isa);
+        bee_session *session = bee_session_open(engine, N, true, NULL);
+        float *logits = malloc(n_logits * sizeof(float)), *other = malloc(n_logits * sizeof(float));
+        float *features = malloc(n_features * sizeof(float)), *other_features = malloc(n_features * sizeof(float));
+        float drafted[7 * 97], other_drafted[7 * 97];
+        int32_t drafts[7], other_drafts[7];
+        CHECK_EQ(bee_session_evaluate(session, tokens, N, 1, logits, NULL), BEE_OK);
+        CHECK_EQ(bee_session_features(session, 0, N, features, NULL), BEE_OK);
+        CHECK_EQ(bee_session_draft(session, 3, 7, drafts, drafted, NULL), BEE_OK);
+        int finite = 0;
+        for (size_t i = 0; i < n_logits; i++) finite += isfinite(logits[i]) != 0;
+        CHECK_EQ(finite, n_logits);
+        static const int rows[] = {2, 7, 16, 128};
+        for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
+            CHECK_EQ(bee_session_evaluate(session, tokens, N, rows[r], other, NULL), BEE_OK);
+            CHECK(!memcmp(logits, other, n_logits * sizeof(float)));
+            CHECK_EQ(bee_session_features(session, 0, N, other_features, NULL), BEE_OK);
+            CHECK(!memcmp(features, other_features, n_features * sizeof(float)));
+            CHECK_EQ(bee_session_draft(session, 3, 7, other_drafts, other_drafted, NULL), BEE_OK);
+            CHECK(!memcmp(drafts, other_drafts, sizeof drafts) && !memcmp(drafted, other_drafted, sizeof drafted));
+        }
+        for (int i = 0; i < 7; i++) { /* greedy */
+            int best = 0;
+            for (int t = 1; t < 97; t++)
+                if (drafted[i * 97 + t] > drafted[i * 97 + best]) best = t;
+            CHECK_EQ(drafts[i], best);
+        }
+        const int32_t *held;
+        CHECK_EQ(bee_session_tokens(session, &held), N);
+        CHECK(!memcmp(held, tokens, sizeof tokens));
+        free(logits);
+        free(other);
+        free(features);
+        free(other_features);
+        bee_session_close(session);
+        bee_engine_close(engine);
+    }
+}
+
+/* Features are the inputs of layers: tap 0 is the embedding's row, exactly, whoever asks for it. */
+static void test_taps(void) {
+    TinyFile file = tiny_target(&plain_target);
+    bee_engine *engine =
+        bee_engine_open(file.path, NULL, &(bee_engine_params){.n_threads = 1, .n_taps = 3, .taps = {0, 2, 1}}, NULL);
+    bee_engine *with_drafter = open_engine(&plain_target, &(TinyDrafter){.block_size = 8, .seed = 2}, 1, NULL);
+    bee_session *a = bee_session_open(engine, 16, true, NULL), *b = bee_session_open(with_drafter, 16, true, NULL);
+    const int32_t tokens[] = {5, 5, 9};
+    float three[3][3][64], two[3][2][64];
+    CHECK_EQ(bee_session_evaluate(a, tokens, 3, 3, NULL, NULL), BEE_OK);
+    CHECK_EQ(bee_session_evaluate(b, tokens, 3, 2, NULL, NULL), BEE_OK);
+    CHECK_EQ(bee_session_features(a, 0, 3, &three[0][0][0], NULL), BEE_OK);
+    CHECK_EQ(bee_session_features(b, 0, 3, &two[0][0][0], NULL), BEE_OK);
+    CHECK(!memcmp(three[0][0], three[1][0], sizeof three[0][0])); /* the same token */
+    CHECK(memcmp(three[0][1], three[1][1], sizeof three[0][1]));  /* at another place */
+    for (int i = 0; i < 3; i++) CHECK(!memcmp(three[i][0], two[i][0], 256) && !memcmp(three[i][1], two[i][1], 256));
+    bee_session_close(a);
+    bee_session_close(b);
+    bee_engine_close(engine);
+    bee_engine_close(with_drafter);
+    tiny_file_close(&file);
+}
+
+/* ---- company and cache ------------------------------------------------------------------------------ */
+
+/* Sessions that read prompts, draft and do not draft share their passes; each gets what it gets alone. */
+static void test_sessions_together(void) {
+    enum { N = 9 };
+    Random random = {23};
+    bee_engine *engine = open_engine(&plain_target, &(TinyDrafter){.block_size = 16, .seed = 2}, 2, NULL);
+    for (int round = 0; round < 4; round++) {
+        int32_t prompts[N][50];
+        bee_request requests[N];
+        Output alone[N], together[N] = {{.n = 0}};
+        bee_session *sessions[N];
+        for (int i = 0; i < N; i++) {
+            requests[i] = (bee_request){.prompt = prompts[i],
+                                        .n_prompt = 1 + random_below(&random, 50),
+                                        .max_tokens = 1 + random_below(&random, 30),
+                                        .draft_length = i % 3 ? random_below(&random, 16)
+                                                        : i   ? -1
+                                                              : 0,
+                                        .sampling = random_sampling(&random)};
+            random_prompt(&random, prompts[i], requests[i].n_prompt, 97);
+            alone[i] = generate_fresh(engine, &requests[i]);
+            sessions[i] = open_session(engine, N_CTX);
+            CHECK_EQ(bee_session_begin(sessions[i], &requests[i], NULL), BEE_OK);
+        }
+        for (int pass = 0, running = N; running && pass < 500; pass++) {
+            bee_session *active[N];
+            bee_step steps[N];
+            int index[N], n = 0;
+            for (int i = 0; i < N; i++) /* some wait, as in a queue */
+                if (!together[i].finish && (pass + i) % 4) active[n] = sessions[i], index[n++] = i;
+            if (!n) continue;
+            CHECK_EQ(bee_engine_step(engine, active, n, steps, NULL), BEE_OK);
+            for (int i = 0; i < n; i++) {
+                take_step(&steps[i], &together[index[i]]);
+                running -= steps[i].finish != BEE_FINISH_NONE;
+            }
+        }
+        for (int i = 0; i < N; i++) {
+            CHECK(same_output(&alone[i], &together[i]));
+            bee_session_close(sessions[i]);
+        }
+    }
+    bee_engine_close(engine);
+}
+
+/* More sessions than a pass could give drafts to. */
+static void test_full_pass(void) {
+    enum { N = BEE_MAX_PASS_ROWS };
+    bee_engine *engine = open_engine(&plain_target, &(TinyDrafter){.block_size = 16, .seed = 2}, 2, NULL);
+    static bee_session *sessions[N];
+    static bee_step steps[N];
+    int32_t prompt[3] = {1, 2, 3};
+    bee_request request = {.prompt = prompt,
+                           .n_prompt = 3,
+                           .max_tokens = 4,
+                           .draft_length = 3,
+                           .sampling = {.temperature = 8, .top_p = 1, .seed = 5}};
+    const Output alone = generate_fresh(engine, &request);
+    for (int i = 0; i < N; i++) {
+        sessions[i] = open_session(engine, 16);
+        CHECK_EQ(bee_session_begin(sessions[i], &request, NULL), BEE_OK);
+    }
+    int wrong = 0, most = 0;
+    static Output outputs[N];
+    for (int n = N, pass = 0; n == N && pass < 20; pass++) { /* equal sessions end together */
+        CHECK_EQ(bee_engine_step(engine, sessions, N, steps, NULL), BEE_OK);
+        for (int i = 0; i < N; i++) {
+            take_step(&steps[i], &outputs[i]);
+            if (steps[i].finish) n = 0;
+            if (steps[i].n_tokens > most) most = steps[i].n_tokens;
+        }
+    }
+    for (int i = 0; i < N; i++) {
+        wrong += !same_output(&outputs[i], &alone);
+        bee_session_close(sessions[i]);
+    }
+    CHECK_EQ(wrong, 0);
+    CHECK_EQ(most, 1); /* every row was a session's own */
+    bee_engine_close(engine);
+}
+
+static void test_prefix_reuse(void) {
+    Random random = {24};
+    bee_engine *engine = open_engine(&plain_target, &(TinyDrafter){.block_size = 8, .seed = 2}, 2, NULL);
+    bee_session *session = open_session(engine, N_CTX);
+    int32_t prompt[N_CTX];
+    int n_prompt = 0, reused = 0;
+    for (int turn = 0; turn < 30; turn++) {
+        /* The next turn of a conversation: some of what the session holds, often all of it, and something new. */
+        const int32_t *held;
+        const int n_held = bee_session_tokens(session, &held);
+        int keep = random_below(&random, 3) ? n_held : random_below(&random, n_held + 1);
+        if (keep > 60) keep = random_below(&random, 20);
+        memcpy(prompt, held, (size_t)keep * sizeof *prompt);
+        n_prompt = keep + random_below(&random, 12) + (keep == 0);
+        random_prompt(&random, prompt + keep, n_prompt - keep, 97);
+        bee_request request = {.prompt = prompt,
+                               .n_prompt = n_prompt,
+                               .max_tokens = 1 + random_below(&random, 12),
+                               .draft_length = random_below(&random, 2) ? random_below(&random, 8) : 0,
+                               .sampling = random_sampling(&random)};
+        const Output fresh = generate_fresh(engine, &request), again = generate(engine, session, &request);
+        CHECK(same_output(&fresh, &again));
+        CHECK_EQ(fresh.stats.reused_tokens, 0);
+        CHECK(again.stats.reused_tokens < n_prompt);
+        /* Also after a request without drafts, whose tokens the drafter has not seen. */
+        if (request.draft_length && request.max_tokens > 2) CHECK(again.stats.drafted_tokens > 0);
+        if (!request.draft_length && keep > 0)
+            CHECK(again.stats.reused_tokens >= (keep < n_prompt ? keep : n_prompt - 1));
+        reused += again.stats.reused_tokens;
+    }
+    CHECK(reused > 200);
+    bee_session_close(session);
+    bee_engine_close(engine);
+}
+
+/* ---- how requests end ------------------------------------------------------------------------------- */
+
+static void test_context_full(void) {
+    bee_engine *engine = open_engine(&plain_target, &(TinyDrafter){.block_size = 16, .seed = 2}, 2, NULL);
+    Random random = {25};
+    int32_t prompt[32];
+    random_prompt(&random, prompt, 32, 97);
+    for (int n_ctx = 17; n_ctx <= 32; n_ctx += 5)
+        for (int n_prompt = n_ctx - 6; n_prompt <= n_ctx; n_prompt++)
+            for (int draft_length = 0; draft_length < 16; draft_length += 5) {
+                bee_session *session = open_session(engine, n_ctx);
+                const bee_request request = {.prompt = prompt,
+                                             .n_prompt = n_prompt,
+                                             .max_tokens = 1000,
+                                             .draft_length = draft_length,
+                                             .sampling = {.temperature = 40, .top_p = 1, .seed = 3}};
+                const Output out = generate(engine, session, &request);
+                CHECK_EQ(out.finish, BEE_FINISH_CONTEXT);
+                /* The last token of a full context is still given; after a prompt that fills it, one. */
+                CHECK_EQ(out.n, n_prompt == n_ctx ? 1 : n_ctx - n_prompt);
+                bee_session_close(session);
+            }
+    bee_engine_close(engine);
+}
+
+static void test_limits(void) {
+    bee_engine *engine = open_engine(&plain_target, &(TinyDrafter){.block_size = 16, .seed = 2}, 2, NULL);
+    const int32_t prompt[] = {4, 8, 15};
+    bee_request request = {
+        .prompt = prompt, .n_prompt = 3, .max_tokens = 40, .sampling = {.temperature = 40, .top_p = 1, .seed = 1}};
+    const Output whole = generate_fresh(engine, &request);
+    CHECK_EQ(whole.n, 40);
+    CHECK_EQ(whole.finish, BEE_FINISH_LENGTH);
+    for (int draft_length = 0; draft_length < 16; draft_length += 5) {
+        request.draft_length = draft_length;
+        for (int limit = 1; limit < 40; limit += limit < 8 ? 1 : 9) {
+            request.max_tokens = limit;
+            const Output out = generate_fresh(engine, &request);
+            CHECK_EQ(out.n, limit);
+            CHECK_EQ(out.finish, BEE_FINISH_LENGTH);
+            CHECK(!memcmp(out.tokens, whole.tokens, (size_t)limit * sizeof *out.tokens));
+        }
+        request.max_tokens = 40;
+        for (int i = 0; i < 40; i += 7) {
+            int first = 0;
+            while (whole.tokens[first] != whole.tokens[i]) first++;
+            const int32_t stops[] = {whole.tokens[i], -5, 1000000}; /* no such tokens, no harm */
+            request.stop_tokens = stops;
+            request.n_stop_tokens = 3;
+            const Output out = generate_fresh(engine, &request);
+            CHECK_EQ(out.finish, BEE_FINISH_STOP);
+            CHECK_EQ(out.n, first + 1); /* the stop token is the last one */
+            CHECK(!memcmp(out.tokens, whole.tokens, (size_t)out.n * sizeof *out.tokens));
+        }
+        request.n_stop_tokens = 0;
+    }
+    bee_engine_close(engine);
+}
+
+/* ---- cancelling ------------------------------------------------------------------------------------- */
+
+typedef struct Canceller {
+    bee_session *session;
+    atomic_int tokens; /* that the request has given so far */
+    int after;
+} Canceller;
+
+static void *cancel_after(void *argument) {
+    Canceller *c = argument;
+    while (atomic_load(&c->tokens) < c->after) sched_yield();
+    bee_session_cancel(c->session);
+    return NULL;
+}
+
+static void test_cancel_from_a_thread(bee_engine *engine) {
+    Random random = {26};
+    int32_t prompt[200];
+    random_prompt(&random, prompt, 200, 97);
+    for (int round = 0; round < 12; round++) {
+        bee_session *session = open_session(engine, 256);
+        bee_request request = {.prompt = prompt,
+                               .n_prompt = round % 2 ? 200 : 5,
+                               .max_tokens = 40,
+                               .draft_length = round % 3 ? 5 : 0,
+                               .sampling = {.temperature = 8, .top_p = 1, .seed = 4}};
+        const Output whole = generate(engine, session, &request);
+        bee_session_close(session);
+        session = open_session(engine, 256);
+        Canceller canceller = {.session = session, .after = round % 4 * 3};
+        CHECK_EQ(bee_session_begin(session, &request, NULL), BEE_OK);
+        pthread_t thread;
+        pthread_create(&thread, NULL, cancel_after, &canceller);
+        Output out = {.n = 0};
+        for (int i = 0; i < 1000 && !out.finish; i++) {
+            bee_step step;
+            CHECK_EQ(bee_engine_step(engine, &session, 1, &step, NULL), BEE_OK);
+            take_step(&step, &out);
+            atomic_store(&canceller.tokens, out.n);
+        }
+        CHECK(out.finish == BEE_FINISH_CANCELLED || out.finish == BEE_FINISH_LENGTH);
+        CHECK(!memcmp(out.tokens, whole.tokens, (size_t)out.n * sizeof *out.tokens));
+        pthread_join(thread, NULL);
+        const Output again = generate(engine, session, &request); /* on whatever the cancelled request left */
+        CHECK(same_output(&again, &whole));
+        bee_session_close(session);
+    }
+}
+
+static void test_cancel(void) {
+    bee_engine *engine = open_engine(&plain_target, &(TinyDrafter){.block_size = 8, .seed = 2}, 2, NULL);
+    const int32_t prompt[] = {4, 8, 15};
+    const bee_request request = {.prompt = prompt,
+                                 .n_prompt = 3,
+                                 .max_tokens = 20,
+                                 .draft_length = 3,
+                                 .sampling = {.temperature = 8, .top_p = 1, .seed = 1}};
+    const Output alone = generate_fresh(engine, &request);
+    bee_session *pair[] = {open_session(engine, N_CTX), open_session(engine, N_CTX)};
+    bee_step steps[2];
+    bee_error error;
+    for (int i = 0; i < 2; i++) CHECK_EQ(bee_session_begin(pair[i], &request, NULL), BEE_OK);
+    Output out = {.n = 0};
+    CHECK_EQ(bee_engine_step(engine, pair, 2, steps, NULL), BEE_OK);
+    take_step(&steps[1], &out);
+    bee_session_cancel(pair[0]);
+    CHECK_EQ(bee_engine_step(engine, pair, 2, steps, NULL), BEE_OK);
+    CHECK_EQ(steps[0].finish, BEE_FINISH_CANCELLED);
+    CHECK_EQ(steps[0].n_tokens, 0);
+    take_step(&steps[1], &out); /* the other goes on, within the same step */
+    CHECK(out.n >= 2);
+    CHECK_EQ(bee_engine_step(engine, pair, 2, steps, &error), BEE_ERROR_ARGUMENT);
+    CHECK_CONTAINS(error.message, "session 0 has no running request");
+    while (!out.finish && !bee_engine_step(engine, &pair[1], 1, steps, NULL)) take_step(steps, &out);
+    CHECK(same_output(&out, &alone));
+    bee_session_cancel(pair[0]); /* without a request: cleared by the next one */
+    const Output again = generate(engine, pair[0], &request);
+    CHECK(same_output(&again, &alone));
+    for (int i = 0; i < 2; i++) bee_session_close(pair[i]);
+    test_cancel_from_a_thread(engine);
+    bee_engine_close(engine);
+}
+
+/* ---- several threads on one engine ------------------------------------------------------------------ */
+
+typedef struct User {
+    bee_engine *engine;
+    bee_session *session;
+    bee_request request;
+    Output out;
+} User;
+
+static void *use_engine(void *argument) { /* no checks here: they are counted without locks */
+    User *user = argument;
+    if (bee_session_begin(user->session, &user->request, NULL)) return NULL;
+    bee_step step = {.finish = BEE_FINISH_NONE};
+    while (!step.finish && !bee_engine_step(user->engine, &user->session, 1, &step, NULL)) {
+        for (int i = 0; i < step.n_tokens; i++) user->out.tokens[user->out.n++] = step.tokens[i];
+        bee_session_stats(user->session, &user->out.stats);
+    }
+    user->out.finish = step.finish;
+    return NULL;
+}
+
+static void test_users(void) {
+    enum { N = 4 };
+    bee_engine *engine = open_engine(&plain_target, &(TinyDrafter){.block_size = 8, .seed = 2}, 2, NULL);
+    const int32_t prompt[] = {1, 2, 3, 4, 5};
+    User users[N] = {{.engine = engine}};
+    Output alone[N];
+    pthread_t threads[N];
+    for (int i = 0; i < N; i++) {
+        users[i] = (User){.engine = engine, .session = open_session(engine, N_CTX)};
+        users[i].request = (bee_request){.prompt = prompt,
+                                         .n_prompt = 5 - i,
+                                         .max_tokens = 20,
+                                         .draft_length = 2 * i,
+                                         .sampling = {.temperature = 8, .top_p = 1, .seed = (uint64_t)i}};
+        alone[i] = generate_fresh(engine, &users[i].request);
+    }
+    for (int i = 0; i < N; i++) pthread_create(&threads[i], NULL, use_engine, &users[i]);
+    for (int i = 0; i < N; i++) pthread_join(threads[i], NULL);
+    for (int i = 0; i < N; i++) {
+        CHECK(same_output(&users[i].out, &alone[i]));
+        bee_session_close(users[i].session);
+    }
+    bee_engine_close(engine);
+}
+
+/* ---- refusals --------------------------------------------------------------------------------------- */
+
+#define EXPECT(call, expected, part)           \
+    do {                                       \
+        bee_error error = {BEE_OK, ""};        \
+        CHECK_EQ((call), (expected));          \
+        CHECK_EQ(error.status, (expected));    \
+        CHECK_CONTAINS(error.message, (part)); \
+    } while (0)
+
+static void test_bad_requests(void) {
+    bee_engine *engine = open_engine(&plain_target, &(TinyDrafter){.block_size = 8, .seed = 2}, 2, NULL);
+    bee_engine *undrafted = open_engine(&plain_target, NULL, 1, NULL);
+    bee_session *s = open_session(engine, 32), *plain = open_session(undrafted, 32);
+    int32_t prompt[40] = {1, 2, 3}, bad[] = {1, 97}, negative[] = {-1};
+    const bee_request good = {.prompt = prompt, .n_prompt = 3, .max_tokens = 5, .sampling = {.top_p = 1}};
+#define REFUSED(session, field, value, expected, part)                              \
+    do {                                                                            \
+        bee_request request = good;                                                 \
+        request.field = (value);                                                    \
+        EXPECT(bee_session_begin((session), &request, &error), (expected), (part)); \
+        CHECK_EQ(bee_session_begin((session), &request, NULL), (expected));         \
+    } while (0)
+    REFUSED(s, n_prompt, 0, BEE_ERROR_ARGUMENT, "prompt is empty");
+    REFUSED(s, n_prompt, -1, BEE_ERROR_ARGUMENT, "prompt is empty");
+    REFUSED(s, prompt, NULL, BEE_ERROR_ARGUMENT, "prompt is empty");
+    REFUSED(s, n_prompt, 33, BEE_ERROR_CONTEXT, "33 tokens, but the context holds 32");
+    REFUSED(s, max_tokens, 0, BEE_ERROR_ARGUMENT, "max_tokens is 0; it must be at least 1");
+    REFUSED(s, draft_length, 8, BEE_ERROR_ARGUMENT, "draft_length is 8; it must lie between -1 (automatic) and 7");
+    REFUSED(s, draft_length, -2, BEE_ERROR_ARGUMENT, "draft_length is -2");
+    REFUSED(plain, draft_length, 1, BEE_ERROR_ARGUMENT, "because there is no drafter");
+    REFUSED(s, n_stop_tokens, 33, BEE_ERROR_ARGUMENT, "n_stop_tokens is 33; it must lie between 0 and 32");
+    REFUSED(s, n_stop_tokens, -1, BEE_ERROR_ARGUMENT, "n_stop_tokens is -1");
+    REFUSED(s, n_stop_tokens, 2, BEE_ERROR_ARGUMENT, "stop_tokens is missing");
+    REFUSED(s, sampling.temperature, -1, BEE_ERROR_ARGUMENT, "temperature is -1");
+    REFUSED(s, sampling.top_p, 0, BEE_ERROR_ARGUMENT, "top_p is 0");
+    bee_request request = good;
+    request.prompt = bad;
+    request.n_prompt = 2;
+    EXPECT(bee_session_begin(s, &request, &error), BEE_ERROR_ARGUMENT,
+           "prompt token 1 is 97; the vocabulary has ids 0 to 96");
+    request.prompt = negative;
+    request.n_prompt = 1;
+    EXPECT(bee_session_begin(s, &request, &error), BEE_ERROR_ARGUMENT, "prompt token 0 is -1");
+
+    bee_step steps[2];
+    bee_session *sessions[] = {s, s, plain, NULL};
+    EXPECT(bee_engine_step(engine, sessions, 0, steps, &error), BEE_ERROR_ARGUMENT, "n_sessions is 0");
+    EXPECT(bee_engine_step(engine, sessions, 129, steps, &error), BEE_ERROR_ARGUMENT, "n_sessions is 129");
+    EXPECT(bee_engine_step(engine, sessions, 1, steps, &error), BEE_ERROR_ARGUMENT, "session 0 has no running request");
+    EXPECT(bee_engine_step(engine, sessions + 3, 1, steps, &error), BEE_ERROR_ARGUMENT,
+           "session 0 has no running request");
+    CHECK_EQ(bee_session_begin(s, &good, NULL), BEE_OK);
+    CHECK_EQ(bee_session_begin(plain, &good, NULL), BEE_OK);
+    EXPECT(bee_engine_step(engine, sessions, 2, steps, &error), BEE_ERROR_ARGUMENT, "session 1 is given twice");
+    EXPECT(bee_engine_step(engine, sessions + 1, 2, steps, &error), BEE_ERROR_ARGUMENT,
+           "session 1 has no running request on this engine");
+    CHECK_EQ(finish_request(engine, s, 3).n, 5); /* refusals leave the request as it was */
+    EXPECT(bee_engine_step(engine, sessions, 1, steps, &error), BEE_ERROR_ARGUMENT,
+           "no running request"); /* it has ended */
+
+    float out[64 * 2];
+    int32_t drafts[16];
+    double pass, draft;
+    EXPECT(bee_session_evaluate(s, prompt, 33, 1, NULL, &error), BEE_ERROR_CONTEXT,
+           "n is 33; the context holds 1 to 32");
+    EXPECT(bee_session_evaluate(s, prompt, 3, 0, NULL, &error), BEE_ERROR_ARGUMENT, "rows_per_pass is 0");
+    EXPECT(bee_session_evaluate(s, prompt, 3, 129, NULL, &error), BEE_ERROR_ARGUMENT, "rows_per_pass is 129");
+    EXPECT(bee_session_evaluate(s, bad, 2, 1, NULL, &error), BEE_ERROR_ARGUMENT, "token 1 is 97");
+    EXPECT(bee_session_features(s, 0, 1, out, &error), BEE_ERROR_ARGUMENT, "keeps no features");
+    EXPECT(bee_session_draft(s, 1, 8, drafts, NULL, &error), BEE_ERROR_ARGUMENT, "n is 8; the drafter drafts 1 to 7");
+    EXPECT(bee_session_draft(s, 97, 2, drafts, NULL, &error), BEE_ERROR_ARGUMENT, "last_token is 97");
+    EXPECT(bee_session_draft(s, 1, 2, drafts, NULL, &error), BEE_ERROR_ARGUMENT, "ran without speculation");
+    EXPECT(bee_session_draft(plain, 1, 2, drafts, NULL, &error), BEE_ERROR_ARGUMENT, "no drafter");
+    EXPECT(bee_engine_measure(engine, 0, 0, 1, &pass, &draft, &error), BEE_ERROR_ARGUMENT,
+           "n_rows must lie between 1 and 128");
+    EXPECT(bee_engine_measure(engine, 1, INT32_MAX, 1, &pass, &draft, &error), BEE_ERROR_ARGUMENT,
+           "the model's context holds 256");
+    CHECK_EQ(bee_engine_measure(engine, 8, 200, 3, &pass, &draft, NULL), BEE_OK);
+    CHECK(pass > 0 && draft > 0);
+    bee_session *keeping = bee_session_open(engine, 8, true, NULL);
+    CHECK_EQ(bee_session_evaluate(keeping, prompt, 4, 4, NULL, NULL), BEE_OK);
+    EXPECT(bee_session_features(keeping, 3, 2, out, &error), BEE_ERROR_ARGUMENT, "not all in the cache, which holds 4");
+    EXPECT(bee_session_features(keeping, 1, INT32_MAX, out, &error), BEE_ERROR_ARGUMENT, "not all in the cache");
+    EXPECT(bee_session_features(keeping, -1, 1, out, &error), BEE_ERROR_ARGUMENT, "not all in the cache");
+    CHECK_EQ(bee_session_features(keeping, 3, 1, out, NULL), BEE_OK);
+    bee_error error = {BEE_OK, ""};
+    CHECK(!bee_session_open(engine, 0, false, &error) && error.status == BEE_ERROR_ARGUMENT);
+    CHECK_CONTAINS(error.message, "n_ctx is 0; it must lie between 1 and the model's context length, 256");
+    CHECK(!bee_session_open(engine, 257, false, NULL));
+    bee_session_close(keeping);
+    bee_session_close(s);
+    bee_session_close(plain);
+    bee_session_close(NULL);
+    bee_engine_close(engine);
+    bee_engine_close(undrafted);
+    bee_engine_close(NULL);
+}
+
+static void refuse_engine(const char *model, const char *drafter, const bee_engine_params *params, bee_status status,
+                          const char *part) {
+    bee_error error = {BEE_OK, ""};
+    CHECK(!bee_engine_open(model, drafter, params, &error));
+    CHECK_EQ(error.status, status);
+    CHECK_CONTAINS(error.message, part);
+    CHECK(!bee_engine_open(model, drafter, params, NULL));
+}
+
+static void test_bad_engines(void) {
+    TinyTarget other = plain_target, wider = plain_target, shallow = plain_target;
+    other.other_words = true;
+    wider.n_embd = 96;
+    shallow.n_layer = 1;
+    const TinyDrafter shape = {.block_size = 8, .seed = 2};
+    TinyFile target = tiny_target(&plain_target), drafter = tiny_drafter(&plain_target, &shape);
+    TinyFile other_drafter = tiny_drafter(&other, &shape), wider_drafter = tiny_drafter(&wider, &shape);
+    TinyFile shallow_target = tiny_target(&shallow);
+    refuse_engine(NULL, NULL, NULL, BEE_ERROR_ARGUMENT, "model_path is missing");
+    refuse_engine("/nonexistent.gguf", NULL, NULL, BEE_ERROR_FILE, "nonexistent.gguf");
+    refuse_engine(target.path, "/nonexistent.gguf", NULL, BEE_ERROR_FILE, "nonexistent.gguf");
+    refuse_engine(drafter.path, NULL, NULL, BEE_ERROR_UNSUPPORTED, "DFlash drafter, not a model");
+    refuse_engine(target.path, target.path, NULL, BEE_ERROR_MISMATCH, "is not a DFlash drafter");
+    refuse_engine(target.path, other_drafter.path, NULL, BEE_ERROR_MISMATCH, "same size but other tokens");
+    refuse_engine(target.path, wider_drafter.path, NULL, BEE_ERROR_MISMATCH,
+                  "embedding_length is 96, the target's is 64");
+    refuse_engine(shallow_target.path, drafter.path, NULL, BEE_ERROR_MISMATCH, "target_layers[1] is 2");
+    refuse_engine(target.path, NULL, &(bee_engine_params){.n_threads = 65}, BEE_ERROR_ARGUMENT, "n_threads is 65");
+    refuse_engine(target.path, NULL, &(bee_engine_params){.n_threads = -1}, BEE_ERROR_ARGUMENT, "n_threads is -1");
+    refuse_engine(target.path, NULL, &(bee_engine_params){.instruction_set = "mmx"}, BEE_ERROR_ARGUMENT,
+                  "'mmx' is not available; this machine has: ");
+    refuse_engine(target.path, NULL, &(bee_engine_params){.n_taps = 17}, BEE_ERROR_ARGUMENT, "n_taps is 17");
+    refuse_engine(target.path, NULL, &(bee_engine_params){.n_taps = 1, .taps = {3}}, BEE_ERROR_ARGUMENT,
+                  "taps[0] is 3");
+    refuse_engine(target.path, drafter.path, &(bee_engine_params){.n_taps = 1}, BEE_ERROR_ARGUMENT, "give either");
+    TinyFile *files[] = {&target, &drafter, &other_drafter, &wider_drafter, &shallow_target};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) tiny_file_close(files[i]);
+}
+
+/* One NaN among the weights is enough for every logit; that is an error, and the engine outlives it. */
+static void test_broken_weights(void) {
+    TinyTarget broken = plain_target;
+    broken.not_finite = true;
+    for (const char *const *isa = bee_instruction_sets(); *isa; isa++) {
+        bee_engine *engine = open_engine(&broken, NULL, 2, *isa);
+        bee_session *session = open_session(engine, 32);
+        const int32_t prompt[] = {1, 2};
+        const bee_request request = {
+            .prompt = prompt, .n_prompt = 2, .max_tokens = 5, .sampling = {.temperature = 1, .top_p = 1}};
+        bee_step step;
+        for (int i = 0; i < 2; i++) {
+            CHECK_EQ(bee_session_begin(session, &request, NULL), BEE_OK);
+            EXPECT(bee_engine_step(engine, &session, 1, &step, &error), BEE_ERROR_FORMAT, "logits are not finite");
+        }
+        bee_session_close(session);
+        bee_engine_close(engine);
+    }
+}
+
+static void test_description(void) {
+    bee_engine *engine =
+        open_engine(&plain_target, &(TinyDrafter){.block_size = 8, .n_draft_vocab = 10, .seed = 2}, 3, "portable");
+    bee_engine_info info;
+    bee_engine_describe(engine, &info);
+    CHECK(info.n_vocab == 97 && info.n_ctx_train == 256 && info.n_layer == 2 && info.n_embd == 64);
+    CHECK(info.n_threads == 3 && info.has_drafter && info.block_size == 8 && info.n_draft_vocab == 10);
+    CHECK(info.mask_token == 2 && info.n_taps == 2 && info.taps[0] == 0 && info.taps[1] == 2 && info.weight_bytes > 0);
+    CHECK_TEXT(info.instruction_set, "portable");
+    bee_engine_close(engine);
+}
+
+int main(void) {
+    test_description();
+    test_on_off();
+    test_threads();
+    test_passes();
+    test_taps();
+    test_sessions_together();
+    test_full_pass();
+    test_prefix_reuse();
+    test_context_full();
+    test_limits();
+    test_cancel();
+    test_users();
+    test_bad_requests();
+    test_bad_engines();
+    test_broken_weights();
+    return check_report();
+}
