@@ -268,7 +268,7 @@ class Engine:
         if params.speculation == "off" or not self._block_size:
             return 0
         if params.draft_length is None:
-            return -1
+            return -1 if params.speculation == "auto" else self._block_size - 1
         if params.draft_length >= self._block_size:
             raise ParameterError(
                 f"draft_length is {params.draft_length}; this drafter drafts at most {self._block_size - 1} tokens"

@@ -36,10 +36,10 @@ class GenerationParams:
     stop: tuple[str, ...] = ()
     """Strings that end the generation and are not part of its text."""
     speculation: str = "auto"
-    """"auto" drafts if there is a drafter, "dflash" insists on one, "off" does not draft. The tokens are the same."""
+    """"auto" drafts as many tokens as pay on this machine and text, if there is a drafter; "dflash" insists on one and
+    drafts a whole block every cycle; "off" does not draft. The tokens are the same."""
     draft_length: int | None = None
-    """Drafts per cycle, 0 to the drafter's block size - 1; None leaves it to the library. Without effect where nothing
-    is drafted."""
+    """Fixes the drafts per cycle, 0 to the drafter's block size - 1. Without effect where nothing is drafted."""
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__  # the class is frozen; this is its constructor

@@ -37,8 +37,8 @@ typedef struct Thread {
 struct ThreadPool {
     int count;
     int spins;
-    Gate runs;       /* number of runs begun */
-    Gate generation; /* number of barriers passed */
+    Gate runs;                       /* number of runs begun */
+    Gate generation;                 /* number of barriers passed */
     _Alignas(64) atomic_int arrived; /* at the next barrier */
     atomic_bool closing;
     void (*body)(void *, int);

@@ -73,7 +73,8 @@ def test_default_pair(engines: list[Engine]) -> None:
             engine = draw.choice(engines)
             if draw.random() < 0.3:
                 engine.forget()  # otherwise a part of the prompt may come from the cache
-            params = replace(plain, speculation="dflash", draft_length=draw.choice([None, 1, 2, 3, 5, 7]))
+            mode, length = draw.choice(["auto", "dflash"]), draw.choice([None, 1, 2, 3, 5, 7])
+            params = replace(plain, speculation=mode, draft_length=length)
             done = engine.complete(prompt, params)
             assert outcome(done) == expected, (case, params, engine.info["n_threads"])
             drafted += done.stats.drafted_tokens
@@ -94,8 +95,8 @@ def test_tiny_pair_up_to_the_end_of_the_context(tiny: Engine) -> None:
         prompt = [draw.randrange(tiny.info["n_vocab"]) for _ in range(size)]
         plain = replace(random_params(draw, 60), max_tokens=draw.choice([1, 2, 9, 40, None if size > 400 else 50]))
         expected = outcome(tiny.complete(prompt, plain))
-        for draft_length in (1, 2, 4, 7):
-            done = tiny.complete(prompt, replace(plain, speculation="dflash", draft_length=draft_length))
+        for mode, draft_length in (("dflash", 1), ("dflash", 2), ("dflash", 4), ("dflash", None), ("auto", None)):
+            done = tiny.complete(prompt, replace(plain, speculation=mode, draft_length=draft_length))
             assert outcome(done) == expected
             drafted += done.stats.drafted_tokens
             accepted += done.stats.accepted_tokens
@@ -109,7 +110,7 @@ def test_requests_that_share_passes(tiny: Engine) -> None:
     jobs = []
     for _ in range(60):
         prompt = [draw.randrange(tiny.info["n_vocab"]) for _ in range(draw.choice([3, 40, 200]))]
-        mode = draw.choice(["off", "dflash"])
+        mode = draw.choice(["off", "auto", "dflash"])
         jobs.append((prompt, replace(random_params(draw, 50), speculation=mode)))
     alone = [outcome(tiny.complete(prompt, replace(params, speculation="off"))) for prompt, params in jobs]
     with ThreadPoolExecutor(8) as pool:
