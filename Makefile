@@ -50,7 +50,7 @@ native-test: $(VENV)/.installed-dev ## the C tests under ASan and UBSan, and tho
 	cd build-asan && $(CTEST) --output-on-failure
 	$(CMAKE) -S libbee -B build-tsan -DBEE_TESTS=ON -DBEE_SANITIZE=thread -DCMAKE_BUILD_TYPE=Debug
 	$(CMAKE) --build build-tsan --parallel $(JOBS)
-	cd build-tsan && $(CTEST) --output-on-failure -R thread
+	cd build-tsan && $(CTEST) --output-on-failure -R 'thread|session'
 
 lint: $(VENV)/.installed-dev ## ruff and clang-format, changing nothing
 	$(BIN)/ruff check .

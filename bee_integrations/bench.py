@@ -26,6 +26,7 @@ from .errors import ModelFileError, ParameterError
 from .llama_cpp_peer import PeerProcess
 from .memory_bandwidth import read_bandwidth
 from .model_file import ModelFile
+from .models import sha256_of
 
 __all__ = ["BenchOptions", "Prompt", "load_prompts", "run_benchmark"]
 
@@ -392,8 +393,4 @@ def _cpu_name() -> str:
 
 
 def _describe_file(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}

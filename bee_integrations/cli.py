@@ -163,7 +163,9 @@ def run(
     prompt: Annotated[str, typer.Argument(help="What to answer; '-' reads it from stdin.")],
     model: Model = None,
     drafter: Drafter = "auto",
-    speculation: Annotated[str, typer.Option(help="'auto', 'dflash' or 'off'. The answer is the same.")] = "auto",
+    speculation: Annotated[
+        str, typer.Option(help="'auto' drafts what pays, 'dflash' whole blocks, 'off' nothing; the answer is the same.")
+    ] = "auto",
     draft_length: Annotated[int | None, typer.Option(help="Drafted tokens per cycle.")] = None,
     system: Annotated[str | None, typer.Option("--system", "-s", help="The system message.")] = None,
     raw: Annotated[

@@ -19,8 +19,8 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,13 +33,13 @@ from .chat_template import ChatTemplate
 from .errors import ContextLengthError, ModelFormatError, ParameterError, TemplateError, UnsupportedModelError
 from .generation import Completion, GenerationParams, Statistics, Step
 from .library import check, ffi, lib, new_error
-from .model_file import ModelFile
+from .model_file import ModelFile, Plan
 from .parameter_checks import INT32_MAX, integer, token_ids
 from .scheduler import FINISH_STOP, Request, Scheduler
 from .stop_strings import StopStrings
 from .tokenizer import StreamDecoder, Tokenizer
 
-__all__ = ["Completion", "Engine", "GenerationParams", "Statistics", "Step"]
+__all__ = ["Completion", "Engine", "GenerationParams", "Statistics", "Step", "check_arguments", "model_tokenizer"]
 
 DEFAULT_N_CTX = 8192  # or what the model was trained for, if that is less
 _MAX_PARALLEL = 64
@@ -78,7 +78,7 @@ class Engine:
         UnsupportedModelError, DrafterMismatchError, OutOfMemoryError, ModelDownloadError.
         """
         _check_device(device)
-        threads = 0 if threads is None else integer("threads", threads, 1, int(lib.BEE_MAX_THREADS))
+        threads = _thread_count(threads)
         n_parallel = integer("n_parallel", n_parallel, 1, _MAX_PARALLEL)
         self.model_path: Path = models.resolve_model(model)
         self.drafter_path: Path | None = models.resolve_drafter(drafter, self.model_path)
@@ -94,26 +94,17 @@ class Engine:
         self._finalizer.atexit = False
 
     def _read_model_file(self, n_ctx: int | None) -> None:
-        with ModelFile(self.model_path) as file:
+        with ModelFile(self.model_path) as file, _named(self.model_path):
             plan = file.plan()  # says what an unsupported file lacks before anything is read from it
             if plan.is_drafter:
                 raise UnsupportedModelError(
                     f"{self.model_path} is a DFlash drafter, not a model: give it as drafter= with the model it is for"
                 )
-            self.tokenizer: Tokenizer = Tokenizer.from_model_file(file)
+            self.tokenizer: Tokenizer = model_tokenizer(file, plan)
             self._template, self._template_error = _read_template(file, self.tokenizer)
             self._architecture = file.architecture
-        if self.tokenizer.n_vocab != plan.n_vocab:
-            raise ModelFormatError(
-                f"tokenizer.ggml.tokens has {self.tokenizer.n_vocab} entries, but the weights are for {plan.n_vocab}"
-            )
         self.n_ctx: int = _context_length(n_ctx, plan.n_ctx_train)
         self._n_ctx_train = plan.n_ctx_train
-        if len(self.tokenizer.stop_token_ids) > int(lib.BEE_MAX_STOP_TOKENS):
-            raise UnsupportedModelError(
-                f"the model has {len(self.tokenizer.stop_token_ids)} tokens that end a generation; at most "
-                f"{int(lib.BEE_MAX_STOP_TOKENS)} are supported"
-            )
 
     @classmethod
     def shared(
@@ -464,6 +455,35 @@ def _describe(handle: Any) -> dict[str, Any]:
     return info
 
 
+def model_tokenizer(file: ModelFile, plan: Plan) -> Tokenizer:
+    """The tokenizer of a model that the library can run; what stands against the text side is raised here.
+
+    Raises UnsupportedModelError and ModelFormatError.
+    """
+    tokenizer = Tokenizer.from_model_file(file)
+    if tokenizer.n_vocab != plan.n_vocab:
+        raise ModelFormatError(
+            f"tokenizer.ggml.tokens has {tokenizer.n_vocab} entries, but the weights are for {plan.n_vocab}"
+        )
+    if len(tokenizer.stop_token_ids) > int(lib.BEE_MAX_STOP_TOKENS):
+        raise UnsupportedModelError(
+            f"the model has {len(tokenizer.stop_token_ids)} tokens that end a generation; at most "
+            f"{int(lib.BEE_MAX_STOP_TOKENS)} are supported"
+        )
+    return tokenizer
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors about a file's content name the file."""
+    try:
+        yield
+    except (ModelFormatError, UnsupportedModelError) as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
+
+
 def _read_template(file: ModelFile, tokenizer: Tokenizer) -> tuple[ChatTemplate | None, TemplateError | None]:
     # A broken template must not keep the model from completing plain text.
     try:
@@ -483,6 +503,18 @@ def _too_long(n_tokens: int, n_ctx: int, n_ctx_train: int) -> str:
     if n_tokens < n_ctx_train:
         return f"{room}: shorten it, or open the engine with n_ctx up to {n_ctx_train}"
     return f"{room}: shorten it; this model's context is at most {n_ctx_train}"
+
+
+def check_arguments(*, n_ctx: int | None, threads: int | None, device: str) -> None:
+    """Raise ParameterError for what no engine takes, whatever the model: an engine itself checks the same and more."""
+    _check_device(device)
+    _thread_count(threads)
+    if n_ctx is not None:
+        integer("n_ctx", n_ctx, 1, INT32_MAX, note=", and at most what the model was trained for")
+
+
+def _thread_count(threads: int | None) -> int:
+    return 0 if threads is None else integer("threads", threads, 1, int(lib.BEE_MAX_THREADS))
 
 
 def _check_device(device: str) -> None:

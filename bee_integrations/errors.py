@@ -15,6 +15,7 @@ __all__ = [
     "OutOfMemoryError",
     "ParameterError",
     "TemplateError",
+    "UnsupportedContentError",
     "UnsupportedModelError",
 ]
 
@@ -65,6 +66,10 @@ class EngineClosedError(BeeError, RuntimeError):
 
 class TemplateError(BeeError, ValueError):
     """A chat template is invalid, or raised an error for the given messages."""
+
+
+class UnsupportedContentError(BeeError, ValueError):
+    """A message holds something other than text, such as an image."""
 
 
 class ModelDownloadError(BeeError):

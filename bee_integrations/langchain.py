@@ -38,6 +38,7 @@ from pydantic import ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from .engine import Engine, Statistics, Step
+from .errors import UnsupportedContentError
 from .llm_parameters import BeeParameters
 from .llm_request import (
     Answer,
@@ -49,7 +50,7 @@ from .llm_request import (
     run_all,
     token_usage,
 )
-from .messages import UnsupportedContentError, chat_message, text_and_reasoning, tool_call
+from .messages import chat_message, text_and_reasoning, tool_call
 
 __all__ = ["BeeLLM", "ChatBee"]
 
@@ -223,7 +224,7 @@ class BeeLLM(_BeeModel, BaseLLM):
     ) -> LLMResult:
         parameters = self.for_call(stop, kwargs)
         engine = self.held_engines.open(parameters)
-        return _llm_result(engine, run_all([_text_request(engine, parameters, prompt) for prompt in prompts]))
+        return _llm_result(engine, run_all([Request.of(engine, parameters, prompt) for prompt in prompts]))
 
     async def _agenerate(
         self,
@@ -234,7 +235,7 @@ class BeeLLM(_BeeModel, BaseLLM):
     ) -> LLMResult:
         parameters = self.for_call(stop, kwargs)
         engine = await self.held_engines.aopen(parameters)
-        answers = await arun_all([_text_request(engine, parameters, prompt) for prompt in prompts])
+        answers = await arun_all([Request.of(engine, parameters, prompt) for prompt in prompts])
         return _llm_result(engine, answers)
 
     def _stream(
@@ -245,7 +246,7 @@ class BeeLLM(_BeeModel, BaseLLM):
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
         parameters = self.for_call(stop, kwargs)
-        request = _text_request(self.held_engines.open(parameters), parameters, prompt)
+        request = Request.of(self.held_engines.open(parameters), parameters, prompt)
         with closing(request.steps()) as steps:
             for step in steps:
                 chunk = GenerationChunk(text=step.text, generation_info=_generation_info(request.engine, step))
@@ -261,7 +262,7 @@ class BeeLLM(_BeeModel, BaseLLM):
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
         parameters = self.for_call(stop, kwargs)
-        request = _text_request(await self.held_engines.aopen(parameters), parameters, prompt)
+        request = Request.of(await self.held_engines.aopen(parameters), parameters, prompt)
         async with aclosing(request.asteps()) as steps:
             async for step in steps:
                 chunk = GenerationChunk(text=step.text, generation_info=_generation_info(request.engine, step))
@@ -310,11 +311,7 @@ def _role(message: BaseMessage) -> str:
 
 
 def _chat_request(engine: Engine, parameters: BeeParameters, messages: list[BaseMessage]) -> Request:
-    return _text_request(engine, parameters, chat_text(engine, parameters, template_messages(messages)))
-
-
-def _text_request(engine: Engine, parameters: BeeParameters, text: str) -> Request:
-    return Request(engine, text, parameters.generation_params(), parameters.timeout)
+    return Request.of(engine, parameters, chat_text(engine, parameters, template_messages(messages)))
 
 
 # ---- to LangChain ------------------------------------------------------------------------------------------

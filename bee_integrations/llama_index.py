@@ -181,7 +181,7 @@ class Bee(CustomLLM, BeeParameters):
             text = chat_text(engine, parameters, template_messages(messages))
         else:
             text = self.messages_to_prompt(messages)
-        return _request(engine, parameters, text)
+        return Request.of(engine, parameters, text)
 
     def _text_request(self, prompt: str, formatted: bool, overrides: dict[str, Any]) -> Request:
         parameters = self.for_call(None, overrides)
@@ -193,10 +193,10 @@ class Bee(CustomLLM, BeeParameters):
 
     def _text_request_for(self, engine: Engine, parameters: BeeParameters, prompt: str, formatted: bool) -> Request:
         if formatted:
-            return _request(engine, parameters, prompt)
+            return Request.of(engine, parameters, prompt)
         if self.completion_to_prompt is None or isinstance(self.completion_to_prompt, _TemplatePrompt):
-            return _request(engine, parameters, _completion_text(engine, parameters, prompt))
-        return _request(engine, parameters, self.completion_to_prompt(prompt))
+            return Request.of(engine, parameters, _completion_text(engine, parameters, prompt))
+        return Request.of(engine, parameters, self.completion_to_prompt(prompt))
 
     @staticmethod
     def _complete(request: Request) -> CompletionResponse:
@@ -231,10 +231,6 @@ def _completion_text(engine: Engine, parameters: BeeParameters, prompt: str) -> 
     if has_template(engine, parameters):
         return chat_text(engine, parameters, [chat_message("user", prompt)])
     return prompt
-
-
-def _request(engine: Engine, parameters: BeeParameters, text: str) -> Request:
-    return Request(engine, text, parameters.generation_params(), parameters.timeout)
 
 
 def template_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:

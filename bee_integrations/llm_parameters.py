@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError, field_validator, model_validator
 
-from .engine import GenerationParams
+from .engine import GenerationParams, check_arguments
 from .errors import BeeError, ParameterError
 from .models import DEFAULT_MODEL
 
@@ -42,7 +42,7 @@ class BeeParameters(BaseModel):
     drafter: str | None = "auto"
     """The DFlash drafter: a path, "auto" (the one that belongs to the model, if any) or None."""
     speculation: Literal["auto", "dflash", "off"] = "auto"
-    """"auto" drafts if there is a drafter, "dflash" insists, "off" does not. The text is the same."""
+    """"auto" drafts as many tokens as pay, "dflash" a whole block every cycle, "off" none. The text is the same."""
     draft_length: int | None = None
     """Drafted tokens per cycle; None leaves it to the engine."""
     n_ctx: int | None = None
@@ -112,6 +112,7 @@ class BeeParameters(BaseModel):
 
     @model_validator(mode="after")
     def _in_range(self) -> BeeParameters:
+        check_arguments(n_ctx=self.n_ctx, threads=self.threads, device=self.device)
         self.generation_params()
         return self
 

@@ -117,6 +117,11 @@ class Request:
     params: GenerationParams
     timeout: float | None = None
 
+    @classmethod
+    def of(cls, engine: Engine, parameters: BeeParameters, prompt: str) -> Request:
+        """A request for `prompt` with the generation's part of `parameters`."""
+        return cls(engine, prompt, parameters.generation_params(), parameters.timeout)
+
     def steps(self) -> Generator[Step, None, None]:
         """The generation as it comes, without steps that bring nothing; closing the generator cancels it.
 

@@ -11,16 +11,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .errors import BeeError
+from .errors import UnsupportedContentError
 
-__all__ = ["UnsupportedContentError", "chat_message", "text_and_reasoning", "tool_call"]
+__all__ = ["chat_message", "text_and_reasoning", "tool_call", "unsupported_content"]
 
 # Blocks of an assistant's message that repeat its tool calls, which templates get as "tool_calls".
 _TOOL_CALL_BLOCKS = frozenset({"tool_call", "tool_call_chunk", "invalid_tool_call", "tool_use", "input_json_delta"})
-
-
-class UnsupportedContentError(BeeError, ValueError):
-    """A message holds something other than text, such as an image."""
 
 
 def chat_message(

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .engine import DEFAULT_N_CTX
+from .engine import DEFAULT_N_CTX, model_tokenizer
 from .errors import ModelFormatError, ParameterError, UnsupportedModelError
 from .model_file import ModelFile, TensorInfo
 
@@ -51,6 +51,8 @@ def _running(file: ModelFile, n_ctx: int | None) -> dict[str, Any]:
     """Whether an engine would open the file, and what that would take."""
     try:
         plan = file.plan()
+        if not plan.is_drafter:
+            model_tokenizer(file, plan)  # weights that run are of no use without a vocabulary that can be read
     except (UnsupportedModelError, ModelFormatError) as error:
         return {"runnable": False, "reason": str(error), "kind": None, "memory": None}
     context = n_ctx if n_ctx is not None else min(plan.n_ctx_train, DEFAULT_N_CTX)

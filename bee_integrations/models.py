@@ -177,6 +177,8 @@ def resolve_drafter(drafter: str | os.PathLike[str] | None, model_path: str | os
 
 
 def _existing_file(path: str | os.PathLike[str], what: str, hint: str) -> Path:
+    if path == "":
+        raise ParameterError(f"the path of the {what} is empty: {hint}")
     try:
         resolved = Path(os.fsdecode(path)).expanduser().absolute()
     except (TypeError, RuntimeError) as error:  # no path at all, or the home directory of nobody

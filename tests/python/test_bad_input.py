@@ -63,6 +63,8 @@ def test_missing_files(tmp_path: Path) -> None:
         Engine("no-such-model")
     with pytest.raises(ParameterError, match="path"):
         Engine("a\0b")
+    with pytest.raises(ParameterError, match=r"path of the model is empty.*smollm2-135m-instruct"):
+        Engine("")
 
 
 def test_missing_drafter(tiny_path: Path, tmp_path: Path) -> None:
@@ -257,7 +259,7 @@ def changed(key: str, value: Value | None) -> Document:
 
 def test_unsupported_architecture(tmp_path: Path) -> None:
     path = changed("general.architecture", text("mamba")).write(tmp_path / "m.gguf")
-    with pytest.raises(UnsupportedModelError, match=r"'mamba'.*llama.*qwen3"):
+    with pytest.raises(UnsupportedModelError, match=r"m\.gguf.*'mamba'.*llama.*qwen3"):
         open_engine(path)
 
 

@@ -234,6 +234,11 @@ def test_info_says_what_cannot_run_and_why(bee: Bee, tiny_path: Path, tmp_path: 
     code, output, _ = bee("info", path)
     assert code == 0
     assert "cannot run here" in " ".join(output.split())
+    document = tiny_model.model()
+    document.metadata["tokenizer.ggml.model"] = gguf.text("bert")
+    vocabulary = bee.json("info", document.write(tmp_path / "bert.gguf"))
+    assert not vocabulary["runnable"]
+    assert "'bert'" in vocabulary["reason"]
     too_long = bee.json("info", tiny_path, "--n-ctx", "100000")
     assert not too_long["runnable"]
     assert str(tiny_model.N_CTX_TRAIN) in too_long["reason"]

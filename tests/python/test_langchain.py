@@ -35,9 +35,14 @@ from langchain_core.runnables import ConfigurableField
 from pydantic import ValidationError
 
 from bee_integrations.engine import Engine
-from bee_integrations.errors import ContextLengthError, ModelFileError, ParameterError, TemplateError
+from bee_integrations.errors import (
+    ContextLengthError,
+    ModelFileError,
+    ParameterError,
+    TemplateError,
+    UnsupportedContentError,
+)
 from bee_integrations.langchain import BeeLLM, ChatBee, template_messages
-from bee_integrations.messages import UnsupportedContentError
 
 QUESTION = "Name three colours."
 PROMPTS = ["The capital of France is", "Once upon a time", "1, 2, 3, 4,", "Water is made of"]
@@ -100,6 +105,9 @@ def test_other_words_for_lengths_and_threads() -> None:
         ({"top_k": -3}, "top_k"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"timeout": 0}, "timeout"),
+        ({"n_ctx": 0}, "n_ctx is 0"),
+        ({"threads": 65}, "threads is 65"),
+        ({"device": "cuda"}, "no CUDA backend"),
         ({"speculation": "always"}, "speculation"),
         ({"tools": []}, "tools"),
     ],

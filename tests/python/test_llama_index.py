@@ -19,9 +19,14 @@ from llama_index.core.prompts import PromptTemplate
 from pydantic import ValidationError
 
 from bee_integrations.engine import Engine
-from bee_integrations.errors import ContextLengthError, ModelFileError, ParameterError, TemplateError
+from bee_integrations.errors import (
+    ContextLengthError,
+    ModelFileError,
+    ParameterError,
+    TemplateError,
+    UnsupportedContentError,
+)
 from bee_integrations.llama_index import Bee, template_messages
-from bee_integrations.messages import UnsupportedContentError
 
 QUESTION = "Name three colours."
 PROMPTS = ["The capital of France is", "Once upon a time", "1, 2, 3, 4,", "Water is made of"]

@@ -1,0 +1,43 @@
+"""The drafter that comes with the package: small, bound to its target, and as good as its training recipe promises."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import fmean
+
+from bee_integrations.bench import Prompt, load_prompts
+from bee_integrations.engine import Engine, GenerationParams
+from bee_integrations.model_file import ModelFile
+from bee_integrations.models import DEFAULT_MODEL, REGISTRY
+
+LARGEST = 16_000_000  # bytes; it is part of every installation
+TOKENS_PER_CYCLE = 1.57  # what the first study of the recipe reached on the same prompts, whole blocks, greedy
+ANSWER = 200  # tokens
+
+
+def test_it_is_small_and_names_its_target() -> None:
+    path = REGISTRY[DEFAULT_MODEL].drafter_path
+    assert path is not None
+    with ModelFile(path) as file:
+        assert file.size <= LARGEST
+        assert file.plan().is_drafter
+        assert "dflash.target_vocabulary_hash" in file.metadata
+        names = {tensor.name for tensor in file.tensors}
+    # The rows of the head are the target's own; a copy of them would be most of the file.
+    assert "d2t" in names
+    assert not names & {"output.weight", "token_embd.weight"}
+
+
+def test_tokens_per_cycle_on_prompts_that_training_has_not_seen(engine: Engine, drafter_path: Path) -> None:
+    assert drafter_path == REGISTRY[DEFAULT_MODEL].drafter_path
+    params = GenerationParams(max_tokens=ANSWER, speculation="dflash")
+
+    def tokens_per_cycle(prompt: Prompt) -> float:
+        return engine.complete(engine.render_chat(prompt.messages), params).stats.tokens_per_cycle
+
+    prompts = load_prompts()
+    assert len(prompts) >= 20
+    with ThreadPoolExecutor(4) as pool:
+        reached = list(pool.map(tokens_per_cycle, prompts))
+    assert fmean(reached) >= TOKENS_PER_CYCLE, dict(zip((prompt.name for prompt in prompts), reached, strict=True))
