@@ -1,9 +1,13 @@
 /* The CPU backend: each operation is split over the threads of the pool and ends in a barrier. */
 #define _GNU_SOURCE
 #include <math.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "../src/error.h"
 #include "../src/ops.h"
@@ -28,7 +32,15 @@ struct Backend {
 
 /* ---- instruction sets --------------------------------------------------------------------------- */
 
-/* Compiled kernels, best first, each with whether this processor can run it. */
+#if defined(__x86_64__)
+/* Compilers before GCC 11 and Clang 18 do not know the name in __builtin_cpu_supports. */
+static bool has_f16c(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
+/* Whether this processor and its system can run the kernels of that name. */
 static bool can_run(const char *name) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
@@ -36,12 +48,12 @@ static bool can_run(const char *name) {
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                __builtin_cpu_supports("avx512vnni");
-    if (!strcmp(name, "avx2"))
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    if (!strcmp(name, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 #endif
     return !strcmp(name, "portable");
 }
 
+/* Best first. */
 static const Kernels *const compiled_kernels[] = {
 #if defined(BEE_HAVE_AVX512)
     &bee_kernels_avx512,
@@ -53,13 +65,18 @@ static const Kernels *const compiled_kernels[] = {
 
 enum { N_COMPILED = sizeof compiled_kernels / sizeof *compiled_kernels };
 
-const char *const *cpu_instruction_sets(void) {
-    /* Every thread that comes here writes the same names. */
-    static const char *names[N_COMPILED + 1];
+static const char *available_names[N_COMPILED + 1];
+
+static void find_available(void) {
     int n = 0;
     for (int i = 0; i < N_COMPILED; i++)
-        if (can_run(compiled_kernels[i]->name)) names[n++] = compiled_kernels[i]->name;
-    return names;
+        if (can_run(compiled_kernels[i]->name)) available_names[n++] = compiled_kernels[i]->name;
+}
+
+const char *const *cpu_instruction_sets(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, find_available);
+    return available_names;
 }
 
 static const Kernels *find_kernels(const char *name) {
@@ -180,20 +197,29 @@ static Operand *operand_new(Backend *backend, int columns, int max_rows, int for
     return NULL;
 }
 
-/* Zero pages come from the system untouched: what a request never reaches costs nothing. */
+/* A buffer's size stands in the 64 bytes before it. Large ones are pages of their own: what a request never reaches
+ * stays untouched, and closing an engine gives them back to the system. */
+enum { BUFFER_HEAD = 64, LARGE_BUFFER = 1 << 20 };
+
 static float *buffer_new(Backend *backend, size_t count) {
     (void)backend;
-    void *memory = NULL;
-    const size_t bytes = (count * sizeof(float) + 63) / 64 * 64 + 64;
-    if (bytes < (1u << 20)) return zeroed(count * sizeof(float));
-    if (posix_memalign(&memory, 64, bytes)) return NULL;
-    memset(memory, 0, bytes);
-    return memory;
+    const size_t bytes = BUFFER_HEAD + count * sizeof(float) + 64;
+    char *memory = bytes < LARGE_BUFFER ? zeroed(bytes) : pages_new(bytes);
+    if (!memory) return NULL;
+    memcpy(memory, &bytes, sizeof bytes);
+    return (float *)(memory + BUFFER_HEAD);
 }
 
 static void buffer_free(Backend *backend, float *buffer) {
     (void)backend;
-    free(buffer);
+    if (!buffer) return;
+    char *memory = (char *)buffer - BUFFER_HEAD;
+    size_t bytes;
+    memcpy(&bytes, memory, sizeof bytes);
+    if (bytes < LARGE_BUFFER)
+        free(memory);
+    else
+        pages_free(memory, bytes);
 }
 
 static bool reserve_scratch(Backend *backend, size_t floats) {
@@ -340,7 +366,7 @@ static void rotate_and_store(Worker *w, const Heads *heads, int layer, const Row
     const Kernels *kernels = w->backend->kernels;
     const int size = heads->head_size, n_query = q ? heads->n_head : 0;
     const float scale = 1.0f / sqrtf((float)size);
-    uint16_t half[1024];
+    uint16_t half[MAX_HEAD_SIZE];
     for (int unit = w->index; unit < n * (n_query + heads->n_head_kv); unit += w->count) {
         const int row = unit / (n_query + heads->n_head_kv), head = unit % (n_query + heads->n_head_kv) - n_query;
         const float *turn = angles + (size_t)row * heads->n_rotated;
@@ -412,7 +438,6 @@ static void choose(Worker *w, const float *logits, size_t stride, int n_vocab, c
 }
 
 const Ops bee_cpu_ops = {
-    .name = "cpu",
     .weight_new = weight_new,
     .weight_free = weight_free,
     .operand_format = operand_format,

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "threads.h"
 
+#include <fenv.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -116,6 +117,7 @@ void thread_pool_barrier(ThreadPool *pool) {
 static void *thread_main(void *argument) {
     const Thread *self = argument;
     ThreadPool *pool = self->pool;
+    fesetenv(FE_DFL_ENV); /* not the creator's */
     for (unsigned run = 0;; run++) {
         gate_wait(&pool->runs, run, pool->spins);
         if (atomic_load(&pool->closing)) return NULL;
@@ -155,9 +157,15 @@ void thread_pool_free(ThreadPool *pool) {
 int thread_pool_size(const ThreadPool *pool) { return pool->count; }
 
 void thread_pool_run(ThreadPool *pool, void (*body)(void *, int), void *argument) {
+    /* The caller may round otherwise or flush small numbers to zero, as code built with -ffast-math asks the processor
+     * to do: the numbers would depend on which thread computes them. */
+    fenv_t callers;
+    fegetenv(&callers);
+    fesetenv(FE_DFL_ENV);
     pool->body = body;
     pool->argument = argument;
     if (pool->count > 1) gate_advance(&pool->runs);
     body(argument, 0);
     thread_pool_barrier(pool);
+    fesetenv(&callers);
 }

@@ -14,7 +14,8 @@ ThreadPool *thread_pool_new(int count);
 void thread_pool_free(ThreadPool *pool);
 int thread_pool_size(const ThreadPool *pool);
 
-/* Runs body(argument, index) on every thread, index 0 on the caller; returns when all have returned.
+/* Runs body(argument, index) on every thread, index 0 on the caller, all in the default floating-point environment;
+ * returns when all have returned.
  * One run at a time: callers serialise. */
 void thread_pool_run(ThreadPool *pool, void (*body)(void *argument, int index), void *argument);
 

@@ -36,6 +36,8 @@ typedef struct Cycle {
 
 static bool prompt_left(const bee_session *s) { return s->n_tokens - s->n_cached > 1; }
 
+static int waiting_prompt(const bee_session *s) { return s->stats.output_tokens ? 0 : s->n_tokens - s->n_cached; }
+
 /* Every session gets one row; drafts come next, evenly; prompts share what is left, evenly. */
 static void share_rows(Cycle *c) {
     int reading = 0, room = BEE_MAX_PASS_ROWS - c->n_parts;
@@ -151,12 +153,21 @@ static bee_finish finish_of(const bee_session *s, int32_t token) {
     return s->n_tokens >= s->n_ctx ? BEE_FINISH_CONTEXT : BEE_FINISH_NONE;
 }
 
-/* The chosen tokens as long as the drafts before them agree. False where the logits are not finite. */
-static bool accept(Cycle *c, Part *p) {
+/* Whether all tokens that could be accepted were chosen: none is where logits are not finite. */
+static bool all_chosen(const Cycle *c, const Part *p) {
+    for (int i = 0; i < p->n_choices; i++) {
+        const int32_t token = c->choices[p->first_choice + i].token;
+        if (token < 0) return false;
+        if (is_stop_token(p->session, token) || (i < p->n_drafts && p->drafts[i] != token)) break;
+    }
+    return true;
+}
+
+/* The chosen tokens as long as the drafts before them agree. */
+static void accept(Cycle *c, Part *p) {
     bee_session *s = p->session;
     for (p->n_new = 0; p->n_new < p->n_choices && !p->step->finish;) {
         const int32_t token = c->choices[p->first_choice + p->n_new].token;
-        if (token < 0) return false;
         p->step->tokens[p->n_new++] = token;
         s->stats.output_tokens++;
         if (s->n_tokens < s->n_ctx) s->tokens[s->n_tokens++] = token;
@@ -164,7 +175,6 @@ static bool accept(Cycle *c, Part *p) {
         if (p->n_new <= p->n_drafts && p->drafts[p->n_new - 1] != token) break;
     }
     p->step->n_tokens = p->n_new;
-    return true;
 }
 
 static void count(const Part *p) {
@@ -224,7 +234,7 @@ static void commit(Cycle *c) {
         const Part *p = &c->parts[i];
         bee_session *s = p->session;
         s->n_cached += committed_rows(p);
-        p->step->n_prompt_left = p->n_choices ? 0 : s->n_tokens - s->n_cached;
+        p->step->n_prompt_left = waiting_prompt(s);
         if (p->step->finish) s->active = false;
     }
 }
@@ -236,11 +246,16 @@ static bee_status run_cycle(Cycle *c, bee_error *error) {
     share_rows(c);
     propose_drafts(c);
     if (!verify_and_choose(c)) return BEE_OK;
+    /* Before anything is accepted: a step that fails leaves the other sessions as they were. */
     for (int i = 0; i < c->n_parts; i++) {
-        if (accept(c, &c->parts[i])) continue;
+        if (all_chosen(c, &c->parts[i])) continue;
+        c->parts[i].session->active = false;
         return bee_fail(error, BEE_ERROR_FORMAT, "the model's logits are not finite; the file's weights are broken");
     }
-    for (int i = 0; i < c->n_parts; i++) count(&c->parts[i]);
+    for (int i = 0; i < c->n_parts; i++) {
+        accept(c, &c->parts[i]);
+        count(&c->parts[i]);
+    }
     commit(c);
     const double seconds = monotonic_seconds() - start;
     for (int i = 0; i < c->n_parts; i++) {
@@ -267,7 +282,7 @@ static bee_status check_sessions(const bee_engine *engine, bee_session *const *s
 /* Cancelled sessions end here; the others take part in the pass. */
 static void enlist(Cycle *c, bee_session *const *sessions, int32_t n, bee_step *steps) {
     for (int i = 0; i < n; i++) {
-        steps[i] = (bee_step){0};
+        steps[i] = (bee_step){.n_prompt_left = waiting_prompt(sessions[i])};
         if (atomic_load(&sessions[i]->cancelled)) {
             steps[i].finish = BEE_FINISH_CANCELLED;
             sessions[i]->active = false;

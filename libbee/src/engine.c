@@ -14,6 +14,8 @@ double monotonic_seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+const char *bee_version(void) { return BEE_VERSION; }
+
 const char *const *bee_instruction_sets(void) { return cpu_instruction_sets(); }
 
 static bee_status check_params(const bee_engine_params *params, const char *drafter_path, bee_error *error) {
@@ -29,16 +31,19 @@ static bee_status open_target(bee_engine *e, const char *path, const bee_engine_
     bee_error local;
     if (!error) error = &local;
     if (!(e->file = bee_file_open(path, error))) return error->status;
-    if (!(e->target = model_load(e->ops, e->backend, e->file, NULL, NULL, error))) return error->status;
-    const Shape *s = &e->target->shape;
-    if (s->architecture == ARCH_DFLASH)
+    Shape shape;
+    const bee_status status = shape_read(e->file, &shape, error);
+    if (status) return status;
+    if (shape.architecture == ARCH_DFLASH)
         return bee_fail(error, BEE_ERROR_UNSUPPORTED,
                         "'%s' is a DFlash drafter, not a model: give it as the drafter of the model it was trained for",
                         path);
     for (int i = 0; i < params->n_taps; i++)
-        if (params->taps[i] < 0 || params->taps[i] > s->n_layer)
-            return bee_fail(error, BEE_ERROR_ARGUMENT, "taps[%d] is %d; the model has layers 0 to %d", i,
-                            params->taps[i], s->n_layer);
+        if (params->taps[i] < 0 || params->taps[i] > shape.n_layer)
+            return bee_fail(error, BEE_ERROR_ARGUMENT,
+                            "taps[%d] is %d; it must lie between 0 and %d, the model's layers", i, params->taps[i],
+                            shape.n_layer);
+    if (!(e->target = model_load(e->ops, e->backend, e->file, NULL, NULL, error))) return error->status;
     e->n_taps = params->n_taps;
     memcpy(e->taps, params->taps, sizeof e->taps);
     return BEE_OK;

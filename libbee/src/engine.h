@@ -8,7 +8,7 @@
 #include "forward.h"
 
 struct bee_engine {
-    pthread_mutex_t mutex; /* one pass at a time; also guards `n_sessions` */
+    pthread_mutex_t mutex; /* one pass at a time; also guards the state of the engine's sessions */
     const Ops *ops;
     Backend *backend;
     bee_file *file, *drafter_file;
@@ -17,7 +17,6 @@ struct bee_engine {
     int32_t taps[BEE_MAX_TAPS];
     int n_taps;
     DraftCosts draft_costs;
-    int n_sessions;
     bee_log_function log;
     void *log_user;
 };
@@ -49,7 +48,7 @@ double monotonic_seconds(void);
 /* Drafts for a session's next cycle: what the request asks, as far as context, output and the drafter's state allow. */
 int session_draft_length(const bee_session *session);
 
-/* Fills engine->draft_costs by measuring passes of every length: some ten passes for each. */
+/* Fills engine->draft_costs by measuring passes and drafts of every length. */
 bee_status measure_draft_costs(bee_engine *engine, bee_error *error);
 
 #endif

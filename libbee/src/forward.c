@@ -4,11 +4,34 @@
 
 /* ---- workspaces --------------------------------------------------------------------------------- */
 
+/* Float weights take their operand as values, the others as codes; the layers of one file may mix both. */
+static int formats_for(const Ops *ops, const Weight *const *weights, int n) {
+    int formats = 0;
+    for (int i = 0; i < n; i++) formats |= ops->operand_format(weights[i]);
+    return formats;
+}
+
+static bool operands_new(const Ops *ops, Backend *backend, const Model *m, int n_features, Workspace *w) {
+    const Shape *s = &m->shape;
+    int embd = formats_for(ops, (const Weight *[]){m->head}, 1), query = 0, ff = 0;
+    for (int i = 0; i < s->n_layer; i++) {
+        const Layer *l = &m->layers[i];
+        embd |= formats_for(ops, (const Weight *[]){l->q, l->k, l->v, l->gate, l->up}, 5);
+        query |= formats_for(ops, (const Weight *[]){l->attn_output}, 1);
+        ff |= formats_for(ops, (const Weight *[]){l->down}, 1);
+    }
+    w->embd_in = ops->operand_new(backend, s->n_embd, BEE_MAX_PASS_ROWS, embd);
+    w->query_in = ops->operand_new(backend, s->n_head * s->head_size, BEE_MAX_PASS_ROWS, query);
+    w->ff_in = ops->operand_new(backend, s->n_ff, BEE_MAX_PASS_ROWS, ff);
+    if (m->features_in)
+        w->feature_in = ops->operand_new(backend, n_features, BEE_MAX_PASS_ROWS, ops->operand_format(m->features_in));
+    return w->embd_in && w->query_in && w->ff_in && (w->feature_in || !m->features_in);
+}
+
 bool workspace_new(const Ops *ops, Backend *backend, const Model *model, int n_taps, Workspace *w) {
     const Shape *s = &model->shape;
     const int rows = BEE_MAX_PASS_ROWS;
     const int query = s->n_head * s->head_size, key = s->n_head_kv * s->head_size, features = n_taps * s->n_embd;
-    const int formats = OPERAND_CODES | OPERAND_VALUES; /* layers of one file may mix both kinds of weights */
     *w = (Workspace){.embd_stride = padded(s->n_embd),
                      .query_stride = padded(query),
                      .key_stride = padded(key),
@@ -25,16 +48,10 @@ bool workspace_new(const Ops *ops, Backend *backend, const Model *model, int n_t
     w->hidden = ops->buffer_new(backend, rows * w->ff_stride);
     w->angles = ops->buffer_new(backend, (size_t)rows * s->n_rotated);
     w->logits = ops->buffer_new(backend, rows * w->logit_stride);
-    w->embd_in = ops->operand_new(backend, s->n_embd, rows, formats);
-    w->query_in = ops->operand_new(backend, query, rows, formats);
-    w->ff_in = ops->operand_new(backend, s->n_ff, rows, formats);
-    bool ok = w->x && w->q && w->k && w->v && w->attended && w->gate && w->up && w->hidden && w->angles && w->logits &&
-              w->embd_in && w->query_in && w->ff_in;
-    if (features) {
-        w->features = ops->buffer_new(backend, rows * w->feature_stride);
-        w->feature_in = ops->operand_new(backend, features, rows, formats);
-        ok = ok && w->features && w->feature_in;
-    }
+    if (features && !model->features_in) w->features = ops->buffer_new(backend, rows * w->feature_stride);
+    const bool ok = w->x && w->q && w->k && w->v && w->attended && w->gate && w->up && w->hidden && w->angles &&
+                    w->logits && (w->features || !features || model->features_in) &&
+                    operands_new(ops, backend, model, features, w);
     if (!ok) workspace_free(ops, backend, w);
     return ok;
 }

@@ -15,9 +15,10 @@ typedef struct Workspace {
     float *attended;           /* [rows][query_stride] */
     float *gate, *up, *hidden; /* [rows][ff_stride] */
     float *angles;             /* [rows][n_rotated] */
-    float *features;           /* [rows][feature_stride], taps side by side; NULL without taps */
+    float *features;           /* [rows][feature_stride], taps side by side; a target's, NULL without taps */
     float *logits;             /* [rows][logit_stride] */
-    Operand *embd_in, *query_in, *ff_in, *feature_in;
+    Operand *embd_in, *query_in, *ff_in;
+    Operand *feature_in; /* a drafter's */
 } Workspace;
 
 /* `n_taps` x the target's n_embd features: what a target keeps, or a drafter takes. */

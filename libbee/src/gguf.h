@@ -33,7 +33,7 @@ typedef struct Tensor {
     uint64_t size;
 } Tensor;
 
-/* The tensor called `name`, or false. Fails only where it exists with a type that cannot be run. */
+/* The tensor called `name`. `gguf_tensor` fails where it is missing or of a type that cannot be run. */
 bool gguf_has_tensor(const bee_file *file, const char *name);
 bee_status gguf_tensor(const bee_file *file, const char *name, Tensor *out, bee_error *error);
 

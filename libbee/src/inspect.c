@@ -79,28 +79,22 @@ bee_status bee_session_features(const bee_session *s, int32_t from, int32_t n, f
     if (!s->features)
         return bee_fail(error, BEE_ERROR_ARGUMENT,
                         "the session keeps no features: open it with keep_features, on an engine with taps");
-    if (from < 0 || n < 0 || n > s->n_cached - from)
-        return bee_fail(error, BEE_ERROR_ARGUMENT, "%d positions from %d on are not all in the cache, which holds %d",
-                        n, from, s->n_cached);
     const size_t size = (size_t)s->engine->n_taps * s->engine->target->shape.n_embd;
-    memcpy(out, s->features + (size_t)from * size, (size_t)n * size * sizeof(float));
-    return BEE_OK;
+    bee_status status = BEE_OK;
+    pthread_mutex_lock(&s->engine->mutex);
+    if (from < 0 || n < 0 || n > s->n_cached - from)
+        status = bee_fail(error, BEE_ERROR_ARGUMENT, "%d positions from %d on are not all in the cache, which holds %d",
+                          n, from, s->n_cached);
+    else
+        memcpy(out, s->features + (size_t)from * size, (size_t)n * size * sizeof(float));
+    pthread_mutex_unlock(&s->engine->mutex);
+    return status;
 }
 
-bee_status bee_session_draft(bee_session *s, int32_t last_token, int32_t n, int32_t *drafts, float *logits,
-                             bee_error *error) {
-    bee_engine *e = s->engine;
-    if (!e->drafter) return bee_fail(error, BEE_ERROR_ARGUMENT, "the engine has no drafter");
-    if (n < 1 || n >= e->drafter->shape.block_size)
-        return bee_fail(error, BEE_ERROR_ARGUMENT, "n is %d; the drafter drafts 1 to %d tokens", n,
-                        e->drafter->shape.block_size - 1);
-    if (last_token < 0 || last_token >= e->target->shape.n_vocab)
-        return bee_fail(error, BEE_ERROR_ARGUMENT, "last_token is %d; the vocabulary has ids 0 to %d", last_token,
-                        e->target->shape.n_vocab - 1);
-    if (s->n_injected != s->n_cached)
-        return bee_fail(error, BEE_ERROR_ARGUMENT,
-                        "the session's tokens ran without speculation, so the drafter lacks their features");
+/* One draft block after the session's tokens. */
+static void draft_rows(bee_session *s, int32_t last_token, int n, int32_t *drafts, float *logits) {
     static const bee_sampling greedy = {.temperature = 0, .top_p = 1};
+    bee_engine *e = s->engine;
     Row rows[BEE_MAX_BLOCK];
     int32_t index[BEE_MAX_BLOCK];
     Choice choices[BEE_MAX_BLOCK];
@@ -113,16 +107,35 @@ bee_status bee_session_draft(bee_session *s, int32_t last_token, int32_t n, int3
         choices[b - 1] = (Choice){&greedy, base + b, b - 1, -1};
     }
     DraftPass pass = {e->ops, e->drafter, &e->draft_work, rows, block, index, n, choices};
-    pthread_mutex_lock(&e->mutex);
     draft_forward(e->backend, &pass);
+    const size_t n_logits = (size_t)e->drafter->n_head_rows;
     for (int i = 0; i < n; i++) {
         drafts[i] = choices[i].token;
         if (logits)
-            memcpy(logits + (size_t)i * e->drafter->n_head_rows, e->draft_work.logits + i * e->draft_work.logit_stride,
-                   (size_t)e->drafter->n_head_rows * sizeof(float));
+            memcpy(logits + i * n_logits, e->draft_work.logits + i * e->draft_work.logit_stride,
+                   n_logits * sizeof(float));
     }
+}
+
+bee_status bee_session_draft(bee_session *s, int32_t last_token, int32_t n, int32_t *drafts, float *logits,
+                             bee_error *error) {
+    bee_engine *e = s->engine;
+    if (!e->drafter) return bee_fail(error, BEE_ERROR_ARGUMENT, "the engine has no drafter");
+    if (n < 1 || n >= e->drafter->shape.block_size)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "n is %d; the drafter drafts 1 to %d tokens", n,
+                        e->drafter->shape.block_size - 1);
+    if (last_token < 0 || last_token >= e->target->shape.n_vocab)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "last_token is %d; the vocabulary has ids 0 to %d", last_token,
+                        e->target->shape.n_vocab - 1);
+    bee_status status = BEE_OK;
+    pthread_mutex_lock(&e->mutex);
+    if (s->n_injected != s->n_cached)
+        status = bee_fail(error, BEE_ERROR_ARGUMENT,
+                          "the session's tokens ran without speculation, so the drafter lacks their features");
+    else
+        draft_rows(s, last_token, n, drafts, logits);
     pthread_mutex_unlock(&e->mutex);
-    return BEE_OK;
+    return status;
 }
 
 /* ---- costs -------------------------------------------------------------------------------------- */

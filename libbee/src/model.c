@@ -99,11 +99,12 @@ static void read_heads(KeyReader *r, Shape *shape) {
     shape->n_head_kv = (int)read_int(r, "attention.head_count_kv", false, shape->n_head, 1, 4096);
     if (!r->status && shape->n_head % shape->n_head_kv)
         refuse(r, "attention.head_count_kv", "must divide attention.head_count");
-    shape->head_size =
-        (int)read_int(r, "attention.key_length", false, shape->n_head ? shape->n_embd / shape->n_head : 0, 1, 1024);
-    if (read_int(r, "attention.value_length", false, shape->head_size, 1, 1024) != shape->head_size)
+    shape->head_size = (int)read_int(r, "attention.key_length", false, shape->n_embd / shape->n_head, 1, MAX_HEAD_SIZE);
+    if (read_int(r, "attention.value_length", false, shape->head_size, 1, MAX_HEAD_SIZE) != shape->head_size)
         refuse(r, "attention.value_length", "must equal attention.key_length");
-    if (!r->status && shape->head_size % 16) refuse(r, "attention.key_length", "must be a multiple of 16");
+    /* Without the key the size follows from other numbers, which are in range where it may not be. */
+    if (shape->head_size < 16 || shape->head_size > MAX_HEAD_SIZE || shape->head_size % 16)
+        refuse(r, "attention.key_length", "heads must have a multiple of 16 dimensions, at most 1024");
 }
 
 static void read_drafter(KeyReader *r, Shape *shape) {
@@ -341,6 +342,12 @@ static void load_draft_tokens(Loader *l, Model *m, int n_vocab) {
             bee_fail(l->error, BEE_ERROR_FORMAT, "tensor 'd2t': must be a vector of I64, one per row of the head");
         return;
     }
+    if (n_vocab && t.columns > n_vocab) {
+        l->status = bee_fail(l->error, BEE_ERROR_FORMAT,
+                             "tensor 'd2t': has %" PRId64 " entries, more than the %d tokens of the target", t.columns,
+                             n_vocab);
+        return;
+    }
     l->bound[l->n_bound++] = t.name;
     m->n_head_rows = (int)t.columns;
     m->draft_tokens = malloc((size_t)t.columns * sizeof *m->draft_tokens);
@@ -389,6 +396,7 @@ static void load_drafter(Loader *l, Model *m, const Model *target, const bee_fil
     if (target) {
         load_draft_head(l, m, target, target_file);
     } else if (gguf_has_tensor(l->file, "output.weight")) {
+        m->owns_head = true;
         m->head = load_matrix(l, "output.weight", m->draft_tokens ? m->n_head_rows : -1, m->shape.n_embd);
     }
 }

@@ -16,6 +16,8 @@ typedef struct Worker Worker; /* a thread's view of the backend inside `run` */
 typedef struct Weight Weight;
 typedef struct Operand Operand;
 
+enum { MAX_HEAD_SIZE = 1024 }; /* dimensions of a head */
+
 /* Keys and values of one sequence: float16, for every layer and key-value head. */
 typedef struct Cache {
     int n_ctx, n_layer, n_head_kv, head_size;
@@ -57,8 +59,6 @@ typedef struct Choice {
 enum { OPERAND_CODES = 1, OPERAND_VALUES = 2 };
 
 typedef struct Ops {
-    const char *name;
-
     /* holding data; all of these return NULL where memory runs out */
     Weight *(*weight_new)(Backend *backend, const Tensor *tensor, const int32_t *row_ids, int n_rows);
     void (*weight_free)(Backend *backend, Weight *weight);

@@ -46,7 +46,6 @@ bee_session *bee_session_open(bee_engine *engine, int32_t n_ctx, bool keep_featu
     s->n_ctx = n_ctx;
     pthread_mutex_lock(&engine->mutex);
     const bool ok = session_allocate(s, keep_features);
-    engine->n_sessions += ok;
     pthread_mutex_unlock(&engine->mutex);
     if (ok) return s;
     session_free(s);
@@ -59,7 +58,6 @@ void bee_session_close(bee_session *s) {
     bee_engine *e = s->engine;
     pthread_mutex_lock(&e->mutex);
     session_free(s);
-    e->n_sessions--;
     pthread_mutex_unlock(&e->mutex);
 }
 
@@ -150,6 +148,9 @@ void bee_session_stats(const bee_session *s, bee_stats *out) {
 }
 
 int32_t bee_session_tokens(const bee_session *s, const int32_t **tokens) {
+    pthread_mutex_lock(&s->engine->mutex);
+    const int32_t n = s->n_cached;
+    pthread_mutex_unlock(&s->engine->mutex);
     *tokens = s->tokens;
-    return s->n_cached;
+    return n;
 }
