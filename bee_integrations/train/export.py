@@ -59,6 +59,8 @@ def export(checkpoint: Checkpoint, target: Target, path: Path, *, name: str, for
     part = path.with_name(path.name + ".part")
     writer = GGUFWriter(part, ARCHITECTURE)
     writer.add_name(name)
+    if target.has_field("general.license"):  # layers and head rows begin as the target's
+        writer.add_license(target.field("general.license"))
     _add_sizes(writer, checkpoint, target)
     if for_llama_cpp:
         _add_vocabulary(writer, target)

@@ -105,6 +105,10 @@ UNSUPPORTED = {
     "negative rope scale": (key("llama.rope.scaling.factor", number(-2.0)), "llama.rope.scaling.factor"),
     "not causal": (key("llama.attention.causal", Value(BOOL, False)), "llama.attention.causal"),
     "head size": (key("llama.attention.key_length", integer(24)), "llama.attention.key_length"),
+    "derived head size beyond any kernel": (
+        key("llama.embedding_length", integer(65536)),
+        "llama.attention.key_length",
+    ),
     "derived head size": (key("llama.attention.head_count", integer(8)), "llama.attention.key_length"),
     "other value size": (key("llama.attention.value_length", integer(32)), "llama.attention.value_length"),
     "uneven groups": (key("llama.attention.head_count_kv", integer(3)), "llama.attention.head_count_kv"),
