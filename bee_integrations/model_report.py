@@ -150,9 +150,7 @@ def _types_table(types: Iterable[Mapping[str, Any]]) -> Table:
     table.add_column("size", justify="right")
     table.add_column("can run")
     for entry in types:
-        table.add_row(
-            entry["type"], str(entry["tensors"]), _size(entry["bytes"]), "yes" if entry["supported"] else "[red]no"
-        )
+        table.add_row(entry["type"], str(entry["tensors"]), _size(entry["bytes"]), _usable(entry))
     return table
 
 
@@ -175,6 +173,12 @@ def _one_line(value: Any) -> str:
 def _plain(text: str) -> str:
     """Text from a stranger's file, without terminal control sequences and without rich's markup."""
     return escape("".join(character if character.isprintable() else repr(character)[1:-1] for character in text))
+
+
+def _usable(entry: Mapping[str, Any]) -> str:
+    if entry["type"] == "I64":
+        return "as an index"  # the tokens of a reduced head; never as weights
+    return "yes" if entry["supported"] else "[red]no"
 
 
 def _size(size: int) -> str:
