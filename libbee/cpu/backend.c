@@ -13,20 +13,33 @@
 #include "../src/ops.h"
 #include "../src/sample.h"
 #include "kernels.h"
+#include "limits.h"
 #include "pack.h"
 #include "threads.h"
+
+/* For so few rows every worker normalises and quantises for itself: that is cheaper than waiting for the others, and
+ * leaves the numbers in its own cache. */
+enum { OWN_ROWS = 8 };
 
 struct Worker {
     Backend *backend;
     int index, count;
-    float *scratch; /* attention scores, and rows on their way into operands */
+    float *scratch; /* rows on their way into operands */
     size_t scratch_floats;
 };
+
+/* Rows whose attention is computed between two barriers. */
+enum { ATTENTION_ROWS = BEE_MAX_BLOCK };
+
+/* Queries handed to the attention kernel in one call. */
+enum { QUERIES_TOGETHER = 24 };
 
 struct Backend {
     const Kernels *kernels;
     ThreadPool *pool;
     Reductions reductions;
+    float *partials[2]; /* of attention, for ATTENTION_ROWS rows each: one is written while the other is read */
+    size_t partial_floats;
     Worker workers[BEE_MAX_THREADS];
 };
 
@@ -151,6 +164,8 @@ static void weight_free(Backend *backend, Weight *weight) {
     free(weight);
 }
 
+static size_t weight_bytes(const Weight *weight) { return weight->block_bytes * (size_t)weight->n_blocks; }
+
 static int operand_format(const Weight *weight) {
     return form_layouts[weight->form].code_bits ? OPERAND_CODES : OPERAND_VALUES;
 }
@@ -162,36 +177,32 @@ static void *zeroed(size_t bytes) {
 }
 
 static void operand_free(Backend *backend, Operand *operand) {
-    (void)backend;
     if (!operand) return;
-    free(operand->codes);
-    free(operand->scale);
-    free(operand->sum);
-    free(operand->total);
-    free(operand->half);
+    for (int i = 0; operand->own && i < thread_pool_size(backend->pool); i++) {
+        free(operand->own[i].pairs);
+        free(operand->own[i].values);
+    }
+    free(operand->own);
+    free(operand->pairs);
     free(operand->values);
     free(operand);
 }
 
+static bool operand_allocate(Operand *o, int columns, int max_rows, int formats) {
+    const size_t tiles = ((size_t)max_rows + TILE - 1) / TILE;
+    *o = (Operand){.columns = columns, .n_pairs = (columns + PAIR - 1) / PAIR, .max_tokens = (int)tiles * TILE};
+    if (formats & OPERAND_CODES) o->pairs = zeroed(tiles * TILE * o->n_pairs * sizeof *o->pairs);
+    if (formats & OPERAND_VALUES) o->values = zeroed(tiles * TILE * columns * sizeof *o->values);
+    return (o->pairs || !(formats & OPERAND_CODES)) && (o->values || !(formats & OPERAND_VALUES));
+}
+
 static Operand *operand_new(Backend *backend, int columns, int max_rows, int formats) {
-    Operand *o = calloc(1, sizeof *o);
+    const int n_own = formats & OPERAND_OWN ? thread_pool_size(backend->pool) : 0;
+    Operand *o = malloc(sizeof *o);
     if (!o) return NULL;
-    o->columns = columns;
-    o->n_groups = (columns + PAIR - 1) / PAIR * 2;
-    o->max_tokens = (max_rows + TILE - 1) / TILE * TILE;
-    o->keep_codes = formats & OPERAND_CODES;
-    o->keep_values = formats & OPERAND_VALUES;
-    const size_t groups = (size_t)o->max_tokens * o->n_groups;
-    bool ok = true;
-    if (o->keep_codes) {
-        o->codes = zeroed(groups * GROUP);
-        o->scale = zeroed(groups * sizeof(float));
-        o->sum = zeroed(groups * sizeof(float));
-        o->total = zeroed(groups * sizeof(int32_t));
-        o->half = zeroed(2 * groups * sizeof(int32_t));
-        ok = o->codes && o->scale && o->sum && o->total && o->half;
-    }
-    if (o->keep_values) ok = (o->values = zeroed((size_t)o->max_tokens * columns * sizeof(float))) && ok;
+    bool ok = operand_allocate(o, columns, max_rows, formats);
+    if (n_own) ok = (o->own = calloc((size_t)n_own, sizeof *o->own)) && ok;
+    for (int i = 0; ok && i < n_own; i++) ok = operand_allocate(&o->own[i], columns, OWN_ROWS, formats);
     if (ok) return o;
     operand_free(backend, o);
     return NULL;
@@ -235,6 +246,25 @@ static bool reserve_scratch(Backend *backend, size_t floats) {
     return true;
 }
 
+static int chunks_of(int n_positions) { return (n_positions + POSITION_CHUNK - 1) / POSITION_CHUNK; }
+
+static size_t partial_size(const Heads *heads) { return PARTIAL_HEAD + (size_t)heads->head_size; }
+
+/* Memory of a long context that no request reaches stays untouched. */
+static bool reserve_partials(Backend *backend, const Heads *heads, int n_ctx) {
+    const size_t floats = (size_t)ATTENTION_ROWS * heads->n_head * chunks_of(n_ctx) * partial_size(heads);
+    if (backend->partial_floats >= floats) return true;
+    float *both[2] = {pages_new(floats * sizeof(float)), pages_new(floats * sizeof(float))};
+    for (int i = 0; i < 2; i++) {
+        float *unused = both[0] && both[1] ? backend->partials[i] : both[i];
+        pages_free(unused, (unused == both[i] ? floats : backend->partial_floats) * sizeof(float));
+    }
+    if (!both[0] || !both[1]) return false;
+    memcpy(backend->partials, both, sizeof both);
+    backend->partial_floats = floats;
+    return true;
+}
+
 static size_t cache_layer_size(const Cache *cache) {
     return (size_t)cache->n_head_kv * cache->n_ctx * cache->head_size;
 }
@@ -251,15 +281,15 @@ static void cache_free(Backend *backend, Cache *cache) {
 static Cache *cache_new(Backend *backend, const Heads *heads, int n_layer, int n_ctx) {
     Cache *cache = calloc(1, sizeof *cache);
     if (!cache) return NULL;
-    *cache = (Cache){.n_ctx = (n_ctx + POSITION_BLOCK - 1) / POSITION_BLOCK * POSITION_BLOCK,
+    const int two_blocks = 2 * POSITION_BLOCK; /* attention reads keys in steps of these */
+    *cache = (Cache){.n_ctx = (n_ctx + two_blocks - 1) / two_blocks * two_blocks,
                      .n_layer = n_layer,
                      .n_head_kv = heads->n_head_kv,
                      .head_size = heads->head_size};
     const size_t bytes = cache_layer_size(cache) * n_layer * sizeof(uint16_t);
     cache->keys = pages_new(bytes);
     cache->values = pages_new(bytes);
-    const size_t scores = (size_t)(heads->n_head / heads->n_head_kv) * cache->n_ctx;
-    if (cache->keys && cache->values && reserve_scratch(backend, scores)) return cache;
+    if (cache->keys && cache->values && reserve_partials(backend, heads, cache->n_ctx)) return cache;
     cache_free(backend, cache);
     return NULL;
 }
@@ -294,20 +324,43 @@ static void embed(Worker *w, const Tensor *table, const Row *rows, int n, float 
     barrier(w);
 }
 
+/* What a worker reads of an operand, or writes where it computes for itself. */
+static Operand *operand_of(const Worker *w, const Operand *operand, int n) {
+    return operand->own && n <= OWN_ROWS ? &operand->own[w->index] : (Operand *)operand;
+}
+
+/* The rows that a worker puts into an operand: all of them into its own. */
+typedef struct Share {
+    Operand *out;
+    int first, last;
+} Share;
+
+static Share share_of(const Worker *w, Operand *operand, int n) {
+    Operand *out = operand_of(w, operand, n);
+    if (out != operand) return (Share){out, 0, n};
+    return (Share){out, share_begin(w, n, w->index), share_begin(w, n, w->index + 1)};
+}
+
+static void end_share(const Worker *w, const Operand *operand, Share share) {
+    if (share.out == operand) barrier(w);
+}
+
 static void rms_norm(Worker *w, const float *x, size_t stride, const int32_t *index, const float *gain, float eps,
                      int columns, int n, Operand *out) {
+    const Share share = share_of(w, out, n);
     memset(w->scratch + columns, 0, (padded(columns) - (size_t)columns) * sizeof(float));
-    for (int i = w->index; i < n; i += w->count) {
+    for (int i = share.first; i < share.last; i++) {
         w->backend->kernels->rms_norm(x + (index ? index[i] : i) * stride, gain, eps, columns, w->scratch);
-        w->backend->kernels->store_operand(w->scratch, out, i);
+        w->backend->kernels->store_operand(w->scratch, share.out, i, 0, 2 * out->n_pairs);
     }
-    barrier(w);
+    end_share(w, out, share);
 }
 
 static void to_operand(Worker *w, const float *x, size_t stride, const int32_t *index, int n, Operand *out) {
-    for (int i = w->index; i < n; i += w->count)
-        w->backend->kernels->store_operand(x + (index ? index[i] : i) * stride, out, i);
-    barrier(w);
+    const Share share = share_of(w, out, n);
+    for (int i = share.first; i < share.last; i++)
+        w->backend->kernels->store_operand(x + (index ? index[i] : i) * stride, share.out, i, 0, 2 * out->n_pairs);
+    end_share(w, out, share);
 }
 
 /* The blocks of all products form one list, of which each worker takes one contiguous part: its weights are one
@@ -321,8 +374,8 @@ static void multiply(Worker *w, const Product *products, int n_products, const O
         const int blocks = product->weight->n_blocks;
         const int first = begin < 0 ? 0 : begin, last = end < blocks ? end : blocks;
         if (first < last)
-            w->backend->kernels->multiply(product->weight, first, last, in, n, product->out, product->stride,
-                                          product->add);
+            w->backend->kernels->multiply(product->weight, first, last, operand_of(w, in, n), n,
+                                          product->out + first * BLOCK_ROWS, product->stride, product->add);
         begin -= blocks;
         end -= blocks;
     }
@@ -337,16 +390,6 @@ static void rope_angles(Worker *w, const Heads *heads, const Row *rows, int n, f
             angles[i * heads->n_rotated + 2 * d + 1] = (float)sin(angle);
         }
     barrier(w);
-}
-
-static void rotate(const Heads *heads, const float *angles, float *x) {
-    const int half = heads->n_rotated / 2;
-    for (int d = 0; d < half; d++) {
-        float *a = heads->neox ? x + d : x + 2 * d, *b = heads->neox ? a + half : a + 1;
-        const float c = angles[2 * d], s = angles[2 * d + 1], first = *a, second = *b;
-        *a = first * c - second * s;
-        *b = first * s + second * c;
-    }
 }
 
 static void store_key(Cache *cache, int layer, int head, int position, const uint16_t *key) {
@@ -364,22 +407,24 @@ static void rotate_and_store(Worker *w, const Heads *heads, int layer, const Row
                              const float *q_gain, const float *k_gain, float *q, size_t q_stride, float *k, float *v,
                              size_t kv_stride) {
     const Kernels *kernels = w->backend->kernels;
-    const int size = heads->head_size, n_query = q ? heads->n_head : 0;
+    const int size = heads->head_size, group = q ? heads->n_head / heads->n_head_kv : 0;
+    const int units = n * heads->n_head_kv * (1 + group);
     const float scale = 1.0f / sqrtf((float)size);
     uint16_t half[MAX_HEAD_SIZE];
-    for (int unit = w->index; unit < n * (n_query + heads->n_head_kv); unit += w->count) {
-        const int row = unit / (n_query + heads->n_head_kv), head = unit % (n_query + heads->n_head_kv) - n_query;
+    /* Each key head, then the query heads that share it; the rows of a head side by side, because their keys share
+     * lines of the cache, which are then mostly one worker's. */
+    for (int unit = share_begin(w, units, w->index); unit < share_begin(w, units, w->index + 1); unit++) {
+        const int row = unit % n, head = unit / n / (1 + group), member = unit / n % (1 + group);
         const float *turn = angles + (size_t)row * heads->n_rotated;
-        if (head < 0) {
-            float *query = q + row * q_stride + (size_t)(head + n_query) * size;
+        if (member) {
+            float *query = q + row * q_stride + (size_t)(head * group + member - 1) * size;
             if (q_gain) kernels->rms_norm(query, q_gain, heads->eps, size, query);
-            rotate(heads, turn, query);
-            for (int d = 0; d < size; d++) query[d] *= scale;
+            kernels->rotate(query, size, turn, heads->n_rotated, heads->neox, scale);
             continue;
         }
         float *key = k + row * kv_stride + (size_t)head * size;
         if (k_gain) kernels->rms_norm(key, k_gain, heads->eps, size, key);
-        rotate(heads, turn, key);
+        kernels->rotate(key, size, turn, heads->n_rotated, heads->neox, 1);
         kernels->to_float16(key, half, size);
         store_key(rows[row].cache, layer, head, rows[row].position, half);
         kernels->to_float16(v + row * kv_stride + (size_t)head * size,
@@ -388,43 +433,129 @@ static void rotate_and_store(Worker *w, const Heads *heads, int layer, const Row
     barrier(w);
 }
 
+/* Rows of one sequence, side by side in a pass. */
+typedef struct Run {
+    const Row *rows;
+    int first, n; /* of the rows whose attention is computed together */
+} Run;
+
+static float *partial_at(const Worker *w, const Heads *heads, int buffer, int row, int head, int chunk, int n_chunks) {
+    return w->backend->partials[buffer] +
+           (((size_t)row * heads->n_head + head) * n_chunks + chunk) * partial_size(heads);
+}
+
+/* One chunk of one key-value head for all rows of the run, and all query heads that share it. */
+static void attend_chunk(Worker *w, const Heads *heads, int layer, Run run, int kv_head, int chunk, const float *q,
+                         size_t q_stride, int buffer, int n_chunks) {
+    const int size = heads->head_size, group = heads->n_head / heads->n_head_kv, begin = chunk * POSITION_CHUNK;
+    const Cache *cache = run.rows[0].cache;
+    const float *queries[QUERIES_TOGETHER];
+    float *partials[QUERIES_TOGETHER];
+    int n_visible[QUERIES_TOGETHER];
+    Attention a = {.keys =
+                       cache->keys + layer * cache_layer_size(cache) + ((size_t)kv_head * cache->n_ctx + begin) * size,
+                   .values = value_at(cache, layer, kv_head, begin),
+                   .head_size = size,
+                   .queries = queries,
+                   .n_visible = n_visible,
+                   .partials = partials};
+    for (int i = 0; i < run.n * group; i++) {
+        const int row = i / group, head = kv_head * group + i % group, visible = run.rows[row].n_visible - begin;
+        if (visible > 0) {
+            queries[a.n_queries] = q + row * q_stride + (size_t)head * size;
+            partials[a.n_queries] = partial_at(w, heads, buffer, run.first + row, head, chunk, n_chunks);
+            n_visible[a.n_queries++] = visible < POSITION_CHUNK ? visible : POSITION_CHUNK;
+        }
+        if (a.n_queries < QUERIES_TOGETHER && i + 1 < run.n * group) continue;
+        w->backend->kernels->attend(&a);
+        a.n_queries = 0;
+    }
+}
+
+/* The run that begins with row i. */
+static Run run_at(const Row *rows, int i, int n) {
+    Run run = {rows + i, i, 1};
+    while (i + run.n < n && run.rows[run.n].cache == run.rows->cache &&
+           run.rows[run.n].n_visible >= run.rows[run.n - 1].n_visible)
+        run.n++;
+    return run;
+}
+
+static void attend_rows(Worker *w, const Heads *heads, int layer, const Row *rows, int n, const float *q,
+                        size_t q_stride, int buffer, int n_chunks) {
+    int unit = 0;
+    for (Run run = run_at(rows, 0, n);; run = run_at(rows, run.first + run.n, n)) {
+        const int chunks = chunks_of(run.rows[run.n - 1].n_visible);
+        for (int i = 0; i < chunks * heads->n_head_kv; i++, unit++)
+            if (unit % w->count == w->index)
+                attend_chunk(w, heads, layer, run, i % heads->n_head_kv, i / heads->n_head_kv, q + run.first * q_stride,
+                             q_stride, buffer, n_chunks);
+        if (run.first + run.n == n) return;
+    }
+}
+
+/* Query heads are put together until they fill whole groups of the operand. */
+static void fold_rows(Worker *w, const Heads *heads, const Row *rows, int first, int n, int buffer, int n_chunks,
+                      Operand *out) {
+    const int size = heads->head_size;
+    int together = 1;
+    while (together < heads->n_head && together * size % GROUP) together++;
+    const int units = (heads->n_head + together - 1) / together;
+    for (int unit = share_begin(w, n * units, w->index); unit < share_begin(w, n * units, w->index + 1); unit++) {
+        const int row = unit / units, head = unit % units * together;
+        const int heads_here = head + together < heads->n_head ? together : heads->n_head - head;
+        const int begin = head * size / GROUP,
+                  end = head + together < heads->n_head ? begin + together * size / GROUP : 2 * out->n_pairs;
+        for (int h = 0; h < heads_here; h++)
+            w->backend->kernels->fold(partial_at(w, heads, buffer, row, head + h, 0, n_chunks), partial_size(heads),
+                                      chunks_of(rows[row].n_visible), size, w->scratch + h * size);
+        memset(w->scratch + heads_here * size, 0,
+               ((size_t)(end - begin) * GROUP - (size_t)heads_here * size) * sizeof(float));
+        w->backend->kernels->store_operand(w->scratch, out, first + row, begin, end);
+    }
+}
+
+/* A few rows at a time: the chunks of all of them, a barrier, and their results put together while the next rows'
+ * chunks are under way. */
 static void attend(Worker *w, const Heads *heads, int layer, const Row *rows, int n, const float *q, size_t q_stride,
-                   float *out, size_t out_stride) {
-    const int size = heads->head_size, group = heads->n_head / heads->n_head_kv;
-    /* Query heads that share keys are computed together, unless that leaves threads without work. */
-    const int together = n * heads->n_head_kv >= 2 * w->count ? group : 1;
-    const int units = heads->n_head / together;
-    for (int unit = w->index; unit < n * units; unit += w->count) {
-        const Row *row = &rows[unit / units];
-        const int head = unit % units * together, kv_head = head / group;
-        const Cache *cache = row->cache;
-        w->backend->kernels->attend(&(Attention){
-            .query = q + unit / units * q_stride + (size_t)head * size,
-            .keys = cache->keys + layer * cache_layer_size(cache) + (size_t)kv_head * cache->n_ctx * size,
-            .values = value_at(cache, layer, kv_head, 0),
-            .head_size = size,
-            .n_heads = together,
-            .n_positions = row->n_visible,
-            .scores = w->scratch,
-            .out = out + unit / units * out_stride + (size_t)head * size,
-        });
-    }
-    barrier(w);
-}
-
-static void swiglu(Worker *w, const float *gate, const float *up, size_t stride, int columns, int n, float *hidden,
                    Operand *out) {
-    for (int i = w->index; i < n; i += w->count) {
-        w->backend->kernels->swiglu(gate + i * stride, up + i * stride, columns, hidden + i * stride);
-        w->backend->kernels->store_operand(hidden + i * stride, out, i);
+    for (int first = 0, buffer = 0; first < n; first += ATTENTION_ROWS, buffer = !buffer) {
+        const int together = n - first < ATTENTION_ROWS ? n - first : ATTENTION_ROWS;
+        int most = 0;
+        for (int i = first; i < first + together; i++) most = rows[i].n_visible > most ? rows[i].n_visible : most;
+        attend_rows(w, heads, layer, rows + first, together, q + first * q_stride, q_stride, buffer, chunks_of(most));
+        barrier(w);
+        fold_rows(w, heads, rows + first, first, together, buffer, chunks_of(most), out);
     }
     barrier(w);
 }
 
+/* Each worker multiplies the gate and up rows of whole groups, and hands on their product alone. */
+static void swiglu(Worker *w, const Weight *gate, const Weight *up, const Operand *in, int n, Operand *out) {
+    enum { BLOCKS = GROUP / BLOCK_ROWS };
+    const Kernels *kernels = w->backend->kernels;
+    const Operand *mine = operand_of(w, in, n);
+    float *g = w->scratch, *u = g + BEE_MAX_PASS_ROWS * GROUP;
+    const int units = 2 * out->n_pairs;
+    for (int unit = share_begin(w, units, w->index); unit < share_begin(w, units, w->index + 1); unit++) {
+        const int first = BLOCKS * unit, last = first + BLOCKS < gate->n_blocks ? first + BLOCKS : gate->n_blocks;
+        if (last < first + BLOCKS) memset(g, 0, 2 * BEE_MAX_PASS_ROWS * GROUP * sizeof(float));
+        if (first < last) {
+            kernels->multiply(gate, first, last, mine, n, g, GROUP, false);
+            kernels->multiply(up, first, last, mine, n, u, GROUP, false);
+        }
+        for (int i = 0; i < n; i++) {
+            kernels->swiglu(g + i * GROUP, u + i * GROUP, GROUP, g + i * GROUP);
+            kernels->store_operand(g + i * GROUP, out, i, unit, unit + 1);
+        }
+    }
+    barrier(w);
+}
+
+/* No barrier: nothing of this pass reads the copy. */
 static void copy(Worker *w, const float *from, size_t from_stride, float *to, size_t to_stride, int columns, int n) {
     for (int i = w->index; i < n; i += w->count)
         memcpy(to + i * to_stride, from + i * from_stride, (size_t)columns * sizeof(float));
-    barrier(w);
 }
 
 static void choose(Worker *w, const float *logits, size_t stride, int n_vocab, const int32_t *ids, Choice *choices,
@@ -437,9 +568,12 @@ static void choose(Worker *w, const float *logits, size_t stride, int n_vocab, c
     barrier(w);
 }
 
+static bool measure_rates(Backend *backend, Rates *out) { return limits_measure(backend->pool, backend->kernels, out); }
+
 const Ops bee_cpu_ops = {
     .weight_new = weight_new,
     .weight_free = weight_free,
+    .weight_bytes = weight_bytes,
     .operand_format = operand_format,
     .operand_new = operand_new,
     .operand_free = operand_free,
@@ -459,6 +593,7 @@ const Ops bee_cpu_ops = {
     .swiglu = swiglu,
     .copy = copy,
     .choose = choose,
+    .measure_rates = measure_rates,
 };
 
 /* ---- the backend itself ------------------------------------------------------------------------- */
@@ -492,6 +627,7 @@ Backend *cpu_backend_new(int n_threads, const char *instruction_set, bee_error *
 void cpu_backend_free(Backend *backend) {
     if (!backend) return;
     for (int i = 0; i < thread_pool_size(backend->pool); i++) free(backend->workers[i].scratch);
+    for (int i = 0; i < 2; i++) pages_free(backend->partials[i], backend->partial_floats * sizeof(float));
     thread_pool_free(backend->pool);
     free(backend);
 }

@@ -26,26 +26,6 @@
 
 /* ---- matrix times a few tokens ------------------------------------------------------------------ */
 
-/* Where a tile of an operand begins, at its first token. */
-typedef struct TileView {
-    const int8_t *codes;
-    const float *scale, *sum;
-    const int32_t *total, *half;
-    const float *values;
-} TileView;
-
-INLINE TileView view_tile(const Operand *in, int token) {
-    const size_t tile = (size_t)(token / TILE) * in->n_groups * TILE, within = token % TILE;
-    return (TileView){
-        in->codes + (tile + within) * GROUP,
-        in->scale + tile + within,
-        in->sum + tile + within,
-        in->total + tile + within,
-        in->half + 2 * tile + within,
-        in->values + (size_t)(token / TILE) * in->columns * TILE + within,
-    };
-}
-
 /* Everything about a form that the compiler should know while it unrolls. */
 typedef struct FormTraits {
     int code_bits, zero; /* zero < 0: WIDE_ZERO, and codes up to 255 */
@@ -62,10 +42,10 @@ INLINE VI dot_columns(FormTraits f, VI acc, const VCODES *codes, const int8_t *a
     return acc;
 }
 
-/* One group of 32 columns: 16 rows x n tokens. `odd` selects the high nibbles of a 4-bit pair. */
-INLINE void multiply_group(FormTraits f, int n, bool odd, const uint8_t *w, const uint8_t *scale,
-                           const uint8_t *minimum, TileView a, VF *acc) {
-    const bool high = f.code_bits == 4 && odd;
+/* One group of 32 columns: 16 rows x n tokens. In a 4-bit pair the second group lies in the high nibbles. */
+INLINE void multiply_group(FormTraits f, int n, int group, const uint8_t *w, const uint8_t *scale,
+                           const uint8_t *minimum, const OperandPair *a, VF *acc) {
+    const bool high = f.code_bits == 4 && group;
     const int zero = (f.zero < 0 ? WIDE_ZERO : f.zero) * (high ? HIGH_NIBBLE : 1);
     VCODES codes[8];
     UNROLL for (int j = 0; j < 8; j++) codes[j] = high               ? codes_high(w + 64 * j)
@@ -76,20 +56,24 @@ INLINE void multiply_group(FormTraits f, int n, bool odd, const uint8_t *w, cons
     if (f.has_minimum) m = load_scale(minimum, f.wide_scale);
     if (high && HIGH_NIBBLE != 1) s = vf_mul(s, vf_set(1.0f / HIGH_NIBBLE)); /* a power of two: exact */
     UNROLL for (int t = 0; t < n; t++) {
-        const int8_t *x = a.codes + t * GROUP;
-        const VF token_scale = vf_set(a.scale[t]);
+        const int8_t *x = a[t].codes + GROUP * group;
+        const VF token_scale = vf_set(a[t].scale[group]);
         if (f.halves) {
-            const VI lo = dot_columns(f, vi_set(-zero * a.half[t]), codes, x, 0, 4);
-            const VI hi = dot_columns(f, vi_set(-zero * a.half[TILE + t]), codes, x, 4, 8);
+            const VI lo = dot_columns(f, vi_set(-zero * a[t].half[2 * group]), codes, x, 0, 4);
+            const VI hi = dot_columns(f, vi_set(-zero * a[t].half[2 * group + 1]), codes, x, 4, 8);
             acc[t] = vf_fma(vf_from_vi(lo), vf_mul(s, token_scale), acc[t]);
             acc[t] = vf_fma(vf_from_vi(hi), vf_mul(s2, token_scale), acc[t]);
             continue;
         }
-        /* Two chains, because integer sums are exact in any order. */
-        VI d = dot_columns(f, vi_set(-zero * a.total[t]), codes, x, 0, 4);
-        d = vi_add(d, dot_columns(f, vi_set(0), codes, x, 4, 8));
+        VI d = vi_set(-zero * a[t].total[group]);
+        if (n < 4) { /* two chains, because few tokens leave the products waiting for each other; sums are exact */
+            d = dot_columns(f, d, codes, x, 0, 4);
+            d = vi_add(d, dot_columns(f, vi_set(0), codes, x, 4, 8));
+        } else {
+            d = dot_columns(f, d, codes, x, 0, 8);
+        }
         acc[t] = vf_fma(vf_from_vi(d), vf_mul(s, token_scale), acc[t]);
-        if (f.has_minimum) acc[t] = vf_fma(m, vf_set(a.sum[t]), acc[t]);
+        if (f.has_minimum) acc[t] = vf_fma(m, vf_set(a[t].sum[group]), acc[t]);
     }
 }
 
@@ -99,50 +83,52 @@ INLINE void store_block(int n, const VF *acc, float *out, size_t out_stride, boo
 }
 
 /* 16 rows x n tokens, n <= MAX_TILE, all columns. */
-INLINE void multiply_codes(FormTraits f, int n, const uint8_t *w, int n_pairs, TileView a, float *out,
+INLINE void multiply_codes(FormTraits f, int n, const uint8_t *w, int n_pairs, const OperandPair *a, float *out,
                            size_t out_stride, bool add) {
     const int scale_bytes = BLOCK_ROWS * (f.wide_scale ? 4 : 2) * (f.halves ? 2 : 1);
-    const int code_bytes = PAIR * BLOCK_ROWS * f.code_bits / 8, odd_codes = f.code_bits == 4 ? 0 : code_bytes / 2;
+    const int code_bytes = PAIR * BLOCK_ROWS * f.code_bits / 8, second = f.code_bits == 4 ? 0 : code_bytes / 2;
     const int pair_bytes = code_bytes + scale_bytes * (f.has_minimum ? 4 : 2);
     VF acc[MAX_TILE];
     UNROLL for (int t = 0; t < n; t++) acc[t] = vf_set(0);
-    for (int p = 0; p < n_pairs; p++, w += pair_bytes) {
+    for (int p = 0; p < n_pairs; p++, w += pair_bytes, a += TILE) {
         /* Ahead of the hardware's prefetcher, which stops at every page: a sixth of a single token's time. */
         for (int i = 0; i < pair_bytes; i += 64) __builtin_prefetch(w + 4096 + i);
         const uint8_t *scale = w + code_bytes, *minimum = scale + 2 * scale_bytes;
-        multiply_group(f, n, false, w, scale, minimum, a, acc);
-        a.codes += TILE * GROUP, a.scale += TILE, a.sum += TILE, a.total += TILE, a.half += 2 * TILE;
-        multiply_group(f, n, true, w + odd_codes, scale + scale_bytes, minimum + scale_bytes, a, acc);
-        a.codes += TILE * GROUP, a.scale += TILE, a.sum += TILE, a.total += TILE, a.half += 2 * TILE;
+        multiply_group(f, n, 0, w, scale, minimum, a, acc);
+        multiply_group(f, n, 1, w + second, scale + scale_bytes, minimum + scale_bytes, a, acc);
     }
     store_block(n, acc, out, out_stride, add);
 }
 
-INLINE void multiply_floats(Form form, int n, const uint8_t *w, int columns, TileView a, float *out, size_t out_stride,
-                            bool add) {
+INLINE void multiply_floats(Form form, int n, const uint8_t *w, int columns, const float *a, float *out,
+                            size_t out_stride, bool add) {
     VF acc[MAX_TILE];
     UNROLL for (int t = 0; t < n; t++) acc[t] = vf_set(0);
     for (int k = 0; k < columns; k++) {
         const VF column = form == FORM_F32   ? vf_load((const float *)w + k * BLOCK_ROWS)
                           : form == FORM_F16 ? vf_load_f16((const uint16_t *)w + k * BLOCK_ROWS)
                                              : vf_load_bf16((const uint16_t *)w + k * BLOCK_ROWS);
-        UNROLL for (int t = 0; t < n; t++) acc[t] = vf_fma(column, vf_set(a.values[k * TILE + t]), acc[t]);
+        UNROLL for (int t = 0; t < n; t++) acc[t] = vf_fma(column, vf_set(a[k * TILE + t]), acc[t]);
     }
     store_block(n, acc, out, out_stride, add);
 }
 
-typedef void (*Multiply)(const Weight *weight, const uint8_t *w, TileView a, float *out, size_t out_stride, bool add);
+/* `token` is the first of the tile's in its operand. */
+typedef void (*Multiply)(const Weight *weight, const uint8_t *w, const Operand *in, int token, float *out,
+                         size_t out_stride, bool add);
 
 /* Each form, for each number of tokens, becomes a function of its own: the constants fold into it. */
-#define CODES(name, n, ...)                                                                                          \
-    static __attribute__((noinline)) void name##_##n(const Weight *weight, const uint8_t *w, TileView a, float *out, \
-                                                     size_t out_stride, bool add) {                                  \
-        multiply_codes((FormTraits){__VA_ARGS__}, n, w, weight->n_pairs, a, out, out_stride, add);                   \
+#define CODES(name, n, ...)                                                                                     \
+    static __attribute__((noinline)) void name##_##n(const Weight *weight, const uint8_t *w, const Operand *in, \
+                                                     int token, float *out, size_t out_stride, bool add) {      \
+        const OperandPair *a = in->pairs + (size_t)(token / TILE) * in->n_pairs * TILE + token % TILE;          \
+        multiply_codes((FormTraits){__VA_ARGS__}, n, w, weight->n_pairs, a, out, out_stride, add);              \
     }
-#define FLOATS(name, n, form)                                                                                        \
-    static __attribute__((noinline)) void name##_##n(const Weight *weight, const uint8_t *w, TileView a, float *out, \
-                                                     size_t out_stride, bool add) {                                  \
-        multiply_floats(form, n, w, weight->columns, a, out, out_stride, add);                                       \
+#define FLOATS(name, n, form)                                                                                   \
+    static __attribute__((noinline)) void name##_##n(const Weight *weight, const uint8_t *w, const Operand *in, \
+                                                     int token, float *out, size_t out_stride, bool add) {      \
+        const float *a = in->values + (size_t)(token / TILE) * in->columns * TILE + token % TILE;               \
+        multiply_floats(form, n, w, weight->columns, a, out, out_stride, add);                                  \
     }
 #if MAX_TILE == 16
 #define FOR_TILES(MAKE, name, ...)                                                     \
@@ -194,8 +180,8 @@ static void multiply(const Weight *weight, int first, int last, const Operand *i
             const int room = TILE - token % TILE, left = n_tokens - token < room ? n_tokens - token : room;
             int size = n_sizes - 1;
             while (tile_sizes[size] > left) size--;
-            multiply_table[weight->form][size](weight, w, view_tile(in, token),
-                                               out + token * out_stride + block * BLOCK_ROWS, out_stride, add);
+            multiply_table[weight->form][size](
+                weight, w, in, token, out + token * out_stride + (block - first) * BLOCK_ROWS, out_stride, add);
             token += tile_sizes[size];
         }
     }
@@ -203,34 +189,35 @@ static void multiply(const Weight *weight, int first, int last, const Operand *i
 
 /* ---- activations -------------------------------------------------------------------------------- */
 
-static void store_operand(const float *x, Operand *out, int token) {
-    const size_t tile = (size_t)(token / TILE) * out->n_groups;
-    const int t = token % TILE;
-    const VF zero = vf_set(0);
-    VF poison = zero;
-    for (int g = 0; out->keep_codes && g < out->n_groups; g++, x += GROUP) {
-        const VF a = vf_load(x), b = vf_load(x + 16);
-        const float largest = vf_largest(vf_max(vf_abs(a), vf_abs(b)));
-        const float scale = largest / 127.0f;
-        /* Below 2^-119 the quotient could overflow: such a group counts as zero. */
-        const VF inverse = vf_set(largest > 0x1p-119f ? 127.0f / largest : 0.0f);
-        poison = vf_fma(a, zero, vf_fma(b, zero, poison));
-        int8_t *codes = out->codes + ((tile + g) * TILE + t) * GROUP;
-        const int32_t first = vi_sum(vf_store_int8(codes, vf_mul(a, inverse)));
-        const int32_t second = vi_sum(vf_store_int8(codes + 16, vf_mul(b, inverse)));
-        const size_t i = (tile + g) * TILE + t, h = 2 * (tile + g) * TILE + t;
-        out->scale[i] = scale;
-        out->sum[i] = scale * (float)(first + second);
-        out->total[i] = first + second;
-        out->half[h] = first;
-        out->half[h + TILE] = second;
+static void store_group(const float *x, OperandPair *out, int group) {
+    const VF a = vf_load(x), b = vf_load(x + 16);
+    const float largest = vf_largest(vf_max(vf_abs(a), vf_abs(b)));
+    /* Below 2^-119 the quotient could overflow: such a group counts as zero. */
+    const VF inverse = vf_set(largest > 0x1p-119f ? 127.0f / largest : 0.0f);
+    vf_store_int8(out->codes + GROUP * group, vf_mul(a, inverse));
+    vf_store_int8(out->codes + GROUP * group + 16, vf_mul(b, inverse));
+    int32_t half[2];
+    sum_halves(out->codes + GROUP * group, half);
+    /* Codes cannot say NaN or infinity: the scale says it, and makes all products of the token NaN. */
+    const float scale = vf_finite(a) && vf_finite(b) ? largest / 127.0f : NAN;
+    const int32_t total = half[0] + half[1];
+    out->scale[group] = scale;
+    out->sum[group] = scale * (float)total;
+    out->total[group] = total;
+    out->half[2 * group] = (int16_t)half[0];
+    out->half[2 * group + 1] = (int16_t)half[1];
+}
+
+static void store_operand(const float *x, Operand *out, int token, int first, int last) {
+    const int tile = token / TILE, t = token % TILE;
+    if (out->pairs) {
+        OperandPair *pairs = out->pairs + (size_t)tile * out->n_pairs * TILE + t;
+        for (int g = first; g < last; g++) store_group(x + (g - first) * GROUP, pairs + (size_t)(g / 2) * TILE, g % 2);
     }
-    /* Codes cannot say NaN or infinity: a scale says it, and makes all products of the token NaN. */
-    if (out->keep_codes && isnan(vf_sum(poison))) out->scale[tile * TILE + t] = NAN;
-    if (out->keep_values) {
-        if (out->keep_codes) x -= (size_t)out->n_groups * GROUP;
-        float *values = out->values + (size_t)(token / TILE) * out->columns * TILE + t;
-        for (int k = 0; k < out->columns; k++) values[(size_t)k * TILE] = x[k];
+    if (out->values) {
+        float *values = out->values + (size_t)tile * out->columns * TILE + t;
+        for (int k = first * GROUP; k < last * GROUP && k < out->columns; k++)
+            values[(size_t)k * TILE] = x[k - first * GROUP];
     }
 }
 
@@ -243,6 +230,17 @@ static void rms_norm(const float *x, const float *gain, float eps, int n, float 
     const VF factor = vf_set(1.0f / sqrtf(vf_sum(squares) / (float)n + eps));
     for (int i = 0; i < n; i += 16)
         vf_store(out + i, vf_keep(vf_mul(vf_mul(vf_load(x + i), factor), vf_load(gain + i)), n - i, 0));
+}
+
+static void rotate(float *x, int n, const float *turn, int n_rotated, bool neox, float scale) {
+    const int half = n_rotated / 2;
+    for (int i = 0; i < half; i++) {
+        float *a = neox ? x + i : x + 2 * i, *b = neox ? a + half : a + 1;
+        const float c = turn[2 * i], s = turn[2 * i + 1], first = *a, second = *b;
+        *a = first * c - second * s;
+        *b = first * s + second * c;
+    }
+    for (int i = 0; i < n; i++) x[i] *= scale;
 }
 
 /* exp for x <= 88, relative error below 2e-7: 2^n times a polynomial for 2^f on [-1/2, 1/2]. */
@@ -302,74 +300,167 @@ static float sum_exp(const float *x, int n, float shift) {
 
 /* ---- attention ---------------------------------------------------------------------------------- */
 
-/* Scores of n query heads against 16 positions at a time. */
-INLINE void score(int n, const Attention *a, const float *query, float *scores, int stride) {
-    for (int p = 0; p < a->n_positions; p += POSITION_BLOCK) {
-        const uint16_t *keys = a->keys + (size_t)p * a->head_size;
-        VF acc[MAX_HEAD_ROWS];
-        UNROLL for (int h = 0; h < n; h++) acc[h] = vf_set(0);
+/* Scores of n queries against n_blocks blocks of 16 positions, two at a time: more products under way. */
+INLINE void score(int n, const Attention *a, const float *const *queries, int n_blocks,
+                  float (*scores)[POSITION_CHUNK]) {
+    for (int block = 0; block < n_blocks; block += 2) {
+        const uint16_t *keys = a->keys + (size_t)block * POSITION_BLOCK * a->head_size;
+        const uint16_t *more = keys + (size_t)POSITION_BLOCK * a->head_size;
+        VF acc[MAX_QUERIES][2];
+        UNROLL for (int q = 0; q < n; q++) acc[q][0] = acc[q][1] = vf_set(0);
         for (int d = 0; d < a->head_size; d++) {
-            const VF k = vf_load_f16(keys + d * POSITION_BLOCK);
-            UNROLL for (int h = 0; h < n; h++) acc[h] = vf_fma(k, vf_set(query[h * a->head_size + d]), acc[h]);
+            const VF k = vf_load_f16(keys + d * POSITION_BLOCK), l = vf_load_f16(more + d * POSITION_BLOCK);
+            UNROLL for (int q = 0; q < n; q++) {
+                const VF x = vf_set(queries[q][d]);
+                acc[q][0] = vf_fma(k, x, acc[q][0]);
+                acc[q][1] = vf_fma(l, x, acc[q][1]);
+            }
         }
-        UNROLL for (int h = 0; h < n; h++) vf_store(scores + h * stride + p, acc[h]);
+        UNROLL for (int q = 0; q < n; q++) {
+            vf_store(scores[q] + block * POSITION_BLOCK, acc[q][0]);
+            vf_store(scores[q] + (block + 1) * POSITION_BLOCK, acc[q][1]);
+        }
     }
 }
 
-/* In place: exp(score - largest), 0 beyond the positions seen; returns 1 / their sum. */
-INLINE float softmax(float *scores, int n_positions) {
+/* In place: exp(score - largest). Leaves the largest and the sum at the head of the partial result. */
+INLINE void soften(float *scores, int n_visible, float *partial) {
     VF top = vf_set(-INFINITY);
-    for (int p = 0; p < n_positions; p += 16)
-        top = vf_max(top, vf_keep(vf_load(scores + p), n_positions - p, -INFINITY));
-    const VF shift = vf_set(vf_largest(top));
+    for (int p = 0; p < n_visible; p += 16) top = vf_max(top, vf_keep(vf_load(scores + p), n_visible - p, -INFINITY));
+    partial[0] = vf_largest(top);
+    const VF shift = vf_set(partial[0]);
     VF sum = vf_set(0);
-    for (int p = 0; p < n_positions; p += 16) {
+    for (int p = 0; p < n_visible; p += 16) {
         /* Lanes beyond the positions seen may hold anything, NaN included: replace them before exp. */
-        const VF s = vf_keep(vf_load(scores + p), n_positions - p, -INFINITY);
-        const VF e = vf_keep(vf_exp(vf_sub(s, shift)), n_positions - p, 0);
+        const VF s = vf_keep(vf_load(scores + p), n_visible - p, -INFINITY);
+        const VF e = vf_keep(vf_exp(vf_sub(s, shift)), n_visible - p, 0);
         vf_store(scores + p, e);
         sum = vf_add(sum, e);
     }
-    return 1.0f / vf_sum(sum);
+    partial[1] = vf_sum(sum);
 }
 
-/* `width` x 16 dimensions of the values, weighted, for n heads. */
-INLINE void weigh(int n, int width, const Attention *a, int dimension, const float *scores, int stride,
-                  const float *inverse, float *out) {
-    VF acc[MAX_HEAD_ROWS][4];
-    UNROLL for (int h = 0; h < n; h++) UNROLL for (int c = 0; c < width; c++) acc[h][c] = vf_set(0);
-    for (int p = 0; p < a->n_positions; p++) {
-        const uint16_t *values = a->values + (size_t)p * a->head_size + dimension;
-        UNROLL for (int c = 0; c < width; c++) {
+/* `width` x 16 dimensions of the values, weighted, for n queries. The positions that all of them see are read once; the
+ * few that only later tokens see come after, query by query: the order of each sum is that of the positions. */
+INLINE void weigh(int n, int width, const Attention *a, const int *n_visible, int dimension,
+                  const float (*scores)[POSITION_CHUNK], float *const *partials) {
+    VF acc[MAX_QUERIES][4];
+    UNROLL for (int q = 0; q < n; q++) UNROLL for (int c = 0; c < width; c++) acc[q][c] = vf_set(0);
+    const uint16_t *values = a->values + dimension;
+    for (int p = 0; p < n_visible[0]; p++, values += a->head_size) UNROLL for (int c = 0; c < width; c++) {
             const VF v = vf_load_f16(values + 16 * c);
-            UNROLL for (int h = 0; h < n; h++) acc[h][c] = vf_fma(v, vf_set(scores[h * stride + p]), acc[h][c]);
+            UNROLL for (int q = 0; q < n; q++) acc[q][c] = vf_fma(v, vf_set(scores[q][p]), acc[q][c]);
+        }
+    UNROLL for (int q = 0; q < n; q++) {
+        const uint16_t *rest = values;
+        for (int p = n_visible[0]; p < n_visible[q]; p++, rest += a->head_size)
+            UNROLL for (int c = 0; c < width; c++) acc[q][c] =
+                vf_fma(vf_load_f16(rest + 16 * c), vf_set(scores[q][p]), acc[q][c]);
+        UNROLL for (int c = 0; c < width; c++) vf_store(partials[q] + PARTIAL_HEAD + dimension + 16 * c, acc[q][c]);
+    }
+}
+
+INLINE void attend_queries(int n, const Attention *a, int first) {
+    float scores[MAX_QUERIES][POSITION_CHUNK];
+    const int *n_visible = a->n_visible + first;
+    const int blocks = (n_visible[n - 1] + POSITION_BLOCK - 1) / POSITION_BLOCK;
+    float *const *partials = a->partials + first;
+    score(n, a, a->queries + first, blocks, scores);
+    for (int q = 0; q < n; q++) soften(scores[q], n_visible[q], partials[q]);
+    int d = 0;
+    for (; d + 64 <= a->head_size; d += 64) weigh(n, 4, a, n_visible, d, scores, partials);
+    for (; d < a->head_size; d += 16) weigh(n, 1, a, n_visible, d, scores, partials);
+}
+
+#define ATTEND(n) \
+    static __attribute__((noinline)) void attend_##n(const Attention *a, int first) { attend_queries(n, a, first); }
+ATTEND(1)
+ATTEND(2)
+ATTEND(3)
+ATTEND(4)
+#if MAX_QUERIES > 4
+ATTEND(5)
+ATTEND(6)
+#endif
+
+static void (*const attend_table[])(const Attention *a, int first) = {
+    attend_1, attend_2, attend_3, attend_4,
+#if MAX_QUERIES > 4
+    attend_5, attend_6,
+#endif
+};
+
+/* Each query's arithmetic is the same whichever queries are computed beside it. */
+static void attend(const Attention *a) {
+    const int n_parts = (a->n_queries + MAX_QUERIES - 1) / MAX_QUERIES;
+    for (int part = 0, first = 0; part < n_parts; part++) { /* parts as even as possible */
+        const int n = (a->n_queries - first + n_parts - part - 1) / (n_parts - part);
+        attend_table[n - 1](a, first);
+        first += n;
+    }
+}
+
+static float exp_of(float x) {
+    float lanes[16];
+    vf_store(lanes, vf_exp(vf_set(x)));
+    return lanes[0];
+}
+
+static void fold(const float *partials, size_t stride, int n_chunks, int head_size, float *out) {
+    float top = partials[0], sum = partials[1];
+    memcpy(out, partials + PARTIAL_HEAD, (size_t)head_size * sizeof(float));
+    for (int c = 1; c < n_chunks; c++) {
+        const float *partial = partials + c * stride;
+        const float larger = partial[0] > top ? partial[0] : top;
+        const float old = exp_of(top - larger), new = exp_of(partial[0] - larger);
+        top = larger;
+        sum = sum * old + partial[1] * new;
+        for (int d = 0; d < head_size; d += 16)
+            vf_store(out + d,
+                     vf_fma(vf_load(partial + PARTIAL_HEAD + d), vf_set(new), vf_mul(vf_load(out + d), vf_set(old))));
+    }
+    const VF inverse = vf_set(1.0f / sum);
+    for (int d = 0; d < head_size; d += 16) vf_store(out + d, vf_mul(vf_load(out + d), inverse));
+}
+
+/* ---- what the machine allows -------------------------------------------------------------------- */
+
+/* Keeps the compiler from dropping what nobody else reads, and from knowing what it reads. */
+INLINE void escape(const void *memory) { __asm__ volatile("" : : "r"(memory) : "memory"); }
+
+static void read_all(const uint8_t *data, size_t bytes) {
+    enum { SUMS = 4 };
+    VF sums[SUMS];
+    float out[16];
+    UNROLL for (int i = 0; i < SUMS; i++) sums[i] = vf_set(0);
+    for (const uint8_t *p = data; p < data + bytes; p += 512) {
+        UNROLL for (int i = 0; i < 8; i++) __builtin_prefetch(p + 4096 + 64 * i);
+        UNROLL for (int i = 0; i < 8; i++) sums[i % SUMS] = vf_add(sums[i % SUMS], vf_load((const float *)p + 16 * i));
+    }
+    vf_store(out, vf_add(vf_add(sums[0], sums[1]), vf_add(sums[2], sums[3])));
+    escape(out);
+}
+
+/* As many chains as the registers hold beside their operands: more than the instruction's latency asks for. */
+static int64_t dot_products(int rounds) {
+    enum { CHAINS = MAX_TILE == 16 ? 16 : 5, REPEATS = 4 };
+    uint8_t weights[64] = {0};
+    int8_t x[4 * CHAINS] = {0};
+    VI sums[CHAINS];
+    float out[16];
+    UNROLL for (int i = 0; i < CHAINS; i++) sums[i] = vi_set(0);
+    for (int round = 0; round < rounds; round++) {
+        for (int repeat = 0; repeat < REPEATS; repeat++) {
+            escape(weights);
+            escape(x);
+            const VCODES codes = codes_load(weights);
+            UNROLL for (int i = 0; i < CHAINS; i++) sums[i] = dot4(sums[i], codes, x + 4 * i);
         }
     }
-    UNROLL for (int h = 0; h < n; h++) UNROLL for (int c = 0; c < width; c++)
-        vf_store(out + h * a->head_size + dimension + 16 * c, vf_mul(acc[h][c], vf_set(inverse[h])));
-}
-
-INLINE void attend_heads(int n, const Attention *a, int head) {
-    const int stride = (a->n_positions + POSITION_BLOCK - 1) / POSITION_BLOCK * POSITION_BLOCK;
-    float *scores = a->scores + (size_t)head * stride, *out = a->out + head * a->head_size;
-    float inverse[MAX_HEAD_ROWS];
-    score(n, a, a->query + head * a->head_size, scores, stride);
-    for (int h = 0; h < n; h++) inverse[h] = softmax(scores + h * stride, a->n_positions);
-    int d = 0;
-    for (; d + 64 <= a->head_size; d += 64) weigh(n, 4, a, d, scores, stride, inverse, out);
-    for (; d < a->head_size; d += 16) weigh(n, 1, a, d, scores, stride, inverse, out);
-}
-
-/* Each head's arithmetic is the same whichever heads are computed beside it. */
-static void attend(const Attention *a) {
-    int head = 0;
-    for (; head + 4 <= a->n_heads; head += 4) attend_heads(4, a, head);
-    switch (a->n_heads - head) {
-    case 3: attend_heads(3, a, head); break;
-    case 2: attend_heads(2, a, head); break;
-    case 1: attend_heads(1, a, head); break;
-    default: break;
-    }
+    UNROLL for (int i = 1; i < CHAINS; i++) sums[0] = vi_add(sums[0], sums[i]);
+    vf_store(out, vf_from_vi(sums[0]));
+    escape(out);
+    return (int64_t)rounds * REPEATS * CHAINS * 64;
 }
 
 const Kernels ISA_KERNELS = {
@@ -377,9 +468,13 @@ const Kernels ISA_KERNELS = {
     .multiply = multiply,
     .store_operand = store_operand,
     .rms_norm = rms_norm,
+    .rotate = rotate,
     .swiglu = swiglu,
     .attend = attend,
+    .fold = fold,
     .to_float16 = to_float16,
     .largest = largest,
     .sum_exp = sum_exp,
+    .read_all = read_all,
+    .dot_products = dot_products,
 };

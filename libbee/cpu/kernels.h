@@ -17,8 +17,11 @@
  *
  *   float forms: column by column, the 16 rows side by side.
  *
- * Activations (`Operand`). Tiles of 16 tokens; per group of 32 columns the 16 tokens lie side by side, so that a
- * kernel broadcasts four successive columns of one token from memory. See `Operand`. */
+ * Activations (`Operand`): one record of 96 bytes for 64 columns of one token, so that threads which write different
+ * tokens write different lines of the cache, and a kernel broadcasts from addresses that differ by constants:
+ *
+ *   tile 0 (tokens 0-15)                                       tile 1 ...
+ *   | pair 0: token 0 | token 1 | ... | token 15 | pair 1: ... | */
 #ifndef BEE_KERNELS_H
 #define BEE_KERNELS_H
 
@@ -62,57 +65,68 @@ typedef struct Weight {
     uint8_t *data; /* 64-byte aligned */
 } Weight;
 
-/* Activations of up to `max_tokens` tokens as the integer forms and the float forms want them.
- *   codes  int8  [tile][group][16 tokens][32]    x = scale * code, |code| <= 127
- *   scale  float [tile][group][16]
- *   sum    float [tile][group][16]               scale * (sum of the group's codes): what a minimum multiplies
- *   total  int32 [tile][group][16]               sum of the group's codes: what a zero point multiplies
- *   half   int32 [tile][2 group][16]             the same over each 16 columns
- *   values float [tile][column][16]              only where `keep_values` */
+/* 64 columns of one token for the integer forms: x = scale[group] * code, |code| <= 127. */
+typedef struct OperandPair {
+    int8_t codes[PAIR];
+    float scale[2];
+    float sum[2];     /* scale * (sum of the group's codes): what a minimum multiplies */
+    int32_t total[2]; /* sum of the group's codes: what a zero point multiplies */
+    int16_t half[4];  /* the same over each 16 columns */
+} OperandPair;
+
+/* Activations of up to `max_tokens` tokens as the integer forms and the float forms want them. */
 typedef struct Operand {
     int columns;
-    int n_groups; /* even */
+    int n_pairs;
     int max_tokens;
-    bool keep_codes, keep_values;
-    int8_t *codes;
-    float *scale, *sum;
-    int32_t *total, *half;
-    float *values;
+    OperandPair *pairs;  /* [tile][pair][16 tokens]; NULL unless an integer form reads it */
+    float *values;       /* [tile][column][16 tokens]; NULL unless a float form reads it */
+    struct Operand *own; /* a copy per worker, of one tile, for what each worker computes for itself; may be NULL */
 } Operand;
 
-/* Scores are computed for whole blocks of 16 positions: keys lie [block][dimension][16 positions]. */
-enum { POSITION_BLOCK = 16, MAX_HEAD_ROWS = 4 };
+/* Attention reads keys and values in chunks of a fixed number of positions, and folds the chunks in their order: what a
+ * token gets does not depend on how the chunks are shared out. Keys lie [block][dimension][16 positions]. */
+enum { POSITION_BLOCK = 16, POSITION_CHUNK = 128, PARTIAL_HEAD = 16 };
 
-/* One token's attention over one key-value head, for the query heads that share it. */
+/* One chunk of one key-value head, for some queries. A partial result is float[PARTIAL_HEAD + head_size]: the largest
+ * score, the sum of exp(score - largest), unused floats, and the values weighted with those exponentials. */
 typedef struct Attention {
-    const float *query;     /* [n_heads][head_size], already scaled */
-    const uint16_t *keys;   /* float16 [position block][head_size][16] */
+    const uint16_t *keys;   /* float16 [position block][head_size][16], an even number of blocks */
     const uint16_t *values; /* float16 [position][head_size] */
     int head_size;          /* a multiple of 16 */
-    int n_heads;
-    int n_positions; /* positions seen: 0 .. n_positions - 1 */
-    float *scores;   /* scratch [n_heads][n_positions rounded up to 16] */
-    float *out;      /* [n_heads][head_size] */
+    int n_queries;
+    const float *const *queries; /* each [head_size], already scaled */
+    const int *n_visible;        /* of the chunk's positions, per query: 1 to POSITION_CHUNK, never falling */
+    float *const *partials;      /* out, per query */
 } Attention;
 
 typedef struct Kernels {
     const char *name;
     /* out[token][row] (+)= sum over columns of weight[row][column] * in[token][column], for the rows of blocks
-     * [first, last) and tokens 0 .. n_tokens - 1. `out` has room for whole blocks. The sum of one output runs over
-     * the groups in order, whatever the other tokens are: block-invariant. */
+     * [first, last), of which out[0] is the first, and tokens 0 .. n_tokens - 1. `out` has room for whole blocks. The
+     * sum of one output runs over the groups in order, whatever the other tokens are: block-invariant. */
     void (*multiply)(const Weight *weight, int first, int last, const Operand *in, int n_tokens, float *out,
                      size_t out_stride, bool add);
-    /* Quantises one token's activations into an operand; `x` is zero from `columns` up to whole pairs. */
-    void (*store_operand)(const float *x, Operand *out, int token);
+    /* Puts groups [first, last) of 32 columns of one token into an operand; x[0] is the first of them, and `x` is zero
+     * from the operand's columns up to whole pairs. */
+    void (*store_operand)(const float *x, Operand *out, int token, int first, int last);
     /* out = x / sqrt(mean(x^2) + eps) * gain over n values; reads and writes up to the next multiple of 16. */
     void (*rms_norm)(const float *x, const float *gain, float eps, int n, float *out);
+    /* RoPE over the first n_rotated of n dimensions, then all of them times `scale`; turn = cos, sin per pair. */
+    void (*rotate)(float *x, int n, const float *turn, int n_rotated, bool neox, float scale);
     /* out = silu(gate) * up over n values, up to the next multiple of 16. */
     void (*swiglu)(const float *gate, const float *up, int n, float *out);
     void (*attend)(const Attention *attention);
+    /* Folds the partial results of successive chunks, `stride` floats apart, and divides by the sum: out[head_size]. */
+    void (*fold)(const float *partials, size_t stride, int n_chunks, int head_size, float *out);
     void (*to_float16)(const float *x, uint16_t *out, int n); /* n a multiple of 16 */
     float (*largest)(const float *x, int n);                  /* n at least 1 */
     /* Sum of exp(x - shift), x <= shift. */
     float (*sum_exp)(const float *x, int n, float shift);
+    /* For measuring what the machine allows: reads `bytes`, a multiple of 512, as `multiply` reads weights; and
+     * `rounds` of independent dot products from registers, which returns the multiply-adds done. */
+    void (*read_all)(const uint8_t *data, size_t bytes);
+    int64_t (*dot_products)(int rounds);
 } Kernels;
 
 extern const Kernels bee_kernels_avx512, bee_kernels_avx2, bee_kernels_portable;

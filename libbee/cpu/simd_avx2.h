@@ -4,6 +4,7 @@
 #define ISA_NAME "avx2"
 #define ISA_KERNELS bee_kernels_avx2
 #define MAX_TILE 2
+#define MAX_QUERIES 4
 #define HIGH_NIBBLE 1
 #define WIDE_ZERO 0
 
@@ -77,18 +78,22 @@ INLINE float vf_largest(VF a) {
 
 INLINE VI vi_set(int32_t a) { return (VI){_mm256_set1_epi32(a), _mm256_set1_epi32(a)}; }
 INLINE VI vi_add(VI a, VI b) { return (VI){_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
-INLINE VI vf_store_int8(int8_t *p, VF a) { /* saturates: NaN becomes -128 */
+INLINE void vf_store_int8(int8_t *p, VF a) {
     const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
     const __m256i pairs = _mm256_permute4x64_epi64(words, 0xD8);
-    const __m128i codes = _mm_packs_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
-    _mm_storeu_si128((__m128i *)p, codes);
-    return (VI){_mm256_cvtepi8_epi32(codes), _mm256_cvtepi8_epi32(_mm_srli_si128(codes, 8))};
+    _mm_storeu_si128((__m128i *)p, _mm_packs_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1)));
 }
-INLINE int32_t vi_sum(VI a) {
-    const __m256i v = _mm256_add_epi32(a.lo, a.hi);
-    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4E));
-    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xB1)));
+INLINE bool vf_finite(VF a) {
+    const __m256 lo = _mm256_sub_ps(a.lo, a.lo), hi = _mm256_sub_ps(a.hi, a.hi); /* 0, or NaN */
+    return !_mm256_movemask_ps(_mm256_cmp_ps(lo, hi, _CMP_UNORD_Q));
+}
+INLINE void sum_halves(const int8_t *p, int32_t sums[2]) {
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), _mm256_loadu_si256((const __m256i *)p));
+    const __m256i fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    const __m256i eights = _mm256_add_epi32(fours, _mm256_shuffle_epi32(fours, 0x4E));
+    const __m256i all = _mm256_add_epi32(eights, _mm256_shuffle_epi32(eights, 0xB1));
+    sums[0] = _mm256_cvtsi256_si32(all);
+    sums[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(all, 1));
 }
 
 INLINE VCODES codes_load(const uint8_t *p) {

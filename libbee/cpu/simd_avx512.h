@@ -10,6 +10,7 @@
 #define ISA_NAME "avx512"
 #define ISA_KERNELS bee_kernels_avx512
 #define MAX_TILE 16
+#define MAX_QUERIES 6
 #define HIGH_NIBBLE 16
 #define WIDE_ZERO 128
 
@@ -46,13 +47,20 @@ INLINE float vf_largest(VF a) { return _mm512_reduce_max_ps(a); }
 
 INLINE VI vi_set(int32_t a) { return _mm512_set1_epi32(a); }
 INLINE VI vi_add(VI a, VI b) { return _mm512_add_epi32(a, b); }
-/* Rounds to the nearest int8, writes 16 of them, returns them widened. */
-INLINE VI vf_store_int8(int8_t *p, VF a) {
-    const __m128i codes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a)); /* saturates: NaN becomes -128 */
-    _mm_storeu_si128((__m128i *)p, codes);
-    return _mm512_cvtepi8_epi32(codes);
+/* Rounds to the nearest int8 and writes 16 of them; saturates: NaN becomes -128. */
+INLINE void vf_store_int8(int8_t *p, VF a) {
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a)));
 }
-INLINE int32_t vi_sum(VI a) { return _mm512_reduce_add_epi32(a); }
+INLINE bool vf_finite(VF a) { return !_mm512_fpclass_ps_mask(a, 0x01 | 0x08 | 0x10 | 0x80); } /* NaN or infinity */
+/* Sums of codes 0-15 and 16-31. */
+INLINE void sum_halves(const int8_t *p, int32_t sums[2]) {
+    const __m256i codes = _mm256_loadu_si256((const __m256i *)p);
+    const __m256i fours = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), codes);
+    const __m256i eights = _mm256_add_epi32(fours, _mm256_shuffle_epi32(fours, 0x4E));
+    const __m256i all = _mm256_add_epi32(eights, _mm256_shuffle_epi32(eights, 0xB1));
+    sums[0] = _mm256_cvtsi256_si32(all);
+    sums[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(all, 1));
+}
 
 INLINE VCODES codes_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
 INLINE VCODES codes_low(const uint8_t *p) { return _mm512_and_si512(codes_load(p), _mm512_set1_epi8(0x0F)); }

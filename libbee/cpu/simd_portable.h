@@ -6,6 +6,7 @@
 #define ISA_NAME "portable"
 #define ISA_KERNELS bee_kernels_portable
 #define MAX_TILE 2
+#define MAX_QUERIES 4
 #define HIGH_NIBBLE 16
 #define WIDE_ZERO 128
 
@@ -65,16 +66,19 @@ INLINE float vf_largest(VF a) {
 
 INLINE VI vi_set(int32_t a) { LANES(VI, a); }
 INLINE VI vi_add(VI a, VI b) { LANES(VI, a.v[i] + b.v[i]); }
-INLINE VI vf_store_int8(int8_t *p, VF a) {
+INLINE void vf_store_int8(int8_t *p, VF a) {
     const VF rounded = vf_round(a);
     for (int i = 0; i < 16; i++)
         p[i] = rounded.v[i] >= -127 && rounded.v[i] <= 127 ? (int8_t)rounded.v[i] : 0; /* NaN: 0 */
-    LANES(VI, p[i]);
 }
-INLINE int32_t vi_sum(VI a) {
-    int32_t sum = 0;
-    for (int i = 0; i < 16; i++) sum += a.v[i];
-    return sum;
+INLINE bool vf_finite(VF a) {
+    bool finite = true;
+    for (int i = 0; i < 16; i++) finite = finite && isfinite(a.v[i]);
+    return finite;
+}
+INLINE void sum_halves(const int8_t *p, int32_t sums[2]) {
+    sums[0] = sums[1] = 0;
+    for (int i = 0; i < 32; i++) sums[i / 16] += p[i];
 }
 
 INLINE VCODES codes_load(const uint8_t *p) {

@@ -20,11 +20,12 @@ static bool operands_new(const Ops *ops, Backend *backend, const Model *m, int n
         query |= formats_for(ops, (const Weight *[]){l->attn_output}, 1);
         ff |= formats_for(ops, (const Weight *[]){l->down}, 1);
     }
-    w->embd_in = ops->operand_new(backend, s->n_embd, BEE_MAX_PASS_ROWS, embd);
+    w->embd_in = ops->operand_new(backend, s->n_embd, BEE_MAX_PASS_ROWS, embd | OPERAND_OWN);
     w->query_in = ops->operand_new(backend, s->n_head * s->head_size, BEE_MAX_PASS_ROWS, query);
     w->ff_in = ops->operand_new(backend, s->n_ff, BEE_MAX_PASS_ROWS, ff);
     if (m->features_in)
-        w->feature_in = ops->operand_new(backend, n_features, BEE_MAX_PASS_ROWS, ops->operand_format(m->features_in));
+        w->feature_in =
+            ops->operand_new(backend, n_features, BEE_MAX_PASS_ROWS, ops->operand_format(m->features_in) | OPERAND_OWN);
     return w->embd_in && w->query_in && w->ff_in && (w->feature_in || !m->features_in);
 }
 
@@ -35,30 +36,23 @@ bool workspace_new(const Ops *ops, Backend *backend, const Model *model, int n_t
     *w = (Workspace){.embd_stride = padded(s->n_embd),
                      .query_stride = padded(query),
                      .key_stride = padded(key),
-                     .ff_stride = padded(s->n_ff),
                      .feature_stride = padded(features),
                      .logit_stride = padded(model->n_head_rows)};
     w->x = ops->buffer_new(backend, rows * w->embd_stride);
     w->q = ops->buffer_new(backend, rows * w->query_stride);
     w->k = ops->buffer_new(backend, rows * w->key_stride);
     w->v = ops->buffer_new(backend, rows * w->key_stride);
-    w->attended = ops->buffer_new(backend, rows * w->query_stride);
-    w->gate = ops->buffer_new(backend, rows * w->ff_stride);
-    w->up = ops->buffer_new(backend, rows * w->ff_stride);
-    w->hidden = ops->buffer_new(backend, rows * w->ff_stride);
     w->angles = ops->buffer_new(backend, (size_t)rows * s->n_rotated);
     w->logits = ops->buffer_new(backend, rows * w->logit_stride);
     if (features && !model->features_in) w->features = ops->buffer_new(backend, rows * w->feature_stride);
-    const bool ok = w->x && w->q && w->k && w->v && w->attended && w->gate && w->up && w->hidden && w->angles &&
-                    w->logits && (w->features || !features || model->features_in) &&
-                    operands_new(ops, backend, model, features, w);
+    const bool ok = w->x && w->q && w->k && w->v && w->angles && w->logits &&
+                    (w->features || !features || model->features_in) && operands_new(ops, backend, model, features, w);
     if (!ok) workspace_free(ops, backend, w);
     return ok;
 }
 
 void workspace_free(const Ops *ops, Backend *backend, Workspace *w) {
-    float *buffers[] = {w->x,  w->q,      w->k,      w->v,        w->attended, w->gate,
-                        w->up, w->hidden, w->angles, w->features, w->logits};
+    float *buffers[] = {w->x, w->q, w->k, w->v, w->angles, w->features, w->logits};
     Operand *operands[] = {w->embd_in, w->query_in, w->ff_in, w->feature_in};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) ops->buffer_free(backend, buffers[i]);
     for (size_t i = 0; i < sizeof operands / sizeof *operands; i++) ops->operand_free(backend, operands[i]);
@@ -76,17 +70,14 @@ static void attention_block(Worker *worker, const Ops *ops, const Model *m, Work
     ops->multiply(worker, qkv, 3, w->embd_in, n);
     ops->rotate_and_store(worker, &m->heads, layer, rows, n, w->angles, l->q_norm, l->k_norm, w->q, w->query_stride,
                           w->k, w->v, w->key_stride);
-    ops->attend(worker, &m->heads, layer, rows, n, w->q, w->query_stride, w->attended, w->query_stride);
-    ops->to_operand(worker, w->attended, w->query_stride, NULL, n, w->query_in);
+    ops->attend(worker, &m->heads, layer, rows, n, w->q, w->query_stride, w->query_in);
     ops->multiply(worker, &(Product){l->attn_output, w->x, w->embd_stride, true}, 1, w->query_in, n);
 }
 
 static void feed_forward_block(Worker *worker, const Ops *ops, const Model *m, Workspace *w, int layer, int n) {
     const Layer *l = &m->layers[layer];
     ops->rms_norm(worker, w->x, w->embd_stride, NULL, l->ffn_norm, m->shape.eps, m->shape.n_embd, n, w->embd_in);
-    const Product gate_up[] = {{l->gate, w->gate, w->ff_stride, false}, {l->up, w->up, w->ff_stride, false}};
-    ops->multiply(worker, gate_up, 2, w->embd_in, n);
-    ops->swiglu(worker, w->gate, w->up, w->ff_stride, m->shape.n_ff, n, w->hidden, w->ff_in);
+    ops->swiglu(worker, l->gate, l->up, w->embd_in, n, w->ff_in);
     ops->multiply(worker, &(Product){l->down, w->x, w->embd_stride, true}, 1, w->ff_in, n);
 }
 

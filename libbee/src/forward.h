@@ -8,15 +8,13 @@
 
 /* Activations of one model's passes of up to BEE_MAX_PASS_ROWS rows. Strides are in floats. */
 typedef struct Workspace {
-    size_t embd_stride, query_stride, key_stride, ff_stride, feature_stride, logit_stride;
-    float *x;                  /* [rows][embd_stride] the residual stream */
-    float *q;                  /* [rows][query_stride] */
-    float *k, *v;              /* [rows][key_stride] */
-    float *attended;           /* [rows][query_stride] */
-    float *gate, *up, *hidden; /* [rows][ff_stride] */
-    float *angles;             /* [rows][n_rotated] */
-    float *features;           /* [rows][feature_stride], taps side by side; a target's, NULL without taps */
-    float *logits;             /* [rows][logit_stride] */
+    size_t embd_stride, query_stride, key_stride, feature_stride, logit_stride;
+    float *x;        /* [rows][embd_stride] the residual stream */
+    float *q;        /* [rows][query_stride] */
+    float *k, *v;    /* [rows][key_stride] */
+    float *angles;   /* [rows][n_rotated] */
+    float *features; /* [rows][feature_stride], taps side by side; a target's, NULL without taps */
+    float *logits;   /* [rows][logit_stride] */
     Operand *embd_in, *query_in, *ff_in;
     Operand *feature_in; /* a drafter's */
 } Workspace;

@@ -56,13 +56,21 @@ typedef struct Choice {
     int32_t token; /* out; -1 where the logits are not finite */
 } Choice;
 
-enum { OPERAND_CODES = 1, OPERAND_VALUES = 2 };
+/* OPERAND_OWN: what rms_norm and to_operand write, which each worker may compute for itself. */
+enum { OPERAND_CODES = 1, OPERAND_VALUES = 2, OPERAND_OWN = 4 };
+
+/* What the machine allows, as measured with all threads. */
+typedef struct Rates {
+    double read_bytes_per_second;
+    double multiply_adds_per_second; /* 8-bit */
+} Rates;
 
 typedef struct Ops {
     /* holding data; all of these return NULL where memory runs out */
     Weight *(*weight_new)(Backend *backend, const Tensor *tensor, const int32_t *row_ids, int n_rows);
     void (*weight_free)(Backend *backend, Weight *weight);
-    int (*operand_format)(const Weight *weight); /* OPERAND_CODES or OPERAND_VALUES */
+    size_t (*weight_bytes)(const Weight *weight); /* that a pass reads */
+    int (*operand_format)(const Weight *weight);  /* OPERAND_CODES or OPERAND_VALUES */
     Operand *(*operand_new)(Backend *backend, int columns, int max_rows, int formats);
     void (*operand_free)(Backend *backend, Operand *operand);
     float *(*buffer_new)(Backend *backend, size_t count); /* zeroed */
@@ -88,14 +96,17 @@ typedef struct Ops {
                              const float *q_gain, const float *k_gain, float *q, size_t q_stride, float *k, float *v,
                              size_t kv_stride);
     void (*attend)(Worker *worker, const Heads *heads, int layer, const Row *rows, int n, const float *q,
-                   size_t q_stride, float *out, size_t out_stride);
-    void (*swiglu)(Worker *worker, const float *gate, const float *up, size_t stride, int columns, int n, float *hidden,
-                   Operand *out);
+                   size_t q_stride, Operand *out);
+    /* out = silu(gate in) * (up in) */
+    void (*swiglu)(Worker *worker, const Weight *gate, const Weight *up, const Operand *in, int n, Operand *out);
+    /* For what is read after the run; no barrier. */
     void (*copy)(Worker *worker, const float *from, size_t from_stride, float *to, size_t to_stride, int columns,
                  int n);
     /* `ids` maps a row of the head to a token, or is NULL. */
     void (*choose)(Worker *worker, const float *logits, size_t stride, int n_vocab, const int32_t *ids, Choice *choices,
                    int n);
+
+    bool (*measure_rates)(Backend *backend, Rates *out); /* false where memory runs out; not inside a run */
 } Ops;
 
 extern const Ops bee_cpu_ops;
