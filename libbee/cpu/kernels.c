@@ -26,43 +26,75 @@
 
 /* ---- matrix times a few tokens ------------------------------------------------------------------ */
 
-/* Everything about a form that the compiler should know while it unrolls. */
-typedef struct FormTraits {
-    int code_bits, zero; /* zero < 0: WIDE_ZERO, and codes up to 255 */
-    bool wide_scale, has_minimum, halves;
-} FormTraits;
-
-INLINE VF load_scale(const uint8_t *p, bool wide) {
-    return wide ? vf_load((const float *)p) : vf_load_f16((const uint16_t *)p);
+/* The codes of one group. */
+INLINE void load_codes(FormLayout f, int group, const uint8_t *w, VCODES *codes) {
+    const int more = f.code_bits - 4; /* bits above the nibble */
+    if (f.code_bits == 8) {
+        UNROLL for (int j = 0; j < 8; j++) codes[j] = codes_load(w + 512 * group + 64 * j);
+    } else if (f.code_bits == 4) {
+        UNROLL for (int j = 0; j < 8; j++) codes[j] = group ? codes_high(w + 64 * j) : codes_low(w + 64 * j);
+    } else {
+        const uint8_t *plane = w + 512 + 64 * more * group;
+        UNROLL for (int j = 0; j < 8; j++) {
+            const VCODES nibbles = group ? codes_upper(w + 64 * j) : codes_low(w + 64 * j);
+            codes[j] =
+                codes_join(nibbles, codes_load(plane + 64 * (j * more / 8)), 4 - j * more % 8, more == 1 ? 16 : 48);
+        }
+    }
 }
 
-INLINE VI dot_columns(FormTraits f, VI acc, const VCODES *codes, const int8_t *a, int first, int last) {
+/* The zero point of a group's codes as load_codes leaves them. */
+INLINE int zero_of(FormLayout f, int group) {
+    return f.code_bits == 8 ? WIDE_ZERO : f.code_bits == 4 && group ? f.zero * HIGH_NIBBLE : f.zero;
+}
+
+typedef struct GroupScales {
+    VF scale, second, minimum; /* second: of columns 16 to 31, where they have their own */
+} GroupScales;
+
+/* Products of a float16 and an int8 are exact. */
+INLINE VF super_scale(const uint8_t *super, const uint8_t *small) {
+    return vf_mul(vf_load_f16((const uint16_t *)super), vf_load_int8((const int8_t *)small));
+}
+
+INLINE GroupScales load_scales(FormLayout f, int group, const uint8_t *w) {
+    const uint8_t *p = w + code_bytes(f), *super = p + small_scale_bytes(f);
+    GroupScales g;
+    if (!f.has_super_scale) {
+        g.scale = vf_load_f16((const uint16_t *)(p + 32 * group));
+        if (f.has_minimum) g.minimum = vf_load_f16((const uint16_t *)(p + 64 + 32 * group));
+    } else if (f.has_halves) {
+        g.scale = super_scale(super, p + 32 * group);
+        g.second = super_scale(super, p + 32 * group + 16);
+    } else {
+        g.scale = super_scale(super, p + 16 * group);
+        if (f.has_minimum) g.minimum = super_scale(super + 32, p + 32 + 16 * group);
+    }
+    /* codes_high leaves a factor, a power of two: exact */
+    if (f.code_bits == 4 && group && HIGH_NIBBLE != 1) g.scale = vf_mul(g.scale, vf_set(1.0f / HIGH_NIBBLE));
+    return g;
+}
+
+INLINE VI dot_columns(FormLayout f, VI acc, const VCODES *codes, const int8_t *a, int first, int last) {
     UNROLL for (int j = first; j < last; j++) acc =
-        f.zero < 0 ? dot4_wide(acc, codes[j], a + 4 * j) : dot4(acc, codes[j], a + 4 * j);
+        f.code_bits == 8 ? dot4_wide(acc, codes[j], a + 4 * j) : dot4(acc, codes[j], a + 4 * j);
     return acc;
 }
 
-/* One group of 32 columns: 16 rows x n tokens. In a 4-bit pair the second group lies in the high nibbles. */
-INLINE void multiply_group(FormTraits f, int n, int group, const uint8_t *w, const uint8_t *scale,
-                           const uint8_t *minimum, const OperandPair *a, VF *acc) {
-    const bool high = f.code_bits == 4 && group;
-    const int zero = (f.zero < 0 ? WIDE_ZERO : f.zero) * (high ? HIGH_NIBBLE : 1);
+/* One group of 32 columns: 16 rows x n tokens. */
+INLINE void multiply_group(FormLayout f, int n, int group, const uint8_t *w, const OperandPair *a, VF *acc) {
+    const int zero = zero_of(f, group);
+    const GroupScales s = load_scales(f, group, w);
     VCODES codes[8];
-    UNROLL for (int j = 0; j < 8; j++) codes[j] = high               ? codes_high(w + 64 * j)
-                                                  : f.code_bits == 4 ? codes_low(w + 64 * j)
-                                                                     : codes_load(w + 64 * j);
-    VF s = load_scale(scale, f.wide_scale), s2 = s, m = s;
-    if (f.halves) s2 = load_scale(scale + 64, true);
-    if (f.has_minimum) m = load_scale(minimum, f.wide_scale);
-    if (high && HIGH_NIBBLE != 1) s = vf_mul(s, vf_set(1.0f / HIGH_NIBBLE)); /* a power of two: exact */
+    load_codes(f, group, w, codes);
     UNROLL for (int t = 0; t < n; t++) {
         const int8_t *x = a[t].codes + GROUP * group;
         const VF token_scale = vf_set(a[t].scale[group]);
-        if (f.halves) {
+        if (f.has_halves) {
             const VI lo = dot_columns(f, vi_set(-zero * a[t].half[2 * group]), codes, x, 0, 4);
             const VI hi = dot_columns(f, vi_set(-zero * a[t].half[2 * group + 1]), codes, x, 4, 8);
-            acc[t] = vf_fma(vf_from_vi(lo), vf_mul(s, token_scale), acc[t]);
-            acc[t] = vf_fma(vf_from_vi(hi), vf_mul(s2, token_scale), acc[t]);
+            acc[t] = vf_fma(vf_from_vi(lo), vf_mul(s.scale, token_scale), acc[t]);
+            acc[t] = vf_fma(vf_from_vi(hi), vf_mul(s.second, token_scale), acc[t]);
             continue;
         }
         VI d = vi_set(-zero * a[t].total[group]);
@@ -72,8 +104,8 @@ INLINE void multiply_group(FormTraits f, int n, int group, const uint8_t *w, con
         } else {
             d = dot_columns(f, d, codes, x, 0, 8);
         }
-        acc[t] = vf_fma(vf_from_vi(d), vf_mul(s, token_scale), acc[t]);
-        if (f.has_minimum) acc[t] = vf_fma(m, vf_set(a[t].sum[group]), acc[t]);
+        acc[t] = vf_fma(vf_from_vi(d), vf_mul(s.scale, token_scale), acc[t]);
+        if (f.has_minimum) acc[t] = vf_fma(s.minimum, vf_set(a[t].sum[group]), acc[t]);
     }
 }
 
@@ -83,19 +115,15 @@ INLINE void store_block(int n, const VF *acc, float *out, size_t out_stride, boo
 }
 
 /* 16 rows x n tokens, n <= MAX_TILE, all columns. */
-INLINE void multiply_codes(FormTraits f, int n, const uint8_t *w, int n_pairs, const OperandPair *a, float *out,
+INLINE void multiply_codes(FormLayout f, int n, const uint8_t *w, int n_pairs, const OperandPair *a, float *out,
                            size_t out_stride, bool add) {
-    const int scale_bytes = BLOCK_ROWS * (f.wide_scale ? 4 : 2) * (f.halves ? 2 : 1);
-    const int code_bytes = PAIR * BLOCK_ROWS * f.code_bits / 8, second = f.code_bits == 4 ? 0 : code_bytes / 2;
-    const int pair_bytes = code_bytes + scale_bytes * (f.has_minimum ? 4 : 2);
     VF acc[MAX_TILE];
     UNROLL for (int t = 0; t < n; t++) acc[t] = vf_set(0);
-    for (int p = 0; p < n_pairs; p++, w += pair_bytes, a += TILE) {
+    for (int p = 0; p < n_pairs; p++, w += pair_bytes(f), a += TILE) {
         /* Ahead of the hardware's prefetcher, which stops at every page: a sixth of a single token's time. */
-        for (int i = 0; i < pair_bytes; i += 64) __builtin_prefetch(w + 4096 + i);
-        const uint8_t *scale = w + code_bytes, *minimum = scale + 2 * scale_bytes;
-        multiply_group(f, n, 0, w, scale, minimum, a, acc);
-        multiply_group(f, n, 1, w + second, scale + scale_bytes, minimum + scale_bytes, a, acc);
+        for (int i = 0; i < pair_bytes(f); i += 64) __builtin_prefetch(w + 4096 + i);
+        multiply_group(f, n, 0, w, a, acc);
+        multiply_group(f, n, 1, w, a, acc);
     }
     store_block(n, acc, out, out_stride, add);
 }
@@ -118,11 +146,11 @@ typedef void (*Multiply)(const Weight *weight, const uint8_t *w, const Operand *
                          size_t out_stride, bool add);
 
 /* Each form, for each number of tokens, becomes a function of its own: the constants fold into it. */
-#define CODES(name, n, ...)                                                                                     \
+#define CODES(name, n, form)                                                                                    \
     static __attribute__((noinline)) void name##_##n(const Weight *weight, const uint8_t *w, const Operand *in, \
                                                      int token, float *out, size_t out_stride, bool add) {      \
         const OperandPair *a = in->pairs + (size_t)(token / TILE) * in->n_pairs * TILE + token % TILE;          \
-        multiply_codes((FormTraits){__VA_ARGS__}, n, w, weight->n_pairs, a, out, out_stride, add);              \
+        multiply_codes(form_layouts[form], n, w, weight->n_pairs, a, out, out_stride, add);                     \
     }
 #define FLOATS(name, n, form)                                                                                   \
     static __attribute__((noinline)) void name##_##n(const Weight *weight, const uint8_t *w, const Operand *in, \
@@ -152,22 +180,21 @@ static const int tile_sizes[] = {1, 2, 3, 4, 5, 6, 8, 12, 16};
 static const int tile_sizes[] = {1, 2};
 #endif
 
-/*                                    bits zero wide  min    halves */
-FOR_TILES(CODES, multiply_4, 4, 8, false, false, false)
-FOR_TILES(CODES, multiply_4m, 4, 0, false, true, false)
-FOR_TILES(CODES, multiply_4k, 4, 0, true, true, false)
-FOR_TILES(CODES, multiply_8, 8, -1, false, false, false)
-FOR_TILES(CODES, multiply_5, 8, 16, false, false, false)
-FOR_TILES(CODES, multiply_5m, 8, 0, false, true, false)
-FOR_TILES(CODES, multiply_5k, 8, 0, true, true, false)
-FOR_TILES(CODES, multiply_6k, 8, 32, true, false, true)
+FOR_TILES(CODES, multiply_4, FORM_4)
+FOR_TILES(CODES, multiply_4m, FORM_4M)
+FOR_TILES(CODES, multiply_4k, FORM_4K)
+FOR_TILES(CODES, multiply_5, FORM_5)
+FOR_TILES(CODES, multiply_5m, FORM_5M)
+FOR_TILES(CODES, multiply_5k, FORM_5K)
+FOR_TILES(CODES, multiply_6k, FORM_6K)
+FOR_TILES(CODES, multiply_8, FORM_8)
 FOR_TILES(FLOATS, multiply_f16, FORM_F16)
 FOR_TILES(FLOATS, multiply_bf16, FORM_BF16)
 FOR_TILES(FLOATS, multiply_f32, FORM_F32)
 
 static const Multiply *const multiply_table[FORM_COUNT] = {
-    multiply_4,  multiply_4m, multiply_4k,  multiply_8,    multiply_5,   multiply_5m,
-    multiply_5k, multiply_6k, multiply_f16, multiply_bf16, multiply_f32,
+    multiply_4,  multiply_4m, multiply_4k,  multiply_5,    multiply_5m,  multiply_5k,
+    multiply_6k, multiply_8,  multiply_f16, multiply_bf16, multiply_f32,
 };
 
 static void multiply(const Weight *weight, int first, int last, const Operand *in, int n_tokens, float *out,

@@ -5,20 +5,6 @@
 
 #include "float16.h"
 
-const FormLayout form_layouts[FORM_COUNT] = {
-    [FORM_4] = {.code_bits = 4, .scale_bytes = 2, .scale_columns = 32},
-    [FORM_4M] = {.code_bits = 4, .scale_bytes = 2, .has_minimum = true, .scale_columns = 32},
-    [FORM_4K] = {.code_bits = 4, .scale_bytes = 4, .has_minimum = true, .scale_columns = 32},
-    [FORM_8] = {.code_bits = 8, .scale_bytes = 2, .scale_columns = 32},
-    [FORM_5] = {.code_bits = 8, .scale_bytes = 2, .scale_columns = 32},
-    [FORM_5M] = {.code_bits = 8, .scale_bytes = 2, .has_minimum = true, .scale_columns = 32},
-    [FORM_5K] = {.code_bits = 8, .scale_bytes = 4, .has_minimum = true, .scale_columns = 32},
-    [FORM_6K] = {.code_bits = 8, .scale_bytes = 4, .scale_columns = 16},
-    [FORM_F16] = {.element_bytes = 2},
-    [FORM_BF16] = {.element_bytes = 2},
-    [FORM_F32] = {.element_bytes = 4},
-};
-
 Form form_of_type(TensorType type) {
     switch (type) {
     case TYPE_Q4_0: return FORM_4;
@@ -35,13 +21,12 @@ Form form_of_type(TensorType type) {
     }
 }
 
-/* 32 columns of one row: value = scale[i / 16] * (code - zero) + minimum. The f16 fields hold the file's own bits
- * where the form keeps them. */
+/* 32 columns of one row: value = scale * (code - zero) + minimum, with a scale for each 16 columns. */
 typedef struct Group {
     uint8_t code[GROUP];
     int zero;
-    float scale[2], minimum;
-    uint16_t scale_f16, minimum_f16;
+    uint16_t scale_f16, minimum_f16;      /* the file's bits */
+    int8_t small_scale[2], small_minimum; /* what the K types multiply them with, otherwise 1 */
 } Group;
 
 static uint16_t read_u16(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
@@ -58,20 +43,20 @@ static void split_nibbles(Group *g, const uint8_t *nibbles, uint32_t fifth) {
 
 static void set_scale(Group *g, const uint8_t *scale, const uint8_t *minimum, int zero) {
     g->scale_f16 = read_u16(scale);
-    g->scale[0] = g->scale[1] = float_from_f16(g->scale_f16);
     g->minimum_f16 = minimum ? read_u16(minimum) : 0;
-    g->minimum = float_from_f16(g->minimum_f16);
+    g->small_scale[0] = g->small_scale[1] = g->small_minimum = 1;
     g->zero = zero;
 }
 
-/* Q4_K and Q5_K: 8 scales and 8 minima of 6 bits in 12 bytes; the last four of each are split over two bytes. */
+/* Q4_K and Q5_K: 8 scales and 8 minima of 6 bits in 12 bytes; the last four of each are split over two bytes. The
+ * minimum is subtracted. */
 static void set_k_scale(Group *g, const uint8_t *block, int j) {
     const uint8_t *q = block + 4;
     const int scale = j < 4 ? q[j] & 63 : (q[j + 4] & 15) | (q[j - 4] >> 6) << 4;
     const int minimum = j < 4 ? q[j + 4] & 63 : q[j + 4] >> 4 | (q[j] >> 6) << 4;
-    g->scale[0] = g->scale[1] = float_from_f16(read_u16(block)) * (float)scale;
-    g->minimum = -(float_from_f16(read_u16(block + 2)) * (float)minimum);
-    g->zero = 0;
+    set_scale(g, block, block + 2, 0);
+    g->small_scale[0] = g->small_scale[1] = (int8_t)scale;
+    g->small_minimum = (int8_t)-minimum;
 }
 
 /* Group j (of 8) of a block of 256 columns. `high_bits` is NULL for Q4_K. */
@@ -88,13 +73,10 @@ static void unpack_k(Group *g, const uint8_t *block, const uint8_t *nibbles, con
 static void unpack_6k(Group *g, const uint8_t *block, int j) {
     const uint8_t *low = block + 64 * (j / 4) + 32 * (j % 2), *high = block + 128 + 32 * (j / 4);
     const int8_t *scales = (const int8_t *)block + 192 + 8 * (j / 4) + 2 * (j % 4);
-    const float d = float_from_f16(read_u16(block + 208));
     for (int i = 0; i < GROUP; i++)
         g->code[i] = (uint8_t)((j % 4 < 2 ? low[i] & 15 : low[i] >> 4) | (high[i] >> 2 * (j % 4) & 3) << 4);
-    g->scale[0] = d * (float)scales[0];
-    g->scale[1] = d * (float)scales[1];
-    g->minimum = 0;
-    g->zero = 32;
+    set_scale(g, block + 208, NULL, 32);
+    memcpy(g->small_scale, scales, 2);
 }
 
 static void unpack_group(TensorType type, const uint8_t *row, int group, Group *g) {
@@ -157,13 +139,10 @@ void dequantize_row(const Tensor *tensor, int64_t row, float *out) {
     for (int group = 0; group < tensor->columns / GROUP; group++) {
         Group g;
         unpack_group(tensor->type, data, group, &g);
-        for (int i = 0; i < GROUP; i++) *out++ = g.scale[i / 16] * (float)(g.code[i] - g.zero) + g.minimum;
+        const float minimum = float_from_f16(g.minimum_f16) * g.small_minimum;
+        for (int i = 0; i < GROUP; i++)
+            *out++ = float_from_f16(g.scale_f16) * g.small_scale[i / 16] * (float)(g.code[i] - g.zero) + minimum;
     }
-}
-
-static size_t pair_bytes(FormLayout f) {
-    const size_t scales = (size_t)BLOCK_ROWS * (PAIR / f.scale_columns) * f.scale_bytes;
-    return (size_t)BLOCK_ROWS * PAIR * f.code_bits / 8 + scales * (f.has_minimum ? 2 : 1);
 }
 
 void weight_layout(Weight *weight, const Tensor *tensor, int n_rows) {
@@ -172,7 +151,7 @@ void weight_layout(Weight *weight, const Tensor *tensor, int n_rows) {
     weight->n_blocks = (n_rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
     weight->n_pairs = f.code_bits ? (weight->columns + PAIR - 1) / PAIR : 0;
     weight->block_bytes =
-        f.code_bits ? weight->n_pairs * pair_bytes(f) : (size_t)weight->columns * BLOCK_ROWS * f.element_bytes;
+        f.code_bits ? weight->n_pairs * (size_t)pair_bytes(f) : (size_t)weight->columns * BLOCK_ROWS * f.element_bytes;
 }
 
 size_t packed_size(TensorType type, int rows, int columns) {
@@ -182,25 +161,34 @@ size_t packed_size(TensorType type, int rows, int columns) {
     return weight.block_bytes * (size_t)weight.n_blocks;
 }
 
-/* Puts one group of one row into its pair. */
-static void place_group(FormLayout f, uint8_t *pair, int odd, int row, const Group *g) {
-    const size_t code_bytes = (size_t)BLOCK_ROWS * PAIR * f.code_bits / 8;
+static void place_codes(FormLayout f, uint8_t *pair, int odd, int row, const Group *g) {
+    const int more = f.code_bits - 4; /* bits above the nibble */
+    uint8_t *plane = pair + 512 + 64 * more * odd;
     for (int i = 0; i < GROUP; i++) {
-        uint8_t *at = pair + 64 * (i / 4) + 4 * row + i % 4;
-        if (f.code_bits == 4)
-            *at |= (uint8_t)(g->code[i] << (odd ? 4 : 0));
-        else
-            at[odd ? code_bytes / 2 : 0] = g->code[i];
+        const int j = i / 4, lane = 4 * row + i % 4;
+        if (f.code_bits == 8) {
+            pair[512 * odd + 64 * j + lane] = g->code[i];
+            continue;
+        }
+        pair[64 * j + lane] |= (uint8_t)((g->code[i] & 15) << (odd ? 4 : 0));
+        if (more) plane[64 * (j * more / 8) + lane] |= (uint8_t)((g->code[i] >> 4) << (j * more % 8));
     }
-    const int scales = GROUP / f.scale_columns; /* of one row in one group */
-    const size_t group_scales = (size_t)BLOCK_ROWS * scales * f.scale_bytes;
-    uint8_t *scale = pair + code_bytes + odd * group_scales, *minimum = scale + 2 * group_scales;
-    for (int s = 0; s < scales; s++) {
-        const size_t at = ((size_t)s * BLOCK_ROWS + row) * f.scale_bytes;
-        memcpy(scale + at, f.scale_bytes == 2 ? (const void *)&g->scale_f16 : &g->scale[s], f.scale_bytes);
-        if (f.has_minimum)
-            memcpy(minimum + at, f.scale_bytes == 2 ? (const void *)&g->minimum_f16 : &g->minimum, f.scale_bytes);
+}
+
+static void place_scales(FormLayout f, uint8_t *pair, int odd, int row, const Group *g) {
+    uint8_t *p = pair + code_bytes(f);
+    if (!f.has_super_scale) {
+        memcpy(p + 32 * odd + 2 * row, &g->scale_f16, 2);
+        if (f.has_minimum) memcpy(p + 64 + 32 * odd + 2 * row, &g->minimum_f16, 2);
+        return;
     }
+    const int per_group = BLOCK_ROWS * (f.has_halves ? 2 : 1);
+    for (int h = 0; h < (f.has_halves ? 2 : 1); h++)
+        p[per_group * odd + BLOCK_ROWS * h + row] = (uint8_t)g->small_scale[h];
+    if (f.has_minimum) p[2 * per_group + BLOCK_ROWS * odd + row] = (uint8_t)g->small_minimum;
+    p += small_scale_bytes(f);
+    memcpy(p + 2 * row, &g->scale_f16, 2);
+    if (f.has_minimum) memcpy(p + 32 + 2 * row, &g->minimum_f16, 2);
 }
 
 static void fill_block(const Weight *weight, FormLayout f, const Tensor *tensor, const uint8_t *const *rows, int n_rows,
@@ -216,7 +204,9 @@ static void fill_block(const Weight *weight, FormLayout f, const Tensor *tensor,
         for (int group = 0; group < weight->columns / GROUP; group++) {
             Group g;
             unpack_group(tensor->type, rows[r], group, &g);
-            place_group(f, block + group / 2 * pair_bytes(f), group % 2, r, &g);
+            uint8_t *pair = block + (size_t)(group / 2) * pair_bytes(f);
+            place_codes(f, pair, group % 2, r, &g);
+            place_scales(f, pair, group % 2, r, &g);
         }
     }
 }

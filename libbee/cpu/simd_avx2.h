@@ -53,6 +53,11 @@ INLINE void vf_store_f16(uint16_t *p, VF a) {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+INLINE VF vf_load_int8(const int8_t *p) {
+    const __m128i v = _mm_loadu_si128((const __m128i *)p);
+    return (VF){_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(v, 8)))};
+}
 INLINE __m256 widen_bf16(const uint16_t *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
 }
@@ -110,6 +115,14 @@ INLINE VCODES codes_high(const uint8_t *p) {
     const __m256i mask = _mm256_set1_epi8(0x0F);
     return (VCODES){_mm256_and_si256(_mm256_srli_epi16(w.lo, 4), mask),
                     _mm256_and_si256(_mm256_srli_epi16(w.hi, 4), mask)};
+}
+INLINE VCODES codes_upper(const uint8_t *p) { return codes_high(p); }
+INLINE __m256i join(__m256i low, __m256i upper, int left, int mask) {
+    const __m256i moved = left >= 0 ? _mm256_slli_epi16(upper, left) : _mm256_srli_epi16(upper, -left);
+    return _mm256_or_si256(low, _mm256_and_si256(moved, _mm256_set1_epi8((char)mask)));
+}
+INLINE VCODES codes_join(VCODES low, VCODES upper, int left, int mask) {
+    return (VCODES){join(low.lo, upper.lo, left, mask), join(low.hi, upper.hi, left, mask)};
 }
 INLINE __m256i broadcast_four(const int8_t *a) {
     int32_t four;

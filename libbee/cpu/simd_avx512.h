@@ -38,6 +38,9 @@ INLINE void vf_store_f16(uint16_t *p, VF a) {
 INLINE VF vf_load_bf16(const uint16_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
 }
+INLINE VF vf_load_int8(const int8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
 /* Lanes from `n` on become `fill`. */
 INLINE VF vf_keep(VF a, int n, float fill) {
     return _mm512_mask_blend_ps((__mmask16)(n >= 16 ? 0xffff : (1u << n) - 1), _mm512_set1_ps(fill), a);
@@ -65,6 +68,16 @@ INLINE void sum_halves(const int8_t *p, int32_t sums[2]) {
 INLINE VCODES codes_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
 INLINE VCODES codes_low(const uint8_t *p) { return _mm512_and_si512(codes_load(p), _mm512_set1_epi8(0x0F)); }
 INLINE VCODES codes_high(const uint8_t *p) { return _mm512_and_si512(codes_load(p), _mm512_set1_epi8((char)0xF0)); }
+/* High nibbles, without a factor. */
+INLINE VCODES codes_upper(const uint8_t *p) {
+    return _mm512_and_si512(_mm512_srli_epi16(codes_load(p), 4), _mm512_set1_epi8(0x0F));
+}
+/* low | (upper shifted left by `left`, or right where that is negative) & mask */
+INLINE VCODES codes_join(VCODES low, VCODES upper, int left, int mask) {
+    const __m512i moved =
+        left >= 0 ? _mm512_slli_epi16(upper, (unsigned)left) : _mm512_srli_epi16(upper, (unsigned)-left);
+    return _mm512_ternarylogic_epi64(low, moved, _mm512_set1_epi8((char)mask), 0xF8);
+}
 /* acc[row] += sum over 4 columns of code[row][column] * a[column] */
 INLINE VI dot4(VI acc, VCODES w, const int8_t *a) {
     int32_t four;

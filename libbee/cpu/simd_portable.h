@@ -52,6 +52,7 @@ INLINE void vf_store_f16(uint16_t *p, VF a) {
     for (int i = 0; i < 16; i++) p[i] = f16_from_float(a.v[i]);
 }
 INLINE VF vf_load_bf16(const uint16_t *p) { LANES(VF, float_from_bf16(p[i])); }
+INLINE VF vf_load_int8(const int8_t *p) { LANES(VF, p[i]); }
 INLINE VF vf_keep(VF a, int n, float fill) { LANES(VF, i < n ? a.v[i] : fill); }
 INLINE float vf_sum(VF a) {
     for (int width = 8; width; width /= 2)
@@ -95,6 +96,15 @@ INLINE VCODES codes_high(const uint8_t *p) {
     VCODES w;
     for (int i = 0; i < 64; i++) w.v[i] = p[i] & 0xF0;
     return w;
+}
+INLINE VCODES codes_upper(const uint8_t *p) {
+    VCODES w;
+    for (int i = 0; i < 64; i++) w.v[i] = p[i] >> 4;
+    return w;
+}
+INLINE VCODES codes_join(VCODES low, VCODES upper, int left, int mask) {
+    for (int i = 0; i < 64; i++) low.v[i] |= (left >= 0 ? upper.v[i] << left : upper.v[i] >> -left) & mask;
+    return low;
 }
 INLINE VI dot4(VI acc, VCODES w, const int8_t *a) {
     for (int i = 0; i < 16; i++)

@@ -11,15 +11,16 @@ static double half_value(const uint8_t *p) { /* a float16 is the F16 type's bloc
 
 static double single_value(const uint8_t *p) { return exact_weight(&block_types[0], p, 0).scaled; }
 
-/* What kernels.h says of each form, in the order of the enumeration. */
+/* What kernels.h says of each form. */
 static const struct {
-    bool nibbles, wide_scale, has_minimum, halves;
-    int zero;
+    int bits, zero, bytes; /* of a pair */
+    bool has_minimum, has_super_scale, has_halves;
 } descriptions[] = {
-    [FORM_4] = {true, false, false, false, 8},   [FORM_4M] = {true, false, true, false, 0},
-    [FORM_4K] = {true, true, true, false, 0},    [FORM_8] = {false, false, false, false, 128},
-    [FORM_5] = {false, false, false, false, 16}, [FORM_5M] = {false, false, true, false, 0},
-    [FORM_5K] = {false, true, true, false, 0},   [FORM_6K] = {false, true, false, true, 32},
+    [FORM_4] = {4, 8, 512 + 64, false, false, false},      [FORM_4M] = {4, 0, 512 + 128, true, false, false},
+    [FORM_4K] = {4, 0, 512 + 64 + 64, true, true, false},  [FORM_5] = {5, 16, 640 + 64, false, false, false},
+    [FORM_5M] = {5, 0, 640 + 128, true, false, false},     [FORM_5K] = {5, 0, 640 + 64 + 64, true, true, false},
+    [FORM_6K] = {6, 32, 768 + 64 + 64, false, true, true}, /* 32 of the last 64 are padding */
+    [FORM_8] = {8, 128, 1024 + 64, false, false, false},
 };
 
 /* The parts of a packed weight, read by the description alone. */
@@ -35,21 +36,25 @@ static Packed packed_weight(const Weight *w, int row, int column) {
     if (w->form == FORM_F32) return (Packed){.value = single_value(block + 4 * (16 * column + r))};
     if (w->form == FORM_BF16)
         return (Packed){.value = exact_weight(&block_types[2], block + 2 * (16 * column + r), 0).scaled};
-    const bool nibbles = descriptions[w->form].nibbles, wide = descriptions[w->form].wide_scale;
-    const bool has_minimum = descriptions[w->form].has_minimum, halves = descriptions[w->form].halves;
-    const int code_bytes = nibbles ? 512 : 1024, scale_bytes = wide ? 4 : 2;
-    const int group_bytes = 16 * scale_bytes * (halves ? 2 : 1); /* scales of one group */
-    const uint8_t *pair = block + (size_t)(column / 64) * (size_t)(code_bytes + group_bytes * (has_minimum ? 4 : 2));
-    const int group = column % 64 / 32, j = column % 32 / 4, i = column % 4;
-    const uint8_t byte = pair[(nibbles ? 0 : 512 * group) + 64 * j + 4 * r + i];
-    const uint8_t *scale = pair + code_bytes + group * group_bytes + scale_bytes * r;
-    if (halves) scale += column % 32 / 16 * 16 * scale_bytes;
-    const uint8_t *minimum = pair + code_bytes + (2 + group) * group_bytes + scale_bytes * r;
-    Packed p = {.code = !nibbles ? byte
-                        : group  ? byte / 16
-                                 : byte % 16,
-                .scale = wide ? single_value(scale) : half_value(scale)};
-    if (has_minimum) p.minimum = wide ? single_value(minimum) : half_value(minimum);
+    const int bits = descriptions[w->form].bits, group = column % 64 / 32, j = column % 32 / 4,
+              lane = 4 * r + column % 4;
+    const bool has_minimum = descriptions[w->form].has_minimum, halves = descriptions[w->form].has_halves;
+    const uint8_t *pair = block + (size_t)(column / 64) * (size_t)descriptions[w->form].bytes;
+    Packed p = {.code = pair[64 * j + lane] >> (group ? 4 : 0) & 15};
+    const uint8_t *plane = pair + 512 + 64 * (bits - 4) * group;
+    if (bits == 5) p.code += 16 * (plane[lane] >> j & 1);
+    if (bits == 6) p.code += 16 * (plane[64 * (j / 4) + lane] >> 2 * (j % 4) & 3);
+    if (bits == 8) p.code = pair[512 * group + 64 * j + lane];
+    const uint8_t *scales = pair + 128 * bits;
+    if (!descriptions[w->form].has_super_scale) {
+        p.scale = half_value(scales + 32 * group + 2 * r);
+        if (has_minimum) p.minimum = half_value(scales + 64 + 32 * group + 2 * r);
+    } else {
+        const uint8_t *small = scales + (halves ? 32 * group + column % 32 / 16 * 16 : 16 * group) + r;
+        const uint8_t *super = scales + (halves || has_minimum ? 64 : 32) + 2 * r;
+        p.scale = half_value(super) * (int8_t)*small;
+        if (has_minimum) p.minimum = half_value(super + 32) * (int8_t)scales[32 + 16 * group + r];
+    }
     p.value = p.scale * (p.code - descriptions[w->form].zero) + p.minimum;
     return p;
 }
