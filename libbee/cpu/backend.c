@@ -7,6 +7,9 @@
 #include <sys/mman.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 #include "../src/error.h"
@@ -26,6 +29,7 @@ struct Worker {
     int index, count;
     float *scratch; /* rows on their way into operands */
     size_t scratch_floats;
+    Best parts[BEE_MAX_PASS_ROWS]; /* of the rows that tokens are chosen from */
 };
 
 /* Rows whose attention is computed between two barriers. */
@@ -46,11 +50,19 @@ struct Backend {
 /* ---- instruction sets --------------------------------------------------------------------------- */
 
 #if defined(__x86_64__)
-/* Compilers before GCC 11 and Clang 18 do not know the name in __builtin_cpu_supports. */
+/* __builtin_cpu_supports has asked the system too, whether it saves the wide registers. Compilers before GCC 11 and
+ * Clang 18 do not know the names of these two in it. */
 static bool has_f16c(void) {
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
+
+static bool has_avx_vnni(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
+}
+
+static bool has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }
 #endif
 
 /* Whether this processor and its system can run the kernels of that name. */
@@ -61,7 +73,12 @@ static bool can_run(const char *name) {
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                __builtin_cpu_supports("avx512vnni");
-    if (!strcmp(name, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+    if (!strcmp(name, "avxvnni")) return has_avx2() && has_avx_vnni();
+    if (!strcmp(name, "avx2")) return has_avx2();
+#elif defined(__aarch64__) && defined(__linux__)
+    if (!strcmp(name, "neon")) return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+    if (!strcmp(name, "neon")) return true; /* what the compiler takes for granted, as on every Apple machine */
 #endif
     return !strcmp(name, "portable");
 }
@@ -71,8 +88,14 @@ static const Kernels *const compiled_kernels[] = {
 #if defined(BEE_HAVE_AVX512)
     &bee_kernels_avx512,
 #endif
+#if defined(BEE_HAVE_AVXVNNI)
+    &bee_kernels_avxvnni,
+#endif
 #if defined(BEE_HAVE_AVX2)
     &bee_kernels_avx2,
+#endif
+#if defined(BEE_HAVE_NEON)
+    &bee_kernels_neon,
 #endif
     &bee_kernels_portable};
 
@@ -143,18 +166,23 @@ static void fill_share(Worker *worker, void *argument) {
 
 static void run(Backend *backend, void (*body)(Worker *, void *), void *argument);
 
-static Weight *weight_new(Backend *backend, const Tensor *tensor, const int32_t *row_ids, int n_rows) {
-    Weight *weight = malloc(sizeof *weight);
-    if (!weight) return NULL;
-    weight_layout(weight, tensor, n_rows);
-    weight->data = pages_new(weight->block_bytes * (size_t)weight->n_blocks);
-    if (!weight->data) {
-        free(weight);
-        return NULL;
+static void *zeroed(size_t bytes) {
+    void *memory = aligned_alloc(64, (bytes + 63) / 64 * 64 + 64);
+    if (memory) memset(memory, 0, (bytes + 63) / 64 * 64 + 64);
+    return memory;
+}
+
+static bool reserve_scratch(Backend *backend, size_t floats) {
+    for (int i = 0; i < thread_pool_size(backend->pool); i++) {
+        Worker *worker = &backend->workers[i];
+        if (worker->scratch_floats >= floats) continue;
+        float *scratch = zeroed(floats * sizeof(float));
+        if (!scratch) return false;
+        free(worker->scratch);
+        worker->scratch = scratch;
+        worker->scratch_floats = floats;
     }
-    Filling filling = {weight, tensor, row_ids};
-    run(backend, fill_share, &filling);
-    return weight;
+    return true;
 }
 
 static void weight_free(Backend *backend, Weight *weight) {
@@ -164,16 +192,25 @@ static void weight_free(Backend *backend, Weight *weight) {
     free(weight);
 }
 
+static Weight *weight_new(Backend *backend, const Tensor *tensor, const int32_t *row_ids, int n_rows) {
+    Weight *weight = malloc(sizeof *weight);
+    if (!weight) return NULL;
+    weight_layout(weight, tensor, n_rows);
+    weight->data = pages_new(weight->block_bytes * (size_t)weight->n_blocks);
+    /* A head's rows may all become candidates. */
+    if (!weight->data || !reserve_scratch(backend, (size_t)n_rows * sizeof(Candidate) / sizeof(float))) {
+        weight_free(backend, weight);
+        return NULL;
+    }
+    Filling filling = {weight, tensor, row_ids};
+    run(backend, fill_share, &filling);
+    return weight;
+}
+
 static size_t weight_bytes(const Weight *weight) { return weight->block_bytes * (size_t)weight->n_blocks; }
 
 static int operand_format(const Weight *weight) {
     return form_layouts[weight->form].code_bits ? OPERAND_CODES : OPERAND_VALUES;
-}
-
-static void *zeroed(size_t bytes) {
-    void *memory = aligned_alloc(64, (bytes + 63) / 64 * 64 + 64);
-    if (memory) memset(memory, 0, (bytes + 63) / 64 * 64 + 64);
-    return memory;
 }
 
 static void operand_free(Backend *backend, Operand *operand) {
@@ -231,19 +268,6 @@ static void buffer_free(Backend *backend, float *buffer) {
         free(memory);
     else
         pages_free(memory, bytes);
-}
-
-static bool reserve_scratch(Backend *backend, size_t floats) {
-    for (int i = 0; i < thread_pool_size(backend->pool); i++) {
-        Worker *worker = &backend->workers[i];
-        if (worker->scratch_floats >= floats) continue;
-        float *scratch = zeroed(floats * sizeof(float));
-        if (!scratch) return false;
-        free(worker->scratch);
-        worker->scratch = scratch;
-        worker->scratch_floats = floats;
-    }
-    return true;
 }
 
 static int chunks_of(int n_positions) { return (n_positions + POSITION_CHUNK - 1) / POSITION_CHUNK; }
@@ -481,16 +505,28 @@ static Run run_at(const Row *rows, int i, int n) {
     return run;
 }
 
+static int chunk_units(const Heads *heads, Run run) {
+    return heads->n_head_kv * chunks_of(run.rows[run.n - 1].n_visible);
+}
+
+/* The chunks of all heads of all runs form one list, of which each worker takes one contiguous part: successive chunks
+ * of a head lie one after the other in memory. */
 static void attend_rows(Worker *w, const Heads *heads, int layer, const Row *rows, int n, const float *q,
                         size_t q_stride, int buffer, int n_chunks) {
-    int unit = 0;
-    for (Run run = run_at(rows, 0, n);; run = run_at(rows, run.first + run.n, n)) {
-        const int chunks = chunks_of(run.rows[run.n - 1].n_visible);
-        for (int i = 0; i < chunks * heads->n_head_kv; i++, unit++)
-            if (unit % w->count == w->index)
-                attend_chunk(w, heads, layer, run, i % heads->n_head_kv, i / heads->n_head_kv, q + run.first * q_stride,
-                             q_stride, buffer, n_chunks);
-        if (run.first + run.n == n) return;
+    int total = 0;
+    for (Run run = {rows, 0, 0}; run.first + run.n < n;) {
+        run = run_at(rows, run.first + run.n, n);
+        total += chunk_units(heads, run);
+    }
+    int begin = share_begin(w, total, w->index), end = share_begin(w, total, w->index + 1);
+    for (Run run = {rows, 0, 0}; run.first + run.n < n;) {
+        run = run_at(rows, run.first + run.n, n);
+        const int units = chunk_units(heads, run), chunks = units / heads->n_head_kv;
+        for (int unit = begin < 0 ? 0 : begin; unit < (end < units ? end : units); unit++)
+            attend_chunk(w, heads, layer, run, unit / chunks, unit % chunks, q + run.first * q_stride, q_stride, buffer,
+                         n_chunks);
+        begin -= units;
+        end -= units;
     }
 }
 
@@ -558,17 +594,36 @@ static void copy(Worker *w, const float *from, size_t from_stride, float *to, si
         memcpy(to + i * to_stride, from + i * from_stride, (size_t)columns * sizeof(float));
 }
 
+/* Each worker looks through its part of every row, which it computed itself, and then puts together the parts of some
+ * rows. */
 static void choose(Worker *w, const float *logits, size_t stride, int n_vocab, const int32_t *ids, Choice *choices,
                    int n) {
+    Backend *backend = w->backend;
+    const int blocks = (n_vocab + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    const int first = BLOCK_ROWS * share_begin(w, blocks, w->index);
+    const int end = BLOCK_ROWS * share_begin(w, blocks, w->index + 1), last = end < n_vocab ? end : n_vocab;
+    Draw draw = {.ids = ids, .n = n_vocab, .reductions = &backend->reductions};
+    for (int i = 0; i < n; i++) {
+        draw.logits = logits + choices[i].logits_row * stride;
+        draw.sampling = choices[i].sampling;
+        draw.position = choices[i].position;
+        w->parts[i] = first < last ? sample_part(&draw, first, last) : (Best){-INFINITY, -1, 0};
+    }
+    barrier(w);
     for (int i = w->index; i < n; i += w->count) {
-        Choice *c = &choices[i];
-        c->token = sample_token(logits + c->logits_row * stride, n_vocab, ids, c->sampling, c->position,
-                                &w->backend->reductions);
+        Best parts[BEE_MAX_THREADS];
+        for (int other = 0; other < w->count; other++) parts[other] = backend->workers[other].parts[i];
+        draw.logits = logits + choices[i].logits_row * stride;
+        draw.sampling = choices[i].sampling;
+        draw.position = choices[i].position;
+        choices[i].token = sample_finish(&draw, parts, w->count, (Candidate *)w->scratch);
     }
     barrier(w);
 }
 
-static bool measure_rates(Backend *backend, Rates *out) { return limits_measure(backend->pool, backend->kernels, out); }
+static bool measure_rates(Backend *backend, uint64_t reread_bytes, Rates *out) {
+    return limits_measure(backend->pool, backend->kernels, reread_bytes, out);
+}
 
 const Ops bee_cpu_ops = {
     .weight_new = weight_new,
@@ -615,7 +670,7 @@ Backend *cpu_backend_new(int n_threads, const char *instruction_set, bee_error *
         return NULL;
     }
     backend->kernels = kernels;
-    backend->reductions = (Reductions){kernels->largest, kernels->sum_exp};
+    backend->reductions = (Reductions){kernels->largest, kernels->sum_exp, kernels->may_win};
     const int count = thread_pool_size(backend->pool);
     for (int i = 0; i < count; i++) backend->workers[i] = (Worker){.backend = backend, .index = i, .count = count};
     if (reserve_scratch(backend, 1 << 16)) return backend;

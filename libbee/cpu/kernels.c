@@ -1,6 +1,8 @@
 /* Every kernel of the CPU backend, written once against sixteen lanes and compiled once per instruction set. */
 #include "kernels.h"
 
+#include "../src/sample.h"
+
 #include <float.h>
 #include <math.h>
 #include <string.h>
@@ -18,17 +20,41 @@
 
 #if defined(BEE_ISA_AVX512)
 #include "simd_avx512.h"
-#elif defined(BEE_ISA_AVX2)
+#elif defined(BEE_ISA_AVX2) || defined(BEE_ISA_AVXVNNI)
 #include "simd_avx2.h"
+#elif defined(BEE_ISA_NEON)
+#include "simd_neon.h"
 #else
 #include "simd_portable.h"
 #endif
 
 /* ---- matrix times a few tokens ------------------------------------------------------------------ */
 
-/* The codes of one group. */
-INLINE void load_codes(FormLayout f, int group, const uint8_t *w, VCODES *codes) {
+/* Weights are multiplied STEP_ROWS rows of a block at a time: as many as let 32 columns of them stay in registers while
+ * the tokens go by. RF, RI and RCODES hold a float, an int32 and four codes of each of these rows. */
+#if STEP_ROWS == 16
+typedef VF RF;
+typedef VI RI;
+#define rf_load vf_load
+#define rf_load_f16 vf_load_f16
+#define rf_load_bf16 vf_load_bf16
+#define rf_load_int8 vf_load_int8
+#define rf_store vf_store
+#define rf_set vf_set
+#define rf_add vf_add
+#define rf_mul vf_mul
+#define rf_fma vf_fma
+#define rf_from_ri vf_from_vi
+#define ri_set vi_set
+#define ri_add vi_add
+#endif
+
+enum { STEPS = BLOCK_ROWS / STEP_ROWS };
+
+/* The codes of one group, of the step's rows. */
+INLINE void load_codes(FormLayout f, int group, int step, const uint8_t *w, RCODES *codes) {
     const int more = f.code_bits - 4; /* bits above the nibble */
+    w += 4 * STEP_ROWS * step;
     if (f.code_bits == 8) {
         UNROLL for (int j = 0; j < 8; j++) codes[j] = codes_load(w + 512 * group + 64 * j);
     } else if (f.code_bits == 4) {
@@ -36,7 +62,7 @@ INLINE void load_codes(FormLayout f, int group, const uint8_t *w, VCODES *codes)
     } else {
         const uint8_t *plane = w + 512 + 64 * more * group;
         UNROLL for (int j = 0; j < 8; j++) {
-            const VCODES nibbles = group ? codes_upper(w + 64 * j) : codes_low(w + 64 * j);
+            const RCODES nibbles = group ? codes_upper(w + 64 * j) : codes_low(w + 64 * j);
             codes[j] =
                 codes_join(nibbles, codes_load(plane + 64 * (j * more / 8)), 4 - j * more % 8, more == 1 ? 16 : 48);
         }
@@ -49,20 +75,21 @@ INLINE int zero_of(FormLayout f, int group) {
 }
 
 typedef struct GroupScales {
-    VF scale, second, minimum; /* second: of columns 16 to 31, where they have their own */
+    RF scale, second, minimum; /* second: of columns 16 to 31, where they have their own */
 } GroupScales;
 
 /* Products of a float16 and an int8 are exact. */
-INLINE VF super_scale(const uint8_t *super, const uint8_t *small) {
-    return vf_mul(vf_load_f16((const uint16_t *)super), vf_load_int8((const int8_t *)small));
+INLINE RF super_scale(const uint8_t *super, const uint8_t *small) {
+    return rf_mul(rf_load_f16((const uint16_t *)super), rf_load_int8((const int8_t *)small));
 }
 
-INLINE GroupScales load_scales(FormLayout f, int group, const uint8_t *w) {
-    const uint8_t *p = w + code_bytes(f), *super = p + small_scale_bytes(f);
+INLINE GroupScales load_scales(FormLayout f, int group, int step, const uint8_t *w) {
+    const uint8_t *p = w + code_bytes(f), *super = p + small_scale_bytes(f) + 2 * STEP_ROWS * step;
+    p += (f.has_super_scale ? 1 : 2) * STEP_ROWS * step;
     GroupScales g;
     if (!f.has_super_scale) {
-        g.scale = vf_load_f16((const uint16_t *)(p + 32 * group));
-        if (f.has_minimum) g.minimum = vf_load_f16((const uint16_t *)(p + 64 + 32 * group));
+        g.scale = rf_load_f16((const uint16_t *)(p + 32 * group));
+        if (f.has_minimum) g.minimum = rf_load_f16((const uint16_t *)(p + 64 + 32 * group));
     } else if (f.has_halves) {
         g.scale = super_scale(super, p + 32 * group);
         g.second = super_scale(super, p + 32 * group + 16);
@@ -71,73 +98,74 @@ INLINE GroupScales load_scales(FormLayout f, int group, const uint8_t *w) {
         if (f.has_minimum) g.minimum = super_scale(super + 32, p + 32 + 16 * group);
     }
     /* codes_high leaves a factor, a power of two: exact */
-    if (f.code_bits == 4 && group && HIGH_NIBBLE != 1) g.scale = vf_mul(g.scale, vf_set(1.0f / HIGH_NIBBLE));
+    if (f.code_bits == 4 && group && HIGH_NIBBLE != 1) g.scale = rf_mul(g.scale, rf_set(1.0f / HIGH_NIBBLE));
     return g;
 }
 
-INLINE VI dot_columns(FormLayout f, VI acc, const VCODES *codes, const int8_t *a, int first, int last) {
-    UNROLL for (int j = first; j < last; j++) acc =
-        f.code_bits == 8 ? dot4_wide(acc, codes[j], a + 4 * j) : dot4(acc, codes[j], a + 4 * j);
-    return acc;
-}
-
-/* One group of 32 columns: 16 rows x n tokens. */
-INLINE void multiply_group(FormLayout f, int n, int group, const uint8_t *w, const OperandPair *a, VF *acc) {
+/* One group of 32 columns: STEP_ROWS rows x n tokens. */
+INLINE void multiply_group(FormLayout f, int n, int group, int step, const uint8_t *w, const OperandPair *a, RF *acc) {
     const int zero = zero_of(f, group);
-    const GroupScales s = load_scales(f, group, w);
-    VCODES codes[8];
-    load_codes(f, group, w, codes);
+    const GroupScales s = load_scales(f, group, step, w);
+    RCODES codes[8];
+    load_codes(f, group, step, w, codes);
     UNROLL for (int t = 0; t < n; t++) {
         const int8_t *x = a[t].codes + GROUP * group;
-        const VF token_scale = vf_set(a[t].scale[group]);
+        const RF token_scale = rf_set(a[t].scale[group]);
         if (f.has_halves) {
-            const VI lo = dot_columns(f, vi_set(-zero * a[t].half[2 * group]), codes, x, 0, 4);
-            const VI hi = dot_columns(f, vi_set(-zero * a[t].half[2 * group + 1]), codes, x, 4, 8);
-            acc[t] = vf_fma(vf_from_vi(lo), vf_mul(s.scale, token_scale), acc[t]);
-            acc[t] = vf_fma(vf_from_vi(hi), vf_mul(s.second, token_scale), acc[t]);
+            const RI lo = dot(ri_set(-zero * a[t].half[2 * group]), codes, x, 4, f.code_bits);
+            const RI hi = dot(ri_set(-zero * a[t].half[2 * group + 1]), codes + 4, x + 16, 4, f.code_bits);
+            acc[t] = rf_fma(rf_from_ri(lo), rf_mul(s.scale, token_scale), acc[t]);
+            acc[t] = rf_fma(rf_from_ri(hi), rf_mul(s.second, token_scale), acc[t]);
             continue;
         }
-        VI d = vi_set(-zero * a[t].total[group]);
-        if (n < 4) { /* two chains, because few tokens leave the products waiting for each other; sums are exact */
-            d = dot_columns(f, d, codes, x, 0, 4);
-            d = vi_add(d, dot_columns(f, vi_set(0), codes, x, 4, 8));
+        RI d = ri_set(-zero * a[t].total[group]);
+        if (n < TWO_CHAINS_BELOW) { /* few tokens leave the products waiting for each other; sums are exact */
+            d = dot(d, codes, x, 4, f.code_bits);
+            d = ri_add(d, dot(ri_set(0), codes + 4, x + 16, 4, f.code_bits));
         } else {
-            d = dot_columns(f, d, codes, x, 0, 8);
+            d = dot(d, codes, x, 8, f.code_bits);
         }
-        acc[t] = vf_fma(vf_from_vi(d), vf_mul(s.scale, token_scale), acc[t]);
-        if (f.has_minimum) acc[t] = vf_fma(s.minimum, vf_set(a[t].sum[group]), acc[t]);
+        acc[t] = rf_fma(rf_from_ri(d), rf_mul(s.scale, token_scale), acc[t]);
+        if (f.has_minimum) acc[t] = rf_fma(s.minimum, rf_set(a[t].sum[group]), acc[t]);
     }
 }
 
-INLINE void store_block(int n, const VF *acc, float *out, size_t out_stride, bool add) {
-    UNROLL for (int t = 0; t < n; t++)
-        vf_store(out + t * out_stride, add ? vf_add(vf_load(out + t * out_stride), acc[t]) : acc[t]);
+INLINE void clear_block(int n, RF (*acc)[MAX_TILE]) {
+    UNROLL for (int step = 0; step < STEPS; step++) UNROLL for (int t = 0; t < n; t++) acc[step][t] = rf_set(0);
+}
+
+INLINE void store_block(int n, RF (*acc)[MAX_TILE], float *out, size_t out_stride, bool add) {
+    UNROLL for (int step = 0; step < STEPS; step++) UNROLL for (int t = 0; t < n; t++) {
+        float *to = out + t * out_stride + STEP_ROWS * step;
+        rf_store(to, add ? rf_add(rf_load(to), acc[step][t]) : acc[step][t]);
+    }
 }
 
 /* 16 rows x n tokens, n <= MAX_TILE, all columns. */
 INLINE void multiply_codes(FormLayout f, int n, const uint8_t *w, int n_pairs, const OperandPair *a, float *out,
                            size_t out_stride, bool add) {
-    VF acc[MAX_TILE];
-    UNROLL for (int t = 0; t < n; t++) acc[t] = vf_set(0);
+    RF acc[STEPS][MAX_TILE];
+    clear_block(n, acc);
     for (int p = 0; p < n_pairs; p++, w += pair_bytes(f), a += TILE) {
         /* Ahead of the hardware's prefetcher, which stops at every page: a sixth of a single token's time. */
         for (int i = 0; i < pair_bytes(f); i += 64) __builtin_prefetch(w + 4096 + i);
-        multiply_group(f, n, 0, w, a, acc);
-        multiply_group(f, n, 1, w, a, acc);
+        UNROLL for (int step = 0; step < STEPS; step++) multiply_group(f, n, 0, step, w, a, acc[step]);
+        UNROLL for (int step = 0; step < STEPS; step++) multiply_group(f, n, 1, step, w, a, acc[step]);
     }
     store_block(n, acc, out, out_stride, add);
 }
 
 INLINE void multiply_floats(Form form, int n, const uint8_t *w, int columns, const float *a, float *out,
                             size_t out_stride, bool add) {
-    VF acc[MAX_TILE];
-    UNROLL for (int t = 0; t < n; t++) acc[t] = vf_set(0);
-    for (int k = 0; k < columns; k++) {
-        const VF column = form == FORM_F32   ? vf_load((const float *)w + k * BLOCK_ROWS)
-                          : form == FORM_F16 ? vf_load_f16((const uint16_t *)w + k * BLOCK_ROWS)
-                                             : vf_load_bf16((const uint16_t *)w + k * BLOCK_ROWS);
-        UNROLL for (int t = 0; t < n; t++) acc[t] = vf_fma(column, vf_set(a[k * TILE + t]), acc[t]);
-    }
+    RF acc[STEPS][MAX_TILE];
+    clear_block(n, acc);
+    for (int k = 0; k < columns; k++) UNROLL for (int step = 0; step < STEPS; step++) {
+            const int at = k * BLOCK_ROWS + STEP_ROWS * step;
+            const RF column = form == FORM_F32   ? rf_load((const float *)w + at)
+                              : form == FORM_F16 ? rf_load_f16((const uint16_t *)w + at)
+                                                 : rf_load_bf16((const uint16_t *)w + at);
+            UNROLL for (int t = 0; t < n; t++) acc[step][t] = rf_fma(column, rf_set(a[k * TILE + t]), acc[step][t]);
+        }
     store_block(n, acc, out, out_stride, add);
 }
 
@@ -325,6 +353,18 @@ static float sum_exp(const float *x, int n, float shift) {
     return vf_sum(sum);
 }
 
+/* A noise of at least g needs u > exp(-exp(-g)), and so 1 - u < exp(-g). `lead` - (logit - top) / temperature is that
+ * g; 1 - u is at least the upper half of the inverted bits, over 2^32. A hundredth covers the rounding of all this. */
+static bool may_win(const float *logits, const int32_t *ids, int32_t first, float top, float inverse_temperature,
+                    uint64_t key, float lead) {
+    float rest[16];
+    for (int i = 0; i < 16; i++) rest[i] = (float)(uint32_t)(~token_bits(key, ids ? ids[i] : first + i) >> 32);
+    const VF behind = vf_mul(vf_sub(vf_load(logits), vf_set(top)), vf_set(inverse_temperature));
+    /* exp(-g) is at most 1.01 / 0.99 where it matters: a larger one wins anyway */
+    const VF chance = vf_exp(vf_sub(vf_set(0), vf_max(vf_set(0), vf_sub(vf_set(lead), behind))));
+    return vf_largest(vf_sub(vf_mul(chance, vf_set(0x1p32f * 1.01f)), vf_load(rest))) >= 0;
+}
+
 /* ---- attention ---------------------------------------------------------------------------------- */
 
 /* Scores of n queries against n_blocks blocks of 16 positions, two at a time: more products under way. */
@@ -336,6 +376,10 @@ INLINE void score(int n, const Attention *a, const float *const *queries, int n_
         VF acc[MAX_QUERIES][2];
         UNROLL for (int q = 0; q < n; q++) acc[q][0] = acc[q][1] = vf_set(0);
         for (int d = 0; d < a->head_size; d++) {
+            if (d % 2 == 0) { /* two rows of 16 a line; as far ahead as in multiply_codes */
+                __builtin_prefetch(keys + d * POSITION_BLOCK + 2048);
+                __builtin_prefetch(more + d * POSITION_BLOCK + 2048);
+            }
             const VF k = vf_load_f16(keys + d * POSITION_BLOCK), l = vf_load_f16(more + d * POSITION_BLOCK);
             UNROLL for (int q = 0; q < n; q++) {
                 const VF x = vf_set(queries[q][d]);
@@ -352,15 +396,16 @@ INLINE void score(int n, const Attention *a, const float *const *queries, int n_
 
 /* In place: exp(score - largest). Leaves the largest and the sum at the head of the partial result. */
 INLINE void soften(float *scores, int n_visible, float *partial) {
-    VF top = vf_set(-INFINITY);
-    for (int p = 0; p < n_visible; p += 16) top = vf_max(top, vf_keep(vf_load(scores + p), n_visible - p, -INFINITY));
+    /* Lanes beyond the positions seen may hold anything, NaN included. */
+    const int whole = n_visible / 16 * 16, rest = n_visible - whole;
+    if (rest) vf_store(scores + whole, vf_keep(vf_load(scores + whole), rest, -INFINITY));
+    VF top = vf_set(-INFINITY), sum = vf_set(0);
+    for (int p = 0; p < n_visible; p += 16) top = vf_max(top, vf_load(scores + p));
     partial[0] = vf_largest(top);
     const VF shift = vf_set(partial[0]);
-    VF sum = vf_set(0);
     for (int p = 0; p < n_visible; p += 16) {
-        /* Lanes beyond the positions seen may hold anything, NaN included: replace them before exp. */
-        const VF s = vf_keep(vf_load(scores + p), n_visible - p, -INFINITY);
-        const VF e = vf_keep(vf_exp(vf_sub(s, shift)), n_visible - p, 0);
+        VF e = vf_exp(vf_sub(vf_load(scores + p), shift));
+        if (p == whole) e = vf_keep(e, rest, 0);
         vf_store(scores + p, e);
         sum = vf_add(sum, e);
     }
@@ -374,10 +419,13 @@ INLINE void weigh(int n, int width, const Attention *a, const int *n_visible, in
     VF acc[MAX_QUERIES][4];
     UNROLL for (int q = 0; q < n; q++) UNROLL for (int c = 0; c < width; c++) acc[q][c] = vf_set(0);
     const uint16_t *values = a->values + dimension;
-    for (int p = 0; p < n_visible[0]; p++, values += a->head_size) UNROLL for (int c = 0; c < width; c++) {
+    for (int p = 0; p < n_visible[0]; p++, values += a->head_size) {
+        for (int c = 0; c < width; c += 2) __builtin_prefetch(values + 16 * c + 2048);
+        UNROLL for (int c = 0; c < width; c++) {
             const VF v = vf_load_f16(values + 16 * c);
             UNROLL for (int q = 0; q < n; q++) acc[q][c] = vf_fma(v, vf_set(scores[q][p]), acc[q][c]);
         }
+    }
     UNROLL for (int q = 0; q < n; q++) {
         const uint16_t *rest = values;
         for (int p = n_visible[0]; p < n_visible[q]; p++, rest += a->head_size)
@@ -456,38 +504,43 @@ static void fold(const float *partials, size_t stride, int n_chunks, int head_si
 INLINE void escape(const void *memory) { __asm__ volatile("" : : "r"(memory) : "memory"); }
 
 static void read_all(const uint8_t *data, size_t bytes) {
-    enum { SUMS = 4 };
+    enum { SUMS = 4, STREAMS = 4, STEP = 512 }; /* one stream alone is a tenth slower */
+    const size_t part = bytes / STREAMS;
     VF sums[SUMS];
     float out[16];
     UNROLL for (int i = 0; i < SUMS; i++) sums[i] = vf_set(0);
-    for (const uint8_t *p = data; p < data + bytes; p += 512) {
-        UNROLL for (int i = 0; i < 8; i++) __builtin_prefetch(p + 4096 + 64 * i);
-        UNROLL for (int i = 0; i < 8; i++) sums[i % SUMS] = vf_add(sums[i % SUMS], vf_load((const float *)p + 16 * i));
-    }
+    for (size_t done = 0; done < part; done += STEP)
+        for (int stream = 0; stream < STREAMS; stream++) {
+            const uint8_t *p = data + stream * part + done;
+            UNROLL for (int i = 0; i < 8; i++) __builtin_prefetch(p + 4096 + 64 * i);
+            UNROLL for (int i = 0; i < 8; i++) sums[i % SUMS] =
+                vf_add(sums[i % SUMS], vf_load((const float *)p + 16 * i));
+        }
     vf_store(out, vf_add(vf_add(sums[0], sums[1]), vf_add(sums[2], sums[3])));
     escape(out);
 }
 
 /* As many chains as the registers hold beside their operands: more than the instruction's latency asks for. */
 static int64_t dot_products(int rounds) {
-    enum { CHAINS = MAX_TILE == 16 ? 16 : 5, REPEATS = 4 };
-    uint8_t weights[64] = {0};
-    int8_t x[4 * CHAINS] = {0};
-    VI sums[CHAINS];
+    enum { REPEATS = 4, COLUMNS = 4 };
+    uint8_t weights[4 * BLOCK_ROWS * COLUMNS] = {0};
+    int8_t x[4 * COLUMNS * CHAINS] = {0};
+    RI sums[CHAINS];
     float out[16];
-    UNROLL for (int i = 0; i < CHAINS; i++) sums[i] = vi_set(0);
+    UNROLL for (int i = 0; i < CHAINS; i++) sums[i] = ri_set(0);
     for (int round = 0; round < rounds; round++) {
         for (int repeat = 0; repeat < REPEATS; repeat++) {
             escape(weights);
             escape(x);
-            const VCODES codes = codes_load(weights);
-            UNROLL for (int i = 0; i < CHAINS; i++) sums[i] = dot4(sums[i], codes, x + 4 * i);
+            RCODES codes[COLUMNS];
+            UNROLL for (int j = 0; j < COLUMNS; j++) codes[j] = codes_load(weights + 4 * BLOCK_ROWS * j);
+            UNROLL for (int i = 0; i < CHAINS; i++) sums[i] = dot(sums[i], codes, x + 4 * COLUMNS * i, COLUMNS, 4);
         }
     }
-    UNROLL for (int i = 1; i < CHAINS; i++) sums[0] = vi_add(sums[0], sums[i]);
-    vf_store(out, vf_from_vi(sums[0]));
+    UNROLL for (int i = 1; i < CHAINS; i++) sums[0] = ri_add(sums[0], sums[i]);
+    rf_store(out, rf_from_ri(sums[0]));
     escape(out);
-    return (int64_t)rounds * REPEATS * CHAINS * 64;
+    return (int64_t)rounds * REPEATS * CHAINS * COLUMNS * 4 * STEP_ROWS;
 }
 
 const Kernels ISA_KERNELS = {
@@ -502,6 +555,7 @@ const Kernels ISA_KERNELS = {
     .to_float16 = to_float16,
     .largest = largest,
     .sum_exp = sum_exp,
+    .may_win = may_win,
     .read_all = read_all,
     .dot_products = dot_products,
 };

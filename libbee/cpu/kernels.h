@@ -153,12 +153,15 @@ typedef struct Kernels {
     float (*largest)(const float *x, int n);                  /* n at least 1 */
     /* Sum of exp(x - shift), x <= shift. */
     float (*sum_exp)(const float *x, int n, float shift);
-    /* For measuring what the machine allows: reads `bytes`, a multiple of 512, as `multiply` reads weights; and
-     * `rounds` of independent dot products from registers, which returns the multiply-adds done. */
+    /* As in Reductions. */
+    bool (*may_win)(const float *logits, const int32_t *ids, int32_t first, float top, float inverse_temperature,
+                    uint64_t key, float lead);
+    /* For measuring what the machine allows: reads `bytes`, a multiple of 2048; and does `rounds` of independent dot
+     * products in registers, which returns the number of multiply-adds. */
     void (*read_all)(const uint8_t *data, size_t bytes);
     int64_t (*dot_products)(int rounds);
 } Kernels;
 
-extern const Kernels bee_kernels_avx512, bee_kernels_avx2, bee_kernels_portable;
+extern const Kernels bee_kernels_avx512, bee_kernels_avxvnni, bee_kernels_avx2, bee_kernels_neon, bee_kernels_portable;
 
 #endif

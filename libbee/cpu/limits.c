@@ -9,6 +9,8 @@
 
 enum {
     READ_BYTES = 256 << 20, /* far more than a second-level cache holds */
+    LEAST_SWEEP = 32 << 20, /* what is smaller is read several times, or the clock would show */
+    PAGE = 4096,
     READ_SWEEPS = 8,
     DOT_ROUNDS = 20000,
     DOT_SWEEPS = 8
@@ -18,7 +20,8 @@ typedef struct Measurement {
     ThreadPool *pool;
     const Kernels *kernels;
     uint8_t *memory;
-    double start; /* of the sweep; the first thread's */
+    size_t reread_share; /* of each thread */
+    double start;        /* of the sweep; the first thread's */
     Rates *best;
 } Measurement;
 
@@ -41,17 +44,30 @@ static void end_sweep(Measurement *m, int index, double amount, double *best) {
     if (rate > *best) *best = rate;
 }
 
-static void measure_share(void *argument, int index) {
-    Measurement *m = argument;
-    const int count = thread_pool_size(m->pool);
-    const size_t share = READ_BYTES / (size_t)count / 4096 * 4096;
-    uint8_t *part = m->memory + (size_t)index * share;
-    memset(part, 0, share); /* pages that nobody wrote are all one and the same */
+/* What a thread reads of `bytes` in whole pages, at least one. */
+static size_t share_of(uint64_t bytes, int count) {
+    const size_t share = (size_t)(bytes < READ_BYTES ? bytes : READ_BYTES) / (size_t)count / PAGE * PAGE;
+    return share ? share : PAGE;
+}
+
+/* Each thread reads its own `share` bytes. */
+static void measure_reading(Measurement *m, int index, uint8_t *part, size_t share, double *best) {
+    const int count = thread_pool_size(m->pool), times = (int)(1 + LEAST_SWEEP / count / share);
     for (int i = 0; i < READ_SWEEPS; i++) {
         begin_sweep(m, index);
-        m->kernels->read_all(part, share);
-        end_sweep(m, index, (double)count * (double)share, &m->best->read_bytes_per_second);
+        for (int t = 0; t < times; t++) m->kernels->read_all(part, share);
+        end_sweep(m, index, (double)count * times * (double)share, best);
     }
+}
+
+static void measure_all(void *argument, int index) {
+    Measurement *m = argument;
+    const int count = thread_pool_size(m->pool);
+    const size_t share = share_of(READ_BYTES, count);
+    uint8_t *part = m->memory + (size_t)index * share;
+    memset(part, 0, share); /* pages that nobody wrote are all one and the same */
+    measure_reading(m, index, part, share, &m->best->read_bytes_per_second);
+    measure_reading(m, index, part, m->reread_share, &m->best->reread_bytes_per_second);
     for (int i = 0; i < DOT_SWEEPS; i++) {
         begin_sweep(m, index);
         const int64_t done = m->kernels->dot_products(DOT_ROUNDS);
@@ -59,15 +75,15 @@ static void measure_share(void *argument, int index) {
     }
 }
 
-bool limits_measure(ThreadPool *pool, const Kernels *kernels, Rates *out) {
+bool limits_measure(ThreadPool *pool, const Kernels *kernels, uint64_t reread_bytes, Rates *out) {
     void *memory = mmap(NULL, READ_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) return false;
 #ifdef MADV_HUGEPAGE
     madvise(memory, READ_BYTES, MADV_HUGEPAGE); /* as the weights have them */
 #endif
-    *out = (Rates){0, 0};
-    Measurement measurement = {pool, kernels, memory, 0, out};
-    thread_pool_run(pool, measure_share, &measurement);
+    *out = (Rates){0, 0, 0};
+    Measurement measurement = {pool, kernels, memory, share_of(reread_bytes, thread_pool_size(pool)), 0, out};
+    thread_pool_run(pool, measure_all, &measurement);
     munmap(memory, READ_BYTES);
     return true;
 }

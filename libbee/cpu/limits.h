@@ -7,6 +7,6 @@
 #include "threads.h"
 
 /* Measures with all threads of the pool at once, in some tenths of a second. False where memory ran out. */
-bool limits_measure(ThreadPool *pool, const Kernels *kernels, Rates *out);
+bool limits_measure(ThreadPool *pool, const Kernels *kernels, uint64_t reread_bytes, Rates *out);
 
 #endif

@@ -1,12 +1,26 @@
-/* Sixteen lanes in two ymm registers: AVX2, FMA and F16C. The operations are described in simd_avx512.h. */
+/* Sixteen lanes in two ymm registers: AVX2, FMA and F16C, with or without
+ * AVX-VNNI. The operations are described in simd_avx512.h. */
 #include <immintrin.h>
 
+#ifdef __AVXVNNI__
+#define ISA_NAME "avxvnni"
+#define ISA_KERNELS bee_kernels_avxvnni
+#else
 #define ISA_NAME "avx2"
 #define ISA_KERNELS bee_kernels_avx2
-#define MAX_TILE 2
+#endif
+#define STEP_ROWS 8
+#define MAX_TILE 16
+#define TWO_CHAINS_BELOW 2
+#define CHAINS 5
 #define MAX_QUERIES 4
+#ifdef __AVXVNNI__
+#define HIGH_NIBBLE 16
+#define WIDE_ZERO 128
+#else
 #define HIGH_NIBBLE 1
 #define WIDE_ZERO 0
+#endif
 
 typedef struct VF {
     __m256 lo, hi;
@@ -14,7 +28,10 @@ typedef struct VF {
 typedef struct VI {
     __m256i lo, hi;
 } VI;
-typedef VI VCODES; /* rows 0-7, rows 8-15 */
+/* Eight rows: 32 columns of them take 8 of the 16 registers. */
+typedef __m256 RF;
+typedef __m256i RI;
+typedef __m256i RCODES;
 
 INLINE VF vf_load(const float *p) { return (VF){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 INLINE void vf_store(float *p, VF a) {
@@ -101,46 +118,64 @@ INLINE void sum_halves(const int8_t *p, int32_t sums[2]) {
     sums[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(all, 1));
 }
 
-INLINE VCODES codes_load(const uint8_t *p) {
-    return (VCODES){_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)(p + 32))};
+INLINE RF rf_load(const float *p) { return _mm256_loadu_ps(p); }
+INLINE RF rf_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+INLINE RF rf_load_bf16(const uint16_t *p) { return widen_bf16(p); }
+INLINE RF rf_load_int8(const int8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 }
-INLINE VCODES codes_low(const uint8_t *p) {
-    const VCODES w = codes_load(p);
-    const __m256i mask = _mm256_set1_epi8(0x0F);
-    return (VCODES){_mm256_and_si256(w.lo, mask), _mm256_and_si256(w.hi, mask)};
+INLINE void rf_store(float *p, RF a) { _mm256_storeu_ps(p, a); }
+INLINE RF rf_set(float a) { return _mm256_set1_ps(a); }
+INLINE RF rf_add(RF a, RF b) { return _mm256_add_ps(a, b); }
+INLINE RF rf_mul(RF a, RF b) { return _mm256_mul_ps(a, b); }
+INLINE RF rf_fma(RF a, RF b, RF c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE RF rf_from_ri(RI a) { return _mm256_cvtepi32_ps(a); }
+INLINE RI ri_set(int32_t a) { return _mm256_set1_epi32(a); }
+INLINE RI ri_add(RI a, RI b) { return _mm256_add_epi32(a, b); }
+
+INLINE RCODES codes_load(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+INLINE RCODES codes_low(const uint8_t *p) { return _mm256_and_si256(codes_load(p), _mm256_set1_epi8(0x0F)); }
+INLINE RCODES codes_upper(const uint8_t *p) {
+    return _mm256_and_si256(_mm256_srli_epi16(codes_load(p), 4), _mm256_set1_epi8(0x0F));
 }
-/* Shifted down, unlike AVX-512's: maddubs saturates at 16 bits, which codes up to 240 would reach. */
-INLINE VCODES codes_high(const uint8_t *p) {
-    const VCODES w = codes_load(p);
-    const __m256i mask = _mm256_set1_epi8(0x0F);
-    return (VCODES){_mm256_and_si256(_mm256_srli_epi16(w.lo, 4), mask),
-                    _mm256_and_si256(_mm256_srli_epi16(w.hi, 4), mask)};
-}
-INLINE VCODES codes_upper(const uint8_t *p) { return codes_high(p); }
-INLINE __m256i join(__m256i low, __m256i upper, int left, int mask) {
+#ifdef __AVXVNNI__
+INLINE RCODES codes_high(const uint8_t *p) { return _mm256_and_si256(codes_load(p), _mm256_set1_epi8((char)0xF0)); }
+#else
+/* Shifted down: sums of 16 bits could not hold codes up to 240. */
+INLINE RCODES codes_high(const uint8_t *p) { return codes_upper(p); }
+#endif
+INLINE RCODES codes_join(RCODES low, RCODES upper, int left, int mask) {
     const __m256i moved = left >= 0 ? _mm256_slli_epi16(upper, left) : _mm256_srli_epi16(upper, -left);
     return _mm256_or_si256(low, _mm256_and_si256(moved, _mm256_set1_epi8((char)mask)));
-}
-INLINE VCODES codes_join(VCODES low, VCODES upper, int left, int mask) {
-    return (VCODES){join(low.lo, upper.lo, left, mask), join(low.hi, upper.hi, left, mask)};
 }
 INLINE __m256i broadcast_four(const int8_t *a) {
     int32_t four;
     memcpy(&four, a, 4);
     return _mm256_set1_epi32(four);
 }
-INLINE __m256i sum_pairs(__m256i acc, __m256i products) {
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
+#ifdef __AVXVNNI__
+INLINE RI dot(RI acc, const RCODES *w, const int8_t *a, int n, int bits) {
+    (void)bits;
+    UNROLL for (int j = 0; j < n; j++) acc = _mm256_dpbusd_avx_epi32(acc, w[j], broadcast_four(a + 4 * j));
+    return acc;
 }
-/* Codes up to 127: 2 * 127 * 127 stays below 2^15. */
-INLINE VI dot4(VI acc, VCODES w, const int8_t *a) {
+#else
+/* Of each lane's two products. 8-bit codes around their zero point: |code - 128| * (sign(code - 128) * a). */
+INLINE __m256i sum_pairs(RCODES w, const int8_t *a, bool wide) {
     const __m256i x = broadcast_four(a);
-    return (VI){sum_pairs(acc.lo, _mm256_maddubs_epi16(w.lo, x)), sum_pairs(acc.hi, _mm256_maddubs_epi16(w.hi, x))};
+    if (!wide) return _mm256_maddubs_epi16(w, x);
+    const __m256i centred = _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80));
+    return _mm256_maddubs_epi16(_mm256_abs_epi8(centred), _mm256_sign_epi8(x, centred));
 }
-/* Codes up to 255 around a zero point of 128: |code - 128| * sign(code - 128) * a, at most 2 * 128 * 127 < 2^15. */
-INLINE VI dot4_wide(VI acc, VCODES w, const int8_t *a) {
-    const __m256i x = broadcast_four(a), middle = _mm256_set1_epi8((char)0x80);
-    const __m256i lo = _mm256_xor_si256(w.lo, middle), hi = _mm256_xor_si256(w.hi, middle);
-    return (VI){sum_pairs(acc.lo, _mm256_maddubs_epi16(_mm256_abs_epi8(lo), _mm256_sign_epi8(x, lo))),
-                sum_pairs(acc.hi, _mm256_maddubs_epi16(_mm256_abs_epi8(hi), _mm256_sign_epi8(x, hi)))};
+/* Sums stay in 16 bits for as many columns as these hold, at 2 * 127 times the largest code each. */
+INLINE RI dot(RI acc, const RCODES *w, const int8_t *a, int n, int bits) {
+    const int room = INT16_MAX / (2 * 127 * (bits == 8 ? 128 : (1 << bits) - 1)), together = room < n ? room : n;
+    UNROLL for (int first = 0; first < n; first += together) {
+        __m256i sums = sum_pairs(w[first], a + 4 * first, bits == 8);
+        UNROLL for (int j = first + 1; j < first + together; j++) sums =
+            _mm256_add_epi16(sums, sum_pairs(w[j], a + 4 * j, bits == 8));
+        acc = _mm256_add_epi32(acc, _mm256_madd_epi16(sums, _mm256_set1_epi16(1)));
+    }
+    return acc;
 }
+#endif

@@ -1,22 +1,26 @@
 /* Sixteen lanes in one zmm register: AVX-512 F/BW/DQ/VL and VNNI.
  *
- * The three simd_*.h files offer the same few operations, and kernels.c is written against them alone:
+ * The simd_*.h files offer the same few operations, and kernels.c is written against them alone:
  *   VF       16 floats            VI       16 int32
- *   VCODES   64 weight codes: 4 successive columns of each of 16 rows
- * HIGH_NIBBLE is the factor that `codes_high` leaves in the codes; WIDE_ZERO the zero point that `dot4_wide`
- * leaves to its caller. */
+ *   RCODES   weight codes: 4 successive columns of each of STEP_ROWS rows
+ *   RF, RI   a float or int32 of each of STEP_ROWS rows; VF and VI where these are 16
+ * HIGH_NIBBLE is the factor that `codes_high` leaves in the codes; WIDE_ZERO the zero point of 8-bit codes that `dot`
+ * leaves to its caller. CHAINS sums and their operands fit into the registers. */
 #include <immintrin.h>
 
 #define ISA_NAME "avx512"
 #define ISA_KERNELS bee_kernels_avx512
+#define STEP_ROWS 16
 #define MAX_TILE 16
+#define TWO_CHAINS_BELOW 4
+#define CHAINS 16
 #define MAX_QUERIES 6
 #define HIGH_NIBBLE 16
 #define WIDE_ZERO 128
 
 typedef __m512 VF;
 typedef __m512i VI;
-typedef __m512i VCODES;
+typedef __m512i RCODES;
 
 INLINE VF vf_load(const float *p) { return _mm512_loadu_ps(p); }
 INLINE void vf_store(float *p, VF a) { _mm512_storeu_ps(p, a); }
@@ -65,23 +69,26 @@ INLINE void sum_halves(const int8_t *p, int32_t sums[2]) {
     sums[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(all, 1));
 }
 
-INLINE VCODES codes_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
-INLINE VCODES codes_low(const uint8_t *p) { return _mm512_and_si512(codes_load(p), _mm512_set1_epi8(0x0F)); }
-INLINE VCODES codes_high(const uint8_t *p) { return _mm512_and_si512(codes_load(p), _mm512_set1_epi8((char)0xF0)); }
+INLINE RCODES codes_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
+INLINE RCODES codes_low(const uint8_t *p) { return _mm512_and_si512(codes_load(p), _mm512_set1_epi8(0x0F)); }
+INLINE RCODES codes_high(const uint8_t *p) { return _mm512_and_si512(codes_load(p), _mm512_set1_epi8((char)0xF0)); }
 /* High nibbles, without a factor. */
-INLINE VCODES codes_upper(const uint8_t *p) {
+INLINE RCODES codes_upper(const uint8_t *p) {
     return _mm512_and_si512(_mm512_srli_epi16(codes_load(p), 4), _mm512_set1_epi8(0x0F));
 }
 /* low | (upper shifted left by `left`, or right where that is negative) & mask */
-INLINE VCODES codes_join(VCODES low, VCODES upper, int left, int mask) {
+INLINE RCODES codes_join(RCODES low, RCODES upper, int left, int mask) {
     const __m512i moved =
         left >= 0 ? _mm512_slli_epi16(upper, (unsigned)left) : _mm512_srli_epi16(upper, (unsigned)-left);
     return _mm512_ternarylogic_epi64(low, moved, _mm512_set1_epi8((char)mask), 0xF8);
 }
-/* acc[row] += sum over 4 columns of code[row][column] * a[column] */
-INLINE VI dot4(VI acc, VCODES w, const int8_t *a) {
-    int32_t four;
-    memcpy(&four, a, 4);
-    return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(four));
+/* acc[row] += sum over 4 n columns of code[row][column] * a[column]; n is 4 or 8. `bits` is the codes' width. */
+INLINE VI dot(VI acc, const RCODES *w, const int8_t *a, int n, int bits) {
+    (void)bits;
+    UNROLL for (int j = 0; j < n; j++) {
+        int32_t four;
+        memcpy(&four, a + 4 * j, 4);
+        acc = _mm512_dpbusd_epi32(acc, w[j], _mm512_set1_epi32(four));
+    }
+    return acc;
 }
-INLINE VI dot4_wide(VI acc, VCODES w, const int8_t *a) { return dot4(acc, w, a); }

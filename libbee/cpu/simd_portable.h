@@ -5,7 +5,10 @@
 
 #define ISA_NAME "portable"
 #define ISA_KERNELS bee_kernels_portable
+#define STEP_ROWS 16
 #define MAX_TILE 2
+#define TWO_CHAINS_BELOW 0
+#define CHAINS 2
 #define MAX_QUERIES 4
 #define HIGH_NIBBLE 16
 #define WIDE_ZERO 128
@@ -16,9 +19,9 @@ typedef struct VF {
 typedef struct VI {
     int32_t v[16];
 } VI;
-typedef struct VCODES {
+typedef struct RCODES {
     uint8_t v[64];
-} VCODES;
+} RCODES;
 
 #define LANES(type, expression)                           \
     type out;                                             \
@@ -82,33 +85,36 @@ INLINE void sum_halves(const int8_t *p, int32_t sums[2]) {
     for (int i = 0; i < 32; i++) sums[i / 16] += p[i];
 }
 
-INLINE VCODES codes_load(const uint8_t *p) {
-    VCODES w;
+INLINE RCODES codes_load(const uint8_t *p) {
+    RCODES w;
     memcpy(w.v, p, 64);
     return w;
 }
-INLINE VCODES codes_low(const uint8_t *p) {
-    VCODES w;
+INLINE RCODES codes_low(const uint8_t *p) {
+    RCODES w;
     for (int i = 0; i < 64; i++) w.v[i] = p[i] & 0x0F;
     return w;
 }
-INLINE VCODES codes_high(const uint8_t *p) {
-    VCODES w;
+INLINE RCODES codes_high(const uint8_t *p) {
+    RCODES w;
     for (int i = 0; i < 64; i++) w.v[i] = p[i] & 0xF0;
     return w;
 }
-INLINE VCODES codes_upper(const uint8_t *p) {
-    VCODES w;
+INLINE RCODES codes_upper(const uint8_t *p) {
+    RCODES w;
     for (int i = 0; i < 64; i++) w.v[i] = p[i] >> 4;
     return w;
 }
-INLINE VCODES codes_join(VCODES low, VCODES upper, int left, int mask) {
+INLINE RCODES codes_join(RCODES low, RCODES upper, int left, int mask) {
     for (int i = 0; i < 64; i++) low.v[i] |= (left >= 0 ? upper.v[i] << left : upper.v[i] >> -left) & mask;
     return low;
 }
-INLINE VI dot4(VI acc, VCODES w, const int8_t *a) {
-    for (int i = 0; i < 16; i++)
-        acc.v[i] += w.v[4 * i] * a[0] + w.v[4 * i + 1] * a[1] + w.v[4 * i + 2] * a[2] + w.v[4 * i + 3] * a[3];
+INLINE VI dot(VI acc, const RCODES *w, const int8_t *a, int n, int bits) {
+    (void)bits;
+    for (int j = 0; j < n; j++, a += 4)
+        for (int i = 0; i < 16; i++) {
+            const uint8_t *code = w[j].v + 4 * i;
+            acc.v[i] += code[0] * a[0] + code[1] * a[1] + code[2] * a[2] + code[3] * a[3];
+        }
     return acc;
 }
-INLINE VI dot4_wide(VI acc, VCODES w, const int8_t *a) { return dot4(acc, w, a); }

@@ -61,7 +61,8 @@ enum { OPERAND_CODES = 1, OPERAND_VALUES = 2, OPERAND_OWN = 4 };
 
 /* What the machine allows, as measured with all threads. */
 typedef struct Rates {
-    double read_bytes_per_second;
+    double read_bytes_per_second;    /* from memory */
+    double reread_bytes_per_second;  /* the same bytes again and again: some of them stay in the caches */
     double multiply_adds_per_second; /* 8-bit */
 } Rates;
 
@@ -106,7 +107,8 @@ typedef struct Ops {
     void (*choose)(Worker *worker, const float *logits, size_t stride, int n_vocab, const int32_t *ids, Choice *choices,
                    int n);
 
-    bool (*measure_rates)(Backend *backend, Rates *out); /* false where memory runs out; not inside a run */
+    /* `reread_bytes`: how many bytes a pass reads again and again. False where memory runs out. Not inside a run. */
+    bool (*measure_rates)(Backend *backend, uint64_t reread_bytes, Rates *out);
 } Ops;
 
 extern const Ops bee_cpu_ops;

@@ -5,19 +5,8 @@
 
 #include "error.h"
 
-/* The finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014). */
-static uint64_t mix(uint64_t z) {
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-    z = (z ^ z >> 27) * 0x94d049bb133111eb;
-    return z ^ z >> 31;
-}
-
 static uint64_t position_key(uint64_t seed, int32_t position) {
-    return mix(mix(seed + 0x9e3779b97f4a7c15) + (uint64_t)(uint32_t)position * 0xd1342543de82ef95);
-}
-
-static uint64_t token_bits(uint64_t key, int32_t token) {
-    return mix(key + ((uint64_t)(uint32_t)token + 1) * 0x9e3779b97f4a7c15);
+    return mix_bits(mix_bits(seed + 0x9e3779b97f4a7c15) + (uint64_t)(uint32_t)position * 0xd1342543de82ef95);
 }
 
 static double gumbel_from_bits(uint64_t bits) {
@@ -39,29 +28,29 @@ static double gumbel_bound(uint64_t bits) {
 
 /* ---- the best of a set of entries --------------------------------------------------------------- */
 
-typedef struct Draw {
-    const float *logits;
-    const int32_t *ids;
+typedef struct Search {
+    const Draw *draw;
     double inverse_temperature;
     uint64_t key;
-    int best; /* entry, -1 at first */
-    double best_score;
-} Draw;
+    Best best; /* entry -1 at first */
+} Search;
 
-static double score_of(const Draw *draw, int entry, uint64_t bits) {
-    return draw->logits[entry] * draw->inverse_temperature + gumbel_from_bits(bits);
+static Search search_new(const Draw *draw, float largest) {
+    return (Search){
+        draw, 1.0 / draw->sampling->temperature, position_key(draw->sampling->seed, draw->position), {largest, -1, 0}};
 }
 
 /* Entries come in any order; the outcome does not depend on it. */
-static void consider(Draw *draw, int entry) {
-    const int32_t token = draw->ids ? draw->ids[entry] : entry;
-    const uint64_t bits = token_bits(draw->key, token);
-    const double bound = draw->logits[entry] * draw->inverse_temperature + gumbel_bound(bits);
-    if (draw->best >= 0 && bound < draw->best_score) return;
-    const double score = score_of(draw, entry, bits);
-    if (draw->best < 0 || score > draw->best_score || (score == draw->best_score && entry < draw->best)) {
-        draw->best = entry;
-        draw->best_score = score;
+static void consider(Search *search, int entry) {
+    const Draw *draw = search->draw;
+    Best *best = &search->best;
+    const uint64_t bits = token_bits(search->key, draw->ids ? draw->ids[entry] : entry);
+    const double scaled = draw->logits[entry] * search->inverse_temperature;
+    if (best->entry >= 0 && scaled + gumbel_bound(bits) < best->score) return;
+    const double score = scaled + gumbel_from_bits(bits);
+    if (best->entry < 0 || score > best->score || (score == best->score && entry < best->entry)) {
+        best->entry = entry;
+        best->score = score;
     }
 }
 
@@ -72,11 +61,6 @@ static int first_equal(const float *logits, int n, float value) {
 }
 
 /* ---- truncation --------------------------------------------------------------------------------- */
-
-typedef struct Candidate {
-    float logit;
-    int32_t entry;
-} Candidate;
 
 /* Order of rank: the larger logit, then the lower entry. */
 static bool outranks(Candidate a, Candidate b) {
@@ -165,34 +149,56 @@ static int truncate_logits(const float *logits, int n, float largest, const bee_
     return count;
 }
 
-static int draw_truncated(Draw *draw, int n, float largest, const bee_sampling *s, const Reductions *reductions) {
-    Candidate *candidates = malloc((size_t)n * sizeof *candidates);
-    if (!candidates) return -1;
-    const int count = truncate_logits(draw->logits, n, largest, s, reductions, candidates);
-    for (int i = 0; i < count; i++) consider(draw, candidates[i].entry);
-    free(candidates);
-    return draw->best;
+/* ---- a row -------------------------------------------------------------------------------------- */
+
+/* Truncations need the whole row; without a temperature they change nothing. */
+static bool truncates(const bee_sampling *s) {
+    return s->temperature > 0 && (s->top_k > 0 || s->top_p < 1 || s->min_p > 0);
 }
 
-int32_t sample_token(const float *logits, int n, const int32_t *ids, const bee_sampling *s, int32_t position,
-                     const Reductions *reductions) {
-    const float largest = reductions->largest(logits, n);
-    if (!isfinite(largest)) return -1;
-    const int top = first_equal(logits, n, largest);
-    if (top < 0) return -1;
-    int best = top;
-    if (s->temperature > 0) {
-        Draw draw = {logits, ids, 1.0 / s->temperature, position_key(s->seed, position), -1, 0};
-        if (s->top_k > 0 || s->top_p < 1 || s->min_p > 0) {
-            best = draw_truncated(&draw, n, largest, s, reductions);
-        } else {
-            consider(&draw, top); /* a high score to begin with lets the bound dismiss most of the others */
-            for (int i = 0; i < n; i++) consider(&draw, i);
-            best = draw.best;
-        }
-        if (best < 0) return -1;
+static void search_part(Search *search, int top, int first, int last) {
+    const Draw *draw = search->draw;
+    const float largest = draw->logits[top], inverse = (float)search->inverse_temperature;
+    consider(search, top); /* a high score to begin with lets the bounds dismiss most of the others */
+    for (int i = first; i < last; i += 16) {
+        const int end = i + 16 < last ? i + 16 : last;
+        const float lead = (float)(search->best.score - largest * search->inverse_temperature);
+        if (end == i + 16 && !draw->reductions->may_win(draw->logits + i, draw->ids ? draw->ids + i : NULL, i, largest,
+                                                        inverse, search->key, lead))
+            continue;
+        for (int j = i; j < end; j++) consider(search, j);
     }
-    return ids ? ids[best] : best;
+}
+
+Best sample_part(const Draw *draw, int first, int last) {
+    const float largest = draw->reductions->largest(draw->logits + first, last - first);
+    Best best = {largest, -1, largest};
+    if (!isfinite(largest) || truncates(draw->sampling)) return best;
+    best.entry = first + first_equal(draw->logits + first, last - first, largest);
+    if (draw->sampling->temperature == 0) return best;
+    Search search = search_new(draw, largest);
+    search_part(&search, best.entry, first, last);
+    return search.best;
+}
+
+static int best_of_truncated(const Draw *draw, float largest, Candidate *room) {
+    Search search = search_new(draw, largest);
+    const int count = truncate_logits(draw->logits, draw->n, largest, draw->sampling, draw->reductions, room);
+    for (int i = 0; i < count; i++) consider(&search, room[i].entry);
+    return search.best.entry;
+}
+
+int32_t sample_finish(const Draw *draw, const Best *parts, int n_parts, Candidate *room) {
+    float largest = -INFINITY;
+    Best best = {0, -1, 0};
+    for (int i = 0; i < n_parts; i++) {
+        if (parts[i].largest > largest || isnan(parts[i].largest)) largest = parts[i].largest;
+        if (isnan(largest)) return -1;
+        if (parts[i].entry >= 0 && (best.entry < 0 || parts[i].score > best.score)) best = parts[i];
+    }
+    if (!isfinite(largest)) return -1;
+    if (truncates(draw->sampling)) best.entry = best_of_truncated(draw, largest, room);
+    return best.entry < 0 ? -1 : draw->ids ? draw->ids[best.entry] : best.entry;
 }
 
 bee_status sampling_check(const bee_sampling *s, bee_error *error) {

@@ -10,8 +10,14 @@ static const Kernels *const compiled_kernels[] = {
 #ifdef BEE_HAVE_AVX512
     &bee_kernels_avx512,
 #endif
+#ifdef BEE_HAVE_AVXVNNI
+    &bee_kernels_avxvnni,
+#endif
 #ifdef BEE_HAVE_AVX2
     &bee_kernels_avx2,
+#endif
+#ifdef BEE_HAVE_NEON
+    &bee_kernels_neon,
 #endif
     &bee_kernels_portable,
 };

@@ -1,8 +1,9 @@
 /* Tests of sampling: truncations against a plain implementation, the pruned search against brute force, and the drawn
  * distribution against the softmax. */
 #include "check.h"
+#include "compiled_kernels.h"
 #include "random.h"
-#include "sample.h"
+#include "sample_row.h"
 
 #include <stdlib.h>
 
@@ -24,7 +25,14 @@ static float plain_sum_exp(const float *x, int n, float shift) {
     return (float)sum;
 }
 
-static const Reductions reductions = {plain_largest, plain_sum_exp};
+/* Nothing is ruled out. */
+static bool plain_may_win(const float *logits, const int32_t *ids, int32_t first, float top, float inverse_temperature,
+                          uint64_t key, float lead) {
+    (void)logits, (void)ids, (void)first, (void)top, (void)inverse_temperature, (void)key, (void)lead;
+    return true;
+}
+
+static const Reductions reductions = {plain_largest, plain_sum_exp, plain_may_win};
 
 /* ---- the plain implementation ----------------------------------------------------------------------- */
 
@@ -128,13 +136,40 @@ static void test_against_plain(void) {
         left_out += close;
         cut += count < n;
         for (int position = 0; position < 3 && !close; position++)
-            if (!CHECK_EQ(sample_token(logits, n, map, &s, position, &reductions),
+            if (!CHECK_EQ(sample_row(logits, n, map, &s, position, &reductions),
                           plain_draw(entries, count, map, &s, position)))
                 printf("    case %d: n %d, top_k %d, top_p %g, min_p %g, %d left\n", c, n, s.top_k, (double)s.top_p,
                        (double)s.min_p, count);
     }
     CHECK(left_out < CASES / 10); /* coarse logits put equal sums on the cut now and then */
     CHECK(cut > CASES / 2);
+}
+
+/* Rows in parts, with what the instruction sets rule out, choose what a whole row without such help does. */
+static void test_parts(const Kernels *kernels) {
+    const Reductions quick = {kernels->largest, kernels->sum_exp, kernels->may_win};
+    Random random = {11};
+    enum { N = 3000, PARTS = 5 };
+    static float logits[N];
+    static int32_t ids[N];
+    static Candidate room[N];
+    for (int c = 0; c < 400; c++) {
+        const float spread = (float)pow(10, 2 * random_unit(&random) - 1), middle = c % 7 ? 0 : 1000;
+        for (int i = 0; i < N; i++) logits[i] = middle + spread * (float)random_normal(&random);
+        if (c % 5 == 0) logits[random_below(&random, N)] = -INFINITY;
+        reduced_ids(&random, N, ids);
+        const bee_sampling s = {.temperature = c % 9 ? (float)pow(10, 3 * random_unit(&random) - 2) : 0,
+                                .top_p = c % 4 ? 1 : 0.9F,
+                                .seed = random_bits(&random)};
+        const int32_t *map = c % 2 ? ids : NULL;
+        const Draw draw = {logits, map, N, &s, c, &quick};
+        Best parts[PARTS];
+        int cuts[PARTS + 1] = {0};
+        for (int i = 1; i <= PARTS; i++) cuts[i] = i == PARTS ? N : cuts[i - 1] + 1 + random_below(&random, 600);
+        for (int i = 0; i < PARTS; i++) parts[i] = sample_part(&draw, cuts[i], cuts[i + 1]);
+        if (!CHECK_EQ(sample_finish(&draw, parts, PARTS, room), sample_row(logits, N, map, &s, c, &reductions)))
+            printf("    %s, case %d\n", kernels->name, c);
+    }
 }
 
 /* ---- properties ------------------------------------------------------------------------------------- */
@@ -144,8 +179,8 @@ static void test_greedy(void) {
     const int32_t ids[] = {50, 40, 30, 20, 10};
     bee_sampling s = {.temperature = 0, .top_k = 1, .top_p = 0.1f, .min_p = 0.5f, .seed = 9};
     for (int position = 0; position < 50; position++) {
-        CHECK_EQ(sample_token(logits, 5, NULL, &s, position, &reductions), 1); /* equal: the lower entry */
-        CHECK_EQ(sample_token(logits, 5, ids, &s, position, &reductions), 40);
+        CHECK_EQ(sample_row(logits, 5, NULL, &s, position, &reductions), 1); /* equal: the lower entry */
+        CHECK_EQ(sample_row(logits, 5, ids, &s, position, &reductions), 40);
     }
 }
 
@@ -162,14 +197,14 @@ static void test_not_finite(void) {
             float logits[40];
             for (int t = 0; t < 40; t++) logits[t] = (float)(t % 7);
             logits[place] = NAN;
-            CHECK_EQ(sample_token(logits, 40, NULL, &samplings[i], 5, &reductions), -1);
+            CHECK_EQ(sample_row(logits, 40, NULL, &samplings[i], 5, &reductions), -1);
             logits[place] = INFINITY;
-            CHECK_EQ(sample_token(logits, 40, NULL, &samplings[i], 5, &reductions), -1);
+            CHECK_EQ(sample_row(logits, 40, NULL, &samplings[i], 5, &reductions), -1);
             for (int t = 0; t < 40; t++) logits[t] = -INFINITY;
-            CHECK_EQ(sample_token(logits, 40, NULL, &samplings[i], 5, &reductions), -1);
+            CHECK_EQ(sample_row(logits, 40, NULL, &samplings[i], 5, &reductions), -1);
             logits[place] = -5;
             for (int position = 0; position < 20; position++)
-                CHECK_EQ(sample_token(logits, 40, NULL, &samplings[i], position, &reductions), place);
+                CHECK_EQ(sample_row(logits, 40, NULL, &samplings[i], position, &reductions), place);
         }
 }
 
@@ -183,8 +218,7 @@ static void test_order_of_rows(void) {
         reduced_ids(&random, 64, ids);
         for (int i = 0; i < 64; i++) ids[i] = (ids[i] - 1000) / 7, permuted[i] = logits[ids[i]];
         const bee_sampling s = {.temperature = 0.7f, .top_p = 1, .seed = random_bits(&random)};
-        CHECK_EQ(sample_token(logits, 64, NULL, &s, c, &reductions),
-                 sample_token(permuted, 64, ids, &s, c, &reductions));
+        CHECK_EQ(sample_row(logits, 64, NULL, &s, c, &reductions), sample_row(permuted, 64, ids, &s, c, &reductions));
     }
 }
 
@@ -224,7 +258,7 @@ static void chi_square(const float *logits, int n, bee_sampling s, bool over_see
     int seen[MOST_TOKENS] = {0};
     for (int i = 0; i < DRAWS; i++) {
         if (over_seeds) s.seed++;
-        seen[sample_token(logits, n, NULL, &s, over_seeds ? 17 : i, &reductions)]++;
+        seen[sample_row(logits, n, NULL, &s, over_seeds ? 17 : i, &reductions)]++;
     }
     double statistic = 0;
     for (int i = 0; i < n; i++) {
@@ -279,6 +313,7 @@ static void test_parameters(void) {
 
 int main(void) {
     test_against_plain();
+    for (const char *const *name = bee_instruction_sets(); *name; name++) test_parts(kernels_named(*name));
     test_greedy();
     test_not_finite();
     test_order_of_rows();

@@ -1,0 +1,138 @@
+/* Sixteen lanes in four q registers: ARMv8.2 with the dot product. The operations are described in simd_avx512.h. */
+#include <arm_neon.h>
+
+#define ISA_NAME "neon"
+#define ISA_KERNELS bee_kernels_neon
+#define STEP_ROWS 8
+#define MAX_TILE 16
+#define TWO_CHAINS_BELOW 4
+#define MAX_QUERIES 4
+#define HIGH_NIBBLE 1
+#define WIDE_ZERO 0
+#define CHAINS 8
+
+typedef struct VF {
+    float32x4_t q[4];
+} VF;
+typedef struct VI {
+    int32x4_t q[4];
+} VI;
+/* Eight rows: 32 columns of them take 16 of the 32 registers. */
+typedef struct RF {
+    float32x4_t q[2];
+} RF;
+typedef struct RI {
+    int32x4_t q[2];
+} RI;
+typedef struct RCODES {
+    uint8x16_t q[2];
+} RCODES;
+
+#define QUARTERS(type, expression)                              \
+    type out;                                                   \
+    UNROLL for (int i = 0; i < 4; i++) out.q[i] = (expression); \
+    return out
+#define HALVES(type, expression)                                \
+    type out;                                                   \
+    UNROLL for (int i = 0; i < 2; i++) out.q[i] = (expression); \
+    return out
+
+INLINE float32x4_t widen_f16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+INLINE float32x4_t widen_bf16(const uint16_t *p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+
+INLINE VF vf_load(const float *p) { QUARTERS(VF, vld1q_f32(p + 4 * i)); }
+INLINE void vf_store(float *p, VF a) { UNROLL for (int i = 0; i < 4; i++) vst1q_f32(p + 4 * i, a.q[i]); }
+INLINE VF vf_set(float a) { QUARTERS(VF, vdupq_n_f32(a)); }
+INLINE VF vf_add(VF a, VF b) { QUARTERS(VF, vaddq_f32(a.q[i], b.q[i])); }
+INLINE VF vf_sub(VF a, VF b) { QUARTERS(VF, vsubq_f32(a.q[i], b.q[i])); }
+INLINE VF vf_mul(VF a, VF b) { QUARTERS(VF, vmulq_f32(a.q[i], b.q[i])); }
+INLINE VF vf_div(VF a, VF b) { QUARTERS(VF, vdivq_f32(a.q[i], b.q[i])); }
+INLINE VF vf_fma(VF a, VF b, VF c) { QUARTERS(VF, vfmaq_f32(c.q[i], a.q[i], b.q[i])); }
+/* The second where one is NaN, as on other machines: vmaxq would give NaN. */
+INLINE VF vf_max(VF a, VF b) { QUARTERS(VF, vbslq_f32(vcgtq_f32(a.q[i], b.q[i]), a.q[i], b.q[i])); }
+INLINE VF vf_abs(VF a) { QUARTERS(VF, vabsq_f32(a.q[i])); }
+INLINE VF vf_round(VF a) { QUARTERS(VF, vrndnq_f32(a.q[i])); }
+INLINE float32x4_t power_of_two(float32x4_t n) { /* n in [-126, 127] */
+    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23));
+}
+INLINE VF vf_scale2(VF a, VF n) { QUARTERS(VF, vmulq_f32(a.q[i], power_of_two(n.q[i]))); }
+INLINE VF vf_from_vi(VI a) { QUARTERS(VF, vcvtq_f32_s32(a.q[i])); }
+INLINE VF vf_load_f16(const uint16_t *p) { QUARTERS(VF, widen_f16(p + 4 * i)); }
+INLINE void vf_store_f16(uint16_t *p, VF a) {
+    UNROLL for (int i = 0; i < 4; i++) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.q[i])));
+}
+INLINE VF vf_load_bf16(const uint16_t *p) { QUARTERS(VF, widen_bf16(p + 4 * i)); }
+INLINE VF vf_keep(VF a, int n, float fill) {
+    static const int32_t lanes[4] = {0, 1, 2, 3};
+    const int32x4_t lane = vld1q_s32(lanes);
+    QUARTERS(VF, vbslq_f32(vcltq_s32(lane, vdupq_n_s32(n - 4 * i)), a.q[i], vdupq_n_f32(fill)));
+}
+/* Halves are added to each other, as on other machines. */
+INLINE float vf_sum(VF a) {
+    const float32x4_t v = vaddq_f32(vaddq_f32(a.q[0], a.q[2]), vaddq_f32(a.q[1], a.q[3]));
+    const float32x2_t s = vadd_f32(vget_low_f32(v), vget_high_f32(v));
+    return vget_lane_f32(s, 0) + vget_lane_f32(s, 1);
+}
+INLINE float vf_largest(VF a) {
+    return vmaxnmvq_f32(vmaxnmq_f32(vmaxnmq_f32(a.q[0], a.q[1]), vmaxnmq_f32(a.q[2], a.q[3])));
+}
+/* Rounds to the nearest int8 and writes 16 of them; saturates. */
+INLINE void vf_store_int8(int8_t *p, VF a) {
+    int16x4_t words[4];
+    UNROLL for (int i = 0; i < 4; i++) words[i] = vqmovn_s32(vcvtnq_s32_f32(a.q[i]));
+    vst1q_s8(p,
+             vcombine_s8(vqmovn_s16(vcombine_s16(words[0], words[1])), vqmovn_s16(vcombine_s16(words[2], words[3]))));
+}
+INLINE bool vf_finite(VF a) {
+    uint32x4_t finite = vdupq_n_u32(UINT32_MAX);
+    UNROLL for (int i = 0; i < 4; i++) finite = vandq_u32(finite, vcleq_f32(vabsq_f32(a.q[i]), vdupq_n_f32(FLT_MAX)));
+    return vminvq_u32(finite);
+}
+INLINE void sum_halves(const int8_t *p, int32_t sums[2]) {
+    UNROLL for (int i = 0; i < 2; i++) sums[i] = vaddlvq_s8(vld1q_s8(p + 16 * i));
+}
+
+INLINE RF rf_load(const float *p) { HALVES(RF, vld1q_f32(p + 4 * i)); }
+INLINE RF rf_load_f16(const uint16_t *p) { HALVES(RF, widen_f16(p + 4 * i)); }
+INLINE RF rf_load_bf16(const uint16_t *p) { HALVES(RF, widen_bf16(p + 4 * i)); }
+INLINE RF rf_load_int8(const int8_t *p) {
+    const int16x8_t words = vmovl_s8(vld1_s8(p));
+    return (RF){{vcvtq_f32_s32(vmovl_s16(vget_low_s16(words))), vcvtq_f32_s32(vmovl_high_s16(words))}};
+}
+INLINE void rf_store(float *p, RF a) { UNROLL for (int i = 0; i < 2; i++) vst1q_f32(p + 4 * i, a.q[i]); }
+INLINE RF rf_set(float a) { HALVES(RF, vdupq_n_f32(a)); }
+INLINE RF rf_add(RF a, RF b) { HALVES(RF, vaddq_f32(a.q[i], b.q[i])); }
+INLINE RF rf_mul(RF a, RF b) { HALVES(RF, vmulq_f32(a.q[i], b.q[i])); }
+INLINE RF rf_fma(RF a, RF b, RF c) { HALVES(RF, vfmaq_f32(c.q[i], a.q[i], b.q[i])); }
+INLINE RF rf_from_ri(RI a) { HALVES(RF, vcvtq_f32_s32(a.q[i])); }
+INLINE RI ri_set(int32_t a) { HALVES(RI, vdupq_n_s32(a)); }
+INLINE RI ri_add(RI a, RI b) { HALVES(RI, vaddq_s32(a.q[i], b.q[i])); }
+
+INLINE RCODES codes_load(const uint8_t *p) { HALVES(RCODES, vld1q_u8(p + 16 * i)); }
+INLINE RCODES codes_low(const uint8_t *p) { HALVES(RCODES, vandq_u8(vld1q_u8(p + 16 * i), vdupq_n_u8(15))); }
+INLINE RCODES codes_upper(const uint8_t *p) { HALVES(RCODES, vshrq_n_u8(vld1q_u8(p + 16 * i), 4)); }
+/* Shifted down: the product is one of signed bytes, which codes up to 240 are not. */
+INLINE RCODES codes_high(const uint8_t *p) { return codes_upper(p); }
+INLINE RCODES codes_join(RCODES low, RCODES upper, int left, int mask) {
+    const int8x16_t shift = vdupq_n_s8((int8_t)left); /* negative: right */
+    HALVES(RCODES, vorrq_u8(low.q[i], vandq_u8(vshlq_u8(upper.q[i], shift), vdupq_n_u8((uint8_t)mask))));
+}
+/* The codes of one register, four columns of each of four rows, and one of 16 columns of activations, which are the
+ * same for all rows. */
+INLINE int32x4_t dot_sixteen(int32x4_t acc, const RCODES *w, int half, int8x16_t x, bool wide) {
+    int8x16_t codes[4];
+    UNROLL for (int j = 0; j < 4; j++) codes[j] =
+        vreinterpretq_s8_u8(wide ? veorq_u8(w[j].q[half], vdupq_n_u8(0x80)) : w[j].q[half]);
+    acc = vdotq_laneq_s32(acc, codes[0], x, 0);
+    acc = vdotq_laneq_s32(acc, codes[1], x, 1);
+    acc = vdotq_laneq_s32(acc, codes[2], x, 2);
+    return vdotq_laneq_s32(acc, codes[3], x, 3);
+}
+/* 8-bit codes around their zero point: a changed upper bit makes them signed. */
+INLINE RI dot(RI acc, const RCODES *w, const int8_t *a, int n, int bits) {
+    UNROLL for (int j = 0; j < n; j += 4) {
+        const int8x16_t x = vld1q_s8(a + 4 * j);
+        UNROLL for (int half = 0; half < 2; half++) acc.q[half] = dot_sixteen(acc.q[half], w + j, half, x, bits == 8);
+    }
+    return acc;
+}
