@@ -717,6 +717,15 @@ bee_status gguf_tensor(const bee_file *file, const char *name, Tensor *out, bee_
     return BEE_OK;
 }
 
+void gguf_release(const Tensor *tensor) {
+#ifdef MADV_DONTNEED
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    const uintptr_t begin = ((uintptr_t)tensor->data + page - 1) / page * page;
+    const uintptr_t end = ((uintptr_t)tensor->data + tensor->size) / page * page;
+    if (begin < end) madvise((void *)begin, end - begin, MADV_DONTNEED);
+#endif
+}
+
 bool gguf_find(const bee_file *file, const char *key, bee_metadata *out) {
     uint64_t position;
     if (!look_up(&file->metadata_index, key, &position)) return false;

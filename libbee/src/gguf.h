@@ -37,6 +37,9 @@ typedef struct Tensor {
 bool gguf_has_tensor(const bee_file *file, const char *name);
 bee_status gguf_tensor(const bee_file *file, const char *name, Tensor *out, bee_error *error);
 
+/* The tensor's data may leave this process's memory until somebody reads it again. */
+void gguf_release(const Tensor *tensor);
+
 /* Metadata by key. `gguf_find` returns false where the key is absent. The typed readers convert between integer
  * widths, check the range, and name the key where type or range are wrong; an absent key is an error that names
  * it, unless `required` is false, in which case *out stays as it was. */

@@ -206,6 +206,7 @@ static Weight *load_matrix_rows(Loader *l, const char *name, const Tensor *tenso
     if (!l->backend) return NULL;
     Weight *weight = l->ops->weight_new(l->backend, tensor, row_ids, n_rows);
     if (!weight) fail_memory(l, name);
+    gguf_release(tensor); /* packed now: the file's copy need not take memory, too */
     return weight;
 }
 
