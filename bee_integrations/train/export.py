@@ -1,7 +1,8 @@
 """Writes a trained drafter as a GGUF file of the architecture `dflash`.
 
-The file for libbee is small: the rows of the drafter's head are the target's own, so libbee takes them from the target,
-and a hash of the vocabulary stands in for the vocabulary. llama.cpp wants both in the file: `for_llama_cpp` adds them.
+What a draft reads is most of its cost, so the layers and the head are 4-bit, the head's rows a copy of the target's. A
+draft is verified anyway: coarser weights cost a little acceptance and no exactness. A hash of the vocabulary stands in
+for the vocabulary itself, which llama.cpp wants in the file: `for_llama_cpp` adds it.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ LAYER_GAINS = {
 def export(checkpoint: Checkpoint, target: Target, path: Path, *, name: str, for_llama_cpp: bool = False) -> None:
     """Write the drafter to `path`, atomically. `name` is the file's `general.name`.
 
-    Matrices are Q8_0 where their rows are whole blocks of 32, otherwise F16; gains are F32.
+    Layers and head are Q4_1; the projection of features, whose inputs spread further, is Q8_0; rows that are not whole
+    blocks of 32 are F16; gains are F32.
     """
     part = path.with_name(path.name + ".part")
     writer = GGUFWriter(part, ARCHITECTURE)
@@ -64,9 +66,7 @@ def export(checkpoint: Checkpoint, target: Target, path: Path, *, name: str, for
     _add_sizes(writer, checkpoint, target)
     if for_llama_cpp:
         _add_vocabulary(writer, target)
-    _add_tensors(writer, checkpoint)
-    if for_llama_cpp:
-        _add_matrix(writer, "output.weight", target.head[checkpoint.vocabulary.numpy()])
+    _add_tensors(writer, checkpoint, target)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -102,23 +102,28 @@ def _add_vocabulary(writer: GGUFWriter, target: Target) -> None:
             writer.add_key_value(key, *found)
 
 
-def _add_tensors(writer: GGUFWriter, checkpoint: Checkpoint) -> None:
+def _add_tensors(writer: GGUFWriter, checkpoint: Checkpoint, target: Target) -> None:
     model = {name: weight.float() for name, weight in checkpoint.model.items()}
     # Training reads features divided by their RMS; the file's `fc` reads them as they are.
     scale = (1 / checkpoint.feature_rms).bfloat16().float()
-    _add_matrix(writer, "fc.weight", _array(model["fc"] * scale))
+    _add_matrix(writer, "fc.weight", _array(model["fc"] * scale), GGMLQuantizationType.Q8_0)
     writer.add_tensor("enc.output_norm.weight", _array(model["context_norm"]))
     writer.add_tensor("output_norm.weight", _array(model["output_norm"]))
     for index in range(checkpoint.plan.n_layer):
         for attribute, tensor in LAYER_GAINS.items():
             writer.add_tensor(f"blk.{index}.{tensor}.weight", _array(model[f"layers.{index}.{attribute}"]))
         for attribute, tensor in LAYER_MATRICES.items():
-            _add_matrix(writer, f"blk.{index}.{tensor}.weight", _array(model[f"layers.{index}.{attribute}"]))
-    writer.add_tensor("d2t", checkpoint.vocabulary.numpy().astype(np.int64))
+            weight = _array(model[f"layers.{index}.{attribute}"])
+            _add_matrix(writer, f"blk.{index}.{tensor}.weight", weight, GGMLQuantizationType.Q4_1)
+    rows = checkpoint.vocabulary.numpy()
+    _add_matrix(writer, "output.weight", target.head[rows], GGMLQuantizationType.Q4_1)
+    writer.add_tensor("d2t", rows.astype(np.int64))
 
 
-def _add_matrix(writer: GGUFWriter, name: str, weight: npt.NDArray[np.float32]) -> None:
-    kind = GGMLQuantizationType.Q8_0 if weight.shape[1] % 32 == 0 else GGMLQuantizationType.F16
+def _add_matrix(
+    writer: GGUFWriter, name: str, weight: npt.NDArray[np.float32], blocks_of_32: GGMLQuantizationType
+) -> None:
+    kind = blocks_of_32 if weight.shape[1] % 32 == 0 else GGMLQuantizationType.F16
     writer.add_tensor(name, quantize(weight, kind), raw_dtype=kind)
 
 

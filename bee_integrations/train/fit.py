@@ -48,7 +48,7 @@ class FitParams:
     """Places per conversation and step."""
     block_lengths: tuple[int, ...] = (8, 7, 6, 5, 5, 4, 4, 3)
     """A step draws one of these: an engine that drafts k tokens runs blocks of k + 1."""
-    draft_vocabulary: int = 24576
+    draft_vocabulary: int = 16384
     learning_rate: float = 1.5e-3
     final_rate: float = 0.04
     """Share of the learning rate that is left at the end."""

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
 
-from bee_integrations.bench import Prompt, load_prompts
+from bee_integrations.bench_prompts import Prompt, load_prompts
 from bee_integrations.engine import Engine, GenerationParams
 from bee_integrations.model_file import ModelFile
 from bee_integrations.models import DEFAULT_MODEL, REGISTRY
@@ -24,9 +24,8 @@ def test_it_is_small_and_names_its_target() -> None:
         assert file.plan().is_drafter
         assert "dflash.target_vocabulary_hash" in file.metadata
         names = {tensor.name for tensor in file.tensors}
-    # The rows of the head are the target's own; a copy of them would be most of the file.
-    assert "d2t" in names
-    assert not names & {"output.weight", "token_embd.weight"}
+    assert names >= {"d2t", "output.weight"}
+    assert "token_embd.weight" not in names  # the target's serves
 
 
 def test_tokens_per_cycle_on_prompts_that_training_has_not_seen(engine: Engine, drafter_path: Path) -> None:

@@ -51,6 +51,10 @@ class Weights:
         if info.type_name == "Q8_0":
             blocks = data.view(np.dtype([("scale", "<f2"), ("quants", "i1", 32)]))
             return (blocks["scale"][:, None].astype(np.float64) * blocks["quants"]).reshape(shape)
+        if info.type_name == "Q4_1":
+            blocks = data.view(np.dtype([("scale", "<f2"), ("minimum", "<f2"), ("nibbles", "u1", 16)]))
+            codes = np.concatenate([blocks["nibbles"] & 15, blocks["nibbles"] >> 4], axis=1).astype(np.float64)
+            return (blocks["scale"][:, None] * codes + blocks["minimum"][:, None]).reshape(shape)
         if info.type_name == "I64":
             return data.view("<i8").reshape(shape)
         return data.view({"F32": "<f4", "F16": "<f2"}[info.type_name]).reshape(shape).astype(np.float64)
@@ -113,6 +117,8 @@ def reference_logits(drafter: Weights, target: Weights, features: Array, last_to
         x = x + (gate / (1 + np.exp(-gate)) * (h @ weight("ffn_up").T)) @ weight("ffn_down").T
 
     hidden = rms_norm(x[1:], drafter["output_norm.weight"], epsilon)
+    if "output.weight" in drafter:
+        return hidden @ drafter["output.weight"].T
     head = target["output.weight" if "output.weight" in target else "token_embd.weight"]
     return hidden @ head[drafter["d2t"]].T
 

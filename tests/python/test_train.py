@@ -143,7 +143,8 @@ def test_generation_goes_on_and_adds_other_conversations(tiny_path: Path, prompt
     second = generate(tiny_path, tmp_path, TAPS, replace(params, answer_tokens=first + 100), held_out=held_out)
     assert second >= first + 100
     all_tokens = [tuple(conversation.tokens.tolist()) for conversation in Conversations(tmp_path, WIDTH)]
-    assert len(set(all_tokens)) == len(all_tokens)
+    # Two very short ones may be equal by chance; conversations that came again would be half of all.
+    assert len(set(all_tokens)) > 0.99 * len(all_tokens)
 
 
 def test_failing_generation_is_reported(prompts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -294,8 +295,8 @@ def test_exported_weights_draft_as_pytorch_does(
     expected = reference_logits(
         Weights(tmp_path / "drafter.gguf"), Weights(tiny_path), features, int(cut.tokens[place]), BLOCK - 1
     )
-    # The file's matrices are rounded to 8 bits.
-    assert np.abs(logits - expected).mean() < 0.03 * expected.std()
+    # The file's matrices are rounded to 4 bits: by a thirtieth of a block's range at most, half of that on average.
+    assert np.abs(logits - expected).mean() < 0.3 * expected.std()
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
@@ -372,18 +373,18 @@ def test_the_whole_command(tiny_path: Path, prompts: Path, tmp_path: Path) -> No
         run(fit_minutes=-1)
 
 
-def test_the_file_for_libbee_is_small_and_the_other_complete(
+def test_the_file_for_llama_cpp_has_the_vocabulary_as_well(
     target: Target, conversations: Conversations, tmp_path: Path
 ) -> None:
     checkpoint = checkpoint_of(target, conversations)
     export(checkpoint, target, tmp_path / "bee.gguf", name="test")
     export(checkpoint, target, tmp_path / "llama.gguf", name="test", for_llama_cpp=True)
     bee, llama = Weights(tmp_path / "bee.gguf"), Weights(tmp_path / "llama.gguf")
-    assert "output.weight" not in bee
     assert "tokenizer.ggml.tokens" not in bee.metadata
     assert llama.metadata["tokenizer.ggml.tokens"] == tiny_model.VOCABULARY
     rows = torch.from_numpy(target.head)[checkpoint.vocabulary].numpy()
-    assert np.abs(llama["output.weight"] - rows).max() < np.abs(rows).max() / 100
+    for file in (bee, llama):
+        assert np.abs(file["output.weight"] - rows).max() < np.ptp(rows) / 25  # a step of 4 bits is a fifteenth
     for key, value in bee.metadata.items():
         assert np.array_equal(llama.metadata[key], value), key
 
