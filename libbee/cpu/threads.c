@@ -5,8 +5,10 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 #include <unistd.h>
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -17,9 +19,10 @@
 #define PAUSE() ((void)0)
 #endif
 
-/* Rounds of PAUSE before a waiter gives its core away. A barrier comes within microseconds when every thread has a
- * core; a run follows the last within tens of microseconds while a generation is under way. */
-enum { SPINS = 2000 };
+/* A barrier comes within microseconds when every thread has a core, and while a generation is under way a pass follows
+ * the last within some hundred microseconds: sleeping and being woken would cost as much. So a waiter looks for a while
+ * before it sleeps, and after the first few microseconds it lets others have the core in between. */
+enum { LOOKS = 64, PATIENCE_NS = 300000 };
 
 /* A number that threads wait on: first awake, then asleep. */
 typedef struct Gate {
@@ -37,7 +40,7 @@ typedef struct Thread {
 
 struct ThreadPool {
     int count;
-    int spins;
+    bool patient;
     Gate runs;                       /* number of runs begun */
     Gate generation;                 /* number of barriers passed */
     _Alignas(64) atomic_int arrived; /* at the next barrier */
@@ -69,10 +72,25 @@ static void gate_advance(Gate *gate) {
     pthread_mutex_unlock(&gate->mutex);
 }
 
-static void gate_wait(Gate *gate, unsigned old, int spins) {
-    for (; spins > 0; spins--) {
-        if (atomic_load_explicit(&gate->value, memory_order_acquire) != old) return;
+static int64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+static bool gate_look(Gate *gate, unsigned old) {
+    for (int i = 0; i < LOOKS; i++) {
+        if (atomic_load_explicit(&gate->value, memory_order_acquire) != old) return true;
         PAUSE();
+    }
+    return false;
+}
+
+static void gate_wait(Gate *gate, unsigned old, bool patient) {
+    if (patient) {
+        if (gate_look(gate, old)) return;
+        for (const int64_t end = now_ns() + PATIENCE_NS; now_ns() < end; sched_yield())
+            if (gate_look(gate, old)) return;
     }
     pthread_mutex_lock(&gate->mutex);
     atomic_fetch_add(&gate->sleepers, 1);
@@ -107,7 +125,7 @@ void thread_pool_barrier(ThreadPool *pool) {
     if (pool->count == 1) return;
     const unsigned generation = atomic_load_explicit(&pool->generation.value, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&pool->arrived, 1, memory_order_acq_rel) < pool->count - 1) {
-        gate_wait(&pool->generation, generation, pool->spins);
+        gate_wait(&pool->generation, generation, pool->patient);
         return;
     }
     atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);
@@ -119,7 +137,7 @@ static void *thread_main(void *argument) {
     ThreadPool *pool = self->pool;
     fesetenv(FE_DFL_ENV); /* not the creator's */
     for (unsigned run = 0;; run++) {
-        gate_wait(&pool->runs, run, pool->spins);
+        gate_wait(&pool->runs, run, pool->patient);
         if (atomic_load(&pool->closing)) return NULL;
         pool->body(pool->argument, self->index);
         thread_pool_barrier(pool);
@@ -133,8 +151,8 @@ ThreadPool *thread_pool_new(int count) {
     gate_init(&pool->generation);
     atomic_init(&pool->arrived, 0);
     atomic_init(&pool->closing, false);
-    /* With more threads than cores, whoever spins keeps the awaited thread from running. */
-    pool->spins = count > threads_available() ? 0 : SPINS;
+    /* With more threads than cores, whoever looks keeps the awaited thread from running. */
+    pool->patient = count <= threads_available();
     pool->count = 1;
     for (int i = 1; i < count; i++) {
         pool->threads[i] = (Thread){.pool = pool, .index = i};
