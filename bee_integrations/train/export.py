@@ -1,7 +1,7 @@
 """Writes a trained drafter as a GGUF file of the architecture `dflash`.
 
-What a draft reads is most of its cost, so the layers and the head are 4-bit, the head's rows a copy of the target's. A
-draft is verified anyway: coarser weights cost a little acceptance and no exactness. A hash of the vocabulary stands in
+What a draft reads is most of its cost, so the layers have 5 bits and the head 4; its rows are the target's. A draft is
+verified anyway: coarser weights cost a little acceptance and no exactness. A hash of the vocabulary stands in
 for the vocabulary itself, which llama.cpp wants in the file: `for_llama_cpp` adds it.
 """
 
@@ -55,8 +55,8 @@ LAYER_GAINS = {
 def export(checkpoint: Checkpoint, target: Target, path: Path, *, name: str, for_llama_cpp: bool = False) -> None:
     """Write the drafter to `path`, atomically. `name` is the file's `general.name`.
 
-    Layers and head are Q4_1; the projection of features, whose inputs spread further, is Q8_0; rows that are not whole
-    blocks of 32 are F16; gains are F32.
+    Layers are Q5_1, the head Q4_1, the projection of features, whose inputs spread further, Q8_0; rows that are not
+    whole blocks of 32 are F16; gains are F32.
     """
     part = path.with_name(path.name + ".part")
     writer = GGUFWriter(part, ARCHITECTURE)
@@ -114,7 +114,7 @@ def _add_tensors(writer: GGUFWriter, checkpoint: Checkpoint, target: Target) -> 
             writer.add_tensor(f"blk.{index}.{tensor}.weight", _array(model[f"layers.{index}.{attribute}"]))
         for attribute, tensor in LAYER_MATRICES.items():
             weight = _array(model[f"layers.{index}.{attribute}"])
-            _add_matrix(writer, f"blk.{index}.{tensor}.weight", weight, GGMLQuantizationType.Q4_1)
+            _add_matrix(writer, f"blk.{index}.{tensor}.weight", weight, GGMLQuantizationType.Q5_1)
     rows = checkpoint.vocabulary.numpy()
     _add_matrix(writer, "output.weight", target.head[rows], GGMLQuantizationType.Q4_1)
     writer.add_tensor("d2t", rows.astype(np.int64))

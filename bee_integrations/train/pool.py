@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import ModelFormatError
 from ..library import check, ffi, lib, new_error
 
 
@@ -75,7 +76,10 @@ class Pool:
             self._active.remove(slot)
 
     def step(self) -> Iterator[tuple[int, list[int], bool]]:
-        """One pass for all sessions with a request: (session, its new tokens, whether its request is finished)."""
+        """One pass for all sessions with a request: (session, its new tokens, whether its request is finished).
+
+        Raises ModelFormatError where the model's logits are not finite.
+        """
         slots = list(self._active)
         if not slots:
             return
@@ -84,6 +88,8 @@ class Pool:
         error = new_error()
         check(lib.bee_engine_step(self._engine, sessions, len(slots), steps, error), error)
         for slot, step in zip(slots, steps, strict=True):
+            if step.finish == lib.BEE_FINISH_NOT_FINITE:
+                raise ModelFormatError("the model's logits are not finite; the file's weights are broken")
             finished = step.finish != lib.BEE_FINISH_NONE
             if finished:
                 self._active.remove(slot)

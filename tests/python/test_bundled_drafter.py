@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
 
-from bee_integrations.bench_prompts import Prompt, load_prompts
+from bee_integrations.bench.prompts import Prompt, load_prompts
 from bee_integrations.engine import Engine, GenerationParams
 from bee_integrations.model_file import ModelFile
 from bee_integrations.models import DEFAULT_MODEL, REGISTRY

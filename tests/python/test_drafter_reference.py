@@ -51,9 +51,12 @@ class Weights:
         if info.type_name == "Q8_0":
             blocks = data.view(np.dtype([("scale", "<f2"), ("quants", "i1", 32)]))
             return (blocks["scale"][:, None].astype(np.float64) * blocks["quants"]).reshape(shape)
-        if info.type_name == "Q4_1":
-            blocks = data.view(np.dtype([("scale", "<f2"), ("minimum", "<f2"), ("nibbles", "u1", 16)]))
+        if info.type_name in ("Q4_1", "Q5_1"):
+            fifth = [("fifth", "<u4")] if info.type_name == "Q5_1" else []
+            blocks = data.view(np.dtype([("scale", "<f2"), ("minimum", "<f2"), *fifth, ("nibbles", "u1", 16)]))
             codes = np.concatenate([blocks["nibbles"] & 15, blocks["nibbles"] >> 4], axis=1).astype(np.float64)
+            if fifth:
+                codes += 16 * (blocks["fifth"][:, None] >> np.arange(32) & 1)
             return (blocks["scale"][:, None] * codes + blocks["minimum"][:, None]).reshape(shape)
         if info.type_name == "I64":
             return data.view("<i8").reshape(shape)

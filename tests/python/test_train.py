@@ -295,7 +295,7 @@ def test_exported_weights_draft_as_pytorch_does(
     expected = reference_logits(
         Weights(tmp_path / "drafter.gguf"), Weights(tiny_path), features, int(cut.tokens[place]), BLOCK - 1
     )
-    # The file's matrices are rounded to 4 bits: by a thirtieth of a block's range at most, half of that on average.
+    # The file's head is rounded to 4 bits: by a thirtieth of a block's range at most, half of that on average.
     assert np.abs(logits - expected).mean() < 0.3 * expected.std()
 
 
