@@ -32,6 +32,7 @@ from . import __version__
 from .errors import BeeError, ParameterError, TemplateError
 
 if TYPE_CHECKING:
+    from .bench import BenchOptions
     from .engine import Engine, GenerationParams, Statistics, Step
 
 __all__ = ["app", "main"]
@@ -48,6 +49,7 @@ app = typer.Typer(
 _EXIT_ERROR = 1
 _EXIT_INTERRUPTED = 130
 _NONE = "none"
+_TABLE_WIDTH = 160
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -164,7 +166,11 @@ def run(
     model: Model = None,
     drafter: Drafter = "auto",
     speculation: Annotated[
-        str, typer.Option(help="'auto' drafts what pays, 'dflash' whole blocks, 'off' nothing; the answer is the same.")
+        str,
+        typer.Option(
+            help="'auto' drafts what pays, 'dflash' whole blocks, 'copy' what the text says already, 'off' nothing; "
+            "the answer is the same."
+        ),
     ] = "auto",
     draft_length: Annotated[int | None, typer.Option(help="Drafted tokens per cycle.")] = None,
     system: Annotated[str | None, typer.Option("--system", "-s", help="The system message.")] = None,
@@ -315,47 +321,116 @@ def info(
 @_reports_errors
 def bench(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Write the tables to this file, or into the marked part of it.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw passes and speeds into this file (needs matplotlib).")] = None,
+    figures: Annotated[bool, typer.Option("--figures", help="Measure the figures that Bee is meant to reach.")] = False,
+    rows: Annotated[
+        str | None, typer.Option(help="Only these groups of figures, comma-separated, as: decode,passes,load.")
+    ] = None,
+    earlier: Annotated[
+        Path | None,
+        typer.Option("--from", help="Show these earlier results; with --rows, measure those anew in their place."),
+    ] = None,
     prompts: Annotated[Path | None, typer.Option(help='A JSON list of {"name", "messages"}.')] = None,
     speculation: Annotated[
-        str | None, typer.Option(help="Modes, comma-separated: off, dflash, auto. 'off,dflash' if left out.")
+        str | None,
+        typer.Option(help="Modes, comma-separated: off, dflash, copy, auto. 'off,dflash', or 'off,auto' for figures."),
     ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens per answer at most.")] = 200,
     repeats: Annotated[int, typer.Option(help="Answers per prompt and mode.")] = 3,
     threads: Threads = None,
     peer: Annotated[str | None, typer.Option(help="Measure 'llama-cpp-python' as well, on the same file.")] = None,
+    peer_path: Annotated[Path | None, typer.Option(help="The folder to import the peer from.")] = None,
+    avx2_peer_path: Annotated[
+        Path | None, typer.Option(help="The same for a peer built without AVX-512, to compare AVX2 with.")
+    ] = None,
     model: Model = None,
     drafter: Drafter = "auto",
     n_ctx: NCtx = None,
     instruction_set: InstructionSet = None,
 ) -> None:
     """Measure passes and answers, with and without speculation, and a peer beside them."""
-    from . import models
-    from .bench import BenchOptions, run_benchmark
-    from .bench_report import print_report
+    from .bench import BenchOptions
 
     options = BenchOptions(
         model=model,
         drafter=_drafter(drafter),
         prompts=prompts,
-        speculation=None if speculation is None else tuple(mode.strip() for mode in speculation.split(",")),
+        speculation=_names(speculation),
+        figures=_figure_groups(figures, rows),
         max_tokens=max_tokens,
         repeats=repeats,
         threads=threads,
         n_ctx=n_ctx,
-        peer=peer,
+        peer=None if peer is None or peer.lower() == _NONE else peer,
+        peer_path=peer_path,
+        avx2_peer_path=avx2_peer_path,
         instruction_set=instruction_set,
     )
-    if json_file is not None and not json_file.resolve().parent.is_dir():
-        raise ParameterError(f"the results cannot be written to {json_file}: its directory does not exist")
-    with _download_progress() as report_download:
-        models.resolve_model(model, progress=report_download)
-    with _step_progress() as report_step:
-        report = run_benchmark(options, report_step)
-    if json_file is not None:
-        json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print_report(report, Console())
+    _check_outputs(json_file, markdown, plot)
+    report = _bench_report(options, earlier, anew=rows is not None)
+    _write_bench(report, json_file, markdown, plot)
     if report["summary"]["same_text_in_all_modes"] is False:
         raise typer.Exit(_EXIT_ERROR)
+
+
+def _names(value: str | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(name.strip() for name in value.split(","))
+
+
+def _figure_groups(wanted: bool, rows: str | None) -> tuple[str, ...] | None:
+    from .bench.figures import GROUPS
+
+    if rows is None:
+        return tuple(GROUPS) if wanted else None
+    return _names(rows)
+
+
+def _check_outputs(*files: Path | None) -> None:
+    """Before a long measurement, not after it."""
+    for file in files:
+        if file is not None and not file.resolve().parent.is_dir():
+            raise ParameterError(f"the results cannot be written to {file}: its directory does not exist")
+    if files[-1] is not None:
+        from .bench.plot import check_plotting
+
+        check_plotting()
+
+
+def _bench_report(options: BenchOptions, earlier: Path | None, *, anew: bool) -> dict[str, Any]:
+    """The earlier results, or new ones, or new ones in place of some of the earlier."""
+    from . import models
+    from .bench import load_report, merge_figures, run_benchmark
+
+    before = None if earlier is None else load_report(earlier)
+    if before is not None and not anew:
+        return before
+    with _download_progress() as report_download:
+        models.resolve_model(None if options.model is None else str(options.model), progress=report_download)
+    with _step_progress() as report_step:
+        report = run_benchmark(options, report_step)
+    return report if before is None else merge_figures(before, report)
+
+
+def _write_bench(report: dict[str, Any], json_file: Path | None, markdown: Path | None, plot: Path | None) -> None:
+    from .bench.markdown import write_markdown
+    from .bench.plot import plot_report
+    from .bench.report import print_report
+
+    # Files first: stdout may be a pipe that nobody reads to its end. Printing last, whatever became of them.
+    try:
+        if json_file is not None:
+            json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        if markdown is not None:
+            write_markdown(report, markdown)
+        if plot is not None:
+            plot_report(report, plot)
+    finally:
+        console = Console()
+        # A pipe has no width of its own: room for the tables.
+        print_report(report, console if console.is_terminal else Console(width=_TABLE_WIDTH))
 
 
 @contextmanager

@@ -219,12 +219,14 @@ class Engine:
         self, prompt: str | Sequence[int], params: GenerationParams, deliver: Callable[[Step | BaseException], None]
     ) -> Request:
         tokens = self._prompt_tokens(prompt)
-        draft_length = self._draft_length(params)
+        speculation, draft_length = self._speculation(params)
         seed = random.SystemRandom().getrandbits(_DRAWN_SEED_BITS) if params.seed is None else params.seed
-        sink = _Generation(self.tokenizer, params.stop, seed, "dflash" if draft_length else "off", deliver)
+        sources = self._draft_sources(speculation, draft_length)
+        sink = _Generation(self.tokenizer, params.stop, seed, sources, deliver)
         return Request(
             prompt=tokens,
             max_tokens=params.max_tokens or INT32_MAX,
+            speculation=speculation,
             draft_length=draft_length,
             stop_tokens=tuple(sorted(self.tokenizer.stop_token_ids)),
             sampling={
@@ -250,21 +252,26 @@ class Engine:
             raise ContextLengthError(_too_long(len(ids), self.n_ctx, self._n_ctx_train))
         return np.array(ids, dtype=np.int32)
 
-    def _draft_length(self, params: GenerationParams) -> int:
-        if params.speculation == "dflash" and not self._block_size:
+    def _speculation(self, params: GenerationParams) -> tuple[str, int]:
+        """The mode and the drafts per cycle, -1 for the library's choice."""
+        mode, length = params.speculation, params.draft_length
+        if mode == "dflash" and not self._block_size:
             raise ParameterError(
                 "speculation is 'dflash', but this engine has no drafter: open it with drafter= the path of a DFlash "
                 f"GGUF for this model, put one beside the model as {self.model_path.stem}.dflash.gguf, or use 'auto'"
             )
-        if params.speculation == "off" or not self._block_size:
-            return 0
-        if params.draft_length is None:
-            return -1 if params.speculation == "auto" else self._block_size - 1
-        if params.draft_length >= self._block_size:
-            raise ParameterError(
-                f"draft_length is {params.draft_length}; this drafter drafts at most {self._block_size - 1} tokens"
-            )
-        return params.draft_length
+        asks_drafter = mode in ("auto", "dflash") and self._block_size > 0
+        if asks_drafter and length is not None and length >= self._block_size:
+            raise ParameterError(f"draft_length is {length}; this drafter drafts at most {self._block_size - 1} tokens")
+        return mode, -1 if length is None else length
+
+    def _draft_sources(self, mode: str, draft_length: int) -> str:
+        """What statistics call the speculation that is in force."""
+        if mode == "off" or draft_length == 0:
+            return "off"
+        if mode == "auto":
+            return "dflash+copy" if self._block_size else "copy"
+        return mode
 
     # ---- looking inside ----------------------------------------------------------------------------------------------
 
@@ -290,7 +297,8 @@ class Engine:
 
     def measure(self, n_rows: int, n_past: int, repeats: int) -> tuple[float, float]:
         """Median seconds of one target pass over `n_rows` tokens after `n_past` of context, and of one draft of
-        `n_rows` - 1 tokens (0 without a drafter)."""
+        `n_rows` - 1 tokens, the projection of two committed tokens' features included (0 without a drafter, for one
+        row, and beyond the drafter's block)."""
 
         def run(engine: Any) -> tuple[float, float]:
             seconds = ffi.new("double[2]")
@@ -416,8 +424,12 @@ class _Generation:
             cycles=stats.cycles,
             drafted_tokens=stats.drafted_tokens,
             accepted_tokens=stats.accepted_tokens,
+            copied_tokens=stats.copied_tokens,
+            copied_accepted=stats.copied_accepted,
             logit_paths={"reduced": stats.reduced_cycles, "masked": stats.masked_cycles, "full": stats.full_cycles},
             accepted_histogram=tuple(stats.accepted_histogram),
+            drafted_histogram=tuple(stats.drafted_histogram),
+            drafter_histogram=tuple(stats.drafter_histogram),
             prefill_seconds=stats.prefill_seconds,
             decode_seconds=stats.decode_seconds,
             time_to_first_token_s=self._first_token_s or 0.0,

@@ -13,7 +13,7 @@ __all__ = ["Completion", "GenerationParams", "Statistics", "Step"]
 _MAX_DRAFT_LENGTH = 15  # BEE_MAX_BLOCK - 1
 _MAX_TEMPERATURE = 100.0
 _MAX_SEED = 2**64 - 1
-_SPECULATION = ("auto", "dflash", "off")
+_SPECULATION = ("auto", "dflash", "copy", "off")
 _DERIVED = ("tokens_per_cycle", "draft_acceptance", "accepted_share", "prefill_tokens_per_s", "decode_tokens_per_s")
 
 
@@ -36,10 +36,12 @@ class GenerationParams:
     stop: tuple[str, ...] = ()
     """Strings that end the generation and are not part of its text."""
     speculation: str = "auto"
-    """"auto" drafts as many tokens as pay on this machine and text, if there is a drafter; "dflash" insists on one and
-    drafts a whole block every cycle; "off" does not draft. The tokens are the same."""
+    """Where drafts come from; the tokens are the same. "auto": each cycle what pays most on this machine and text: the
+    drafter if there is one, a copy of what followed the last tokens where they stood before, or nothing. "dflash": a
+    whole block of the drafter every cycle; there must be one. "copy": copies alone, when they pay. "off": nothing."""
     draft_length: int | None = None
-    """Fixes the drafts per cycle, 0 to the drafter's block size - 1. Without effect where nothing is drafted."""
+    """Fixes the drafts per cycle where there is a source for them: 0 to the drafter's block size - 1, or to 15 where no
+    drafter is asked. With "auto" only the source is then chosen. Without effect where speculation is "off"."""
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__  # the class is frozen; this is its constructor
@@ -53,7 +55,9 @@ class GenerationParams:
             set_field(self, "max_tokens", integer("max_tokens", self.max_tokens, 1, INT32_MAX))
         set_field(self, "stop", stop_strings(self.stop))
         if self.speculation not in _SPECULATION:
-            raise ParameterError(f"speculation is {self.speculation!r}; it must be 'auto', 'dflash' or 'off'")
+            raise ParameterError(
+                f"speculation is {self.speculation!r}; it must be one of {', '.join(map(repr, _SPECULATION))}"
+            )
         if self.draft_length is not None:
             set_field(self, "draft_length", integer("draft_length", self.draft_length, 0, _MAX_DRAFT_LENGTH))
 
@@ -68,13 +72,17 @@ class Statistics:
     cycles: int
     drafted_tokens: int  # proposed to the target
     accepted_tokens: int  # of those, kept
+    copied_tokens: int  # of the drafted ones, those that were copied from the text; the others are the drafter's
+    copied_accepted: int  # of those, kept
     logit_paths: dict[str, int]  # cycles per path: "reduced", "masked", "full"
     accepted_histogram: tuple[int, ...]  # [k]: cycles that accepted k drafts
+    drafted_histogram: tuple[int, ...]  # [k]: cycles that verified k drafts, whatever their source
+    drafter_histogram: tuple[int, ...]  # [k]: cycles for which the drafter's model drafted k; [0]: it did not run
     prefill_seconds: float
     decode_seconds: float
     time_to_first_token_s: float  # since the request was made, waiting for its turn included
     seed: int
-    speculation: str  # what was in force: "dflash" or "off"
+    speculation: str  # the sources in force: "dflash", "copy", both as "dflash+copy", or "off"
 
     @property
     def tokens_per_cycle(self) -> float:
@@ -104,7 +112,8 @@ class Statistics:
     def as_dict(self) -> dict[str, Any]:
         """Fields and derived figures, ready for JSON."""
         values = asdict(self) | {name: getattr(self, name) for name in _DERIVED}
-        values["accepted_histogram"] = list(self.accepted_histogram)
+        for name in ("accepted_histogram", "drafted_histogram", "drafter_histogram"):
+            values[name] = list(values[name])
         return values
 
 

@@ -19,7 +19,6 @@ from .errors import (
     BeeError,
     ContextLengthError,
     DrafterMismatchError,
-    GenerationCancelled,
     LibraryLoadError,
     ModelFileError,
     ModelFormatError,
@@ -41,7 +40,6 @@ _EXCEPTIONS: dict[int, type[BeeError]] = {
     5: DrafterMismatchError,
     6: ContextLengthError,
     7: OutOfMemoryError,
-    8: GenerationCancelled,
 }
 
 

@@ -269,6 +269,8 @@ def response_metadata(engine: Engine, last: Step) -> dict[str, Any]:
             "cycles": stats.cycles,
             "drafted_tokens": stats.drafted_tokens,
             "accepted_tokens": stats.accepted_tokens,
+            "copied_tokens": stats.copied_tokens,
+            "copied_accepted": stats.copied_accepted,
             "logit_paths": dict(stats.logit_paths),
         }
         metadata["speed"] = {

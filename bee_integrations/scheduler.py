@@ -25,7 +25,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .errors import EngineClosedError, GenerationCancelled, OutOfMemoryError
+from .errors import EngineClosedError, GenerationCancelled, ModelFormatError, OutOfMemoryError
 from .library import check, ffi, lib, new_error
 
 __all__ = ["Request", "Scheduler", "Sink"]
@@ -34,7 +34,14 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _EXIT_WAIT_S = 10.0  # a cancelled pass ends within a layer; never hang the interpreter's exit
 
-FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_CONTEXT, FINISH_CANCELLED = range(5)  # bee_finish
+# bee_finish
+FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_CONTEXT, FINISH_CANCELLED, FINISH_NOT_FINITE = range(6)
+_SPECULATION = {
+    "off": int(lib.BEE_SPECULATION_OFF),
+    "auto": int(lib.BEE_SPECULATION_AUTO),
+    "dflash": int(lib.BEE_SPECULATION_DFLASH),
+    "copy": int(lib.BEE_SPECULATION_COPY),
+}
 
 
 class Sink(Protocol):
@@ -55,6 +62,7 @@ class Request:
 
     prompt: npt.NDArray[np.int32]
     max_tokens: int
+    speculation: str
     draft_length: int  # -1: the library's choice
     stop_tokens: tuple[int, ...]
     sampling: dict[str, float | int]  # fields of bee_sampling
@@ -286,6 +294,7 @@ class Scheduler:
                 "prompt": ffi.from_buffer("int32_t[]", request.prompt),
                 "n_prompt": len(request.prompt),
                 "max_tokens": request.max_tokens,
+                "speculation": _SPECULATION[request.speculation],
                 "draft_length": request.draft_length,
                 "stop_tokens": stop_tokens,
                 "n_stop_tokens": len(request.stop_tokens),
@@ -325,6 +334,9 @@ class Scheduler:
         elif finish == FINISH_CANCELLED:
             if not self._stopping:  # else `_release` tells it why
                 self._fail(request, GenerationCancelled("the generation was cancelled"))
+        elif finish == FINISH_NOT_FINITE:
+            broken = "the model's logits are not finite; the file's weights are broken"
+            self._fail(request, ModelFormatError(broken))
         elif step.n_tokens or finish:
             stats = ffi.new("bee_stats *")
             lib.bee_session_stats(_handle(request), stats)

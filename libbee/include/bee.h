@@ -37,8 +37,7 @@ typedef enum bee_status {
     BEE_ERROR_UNSUPPORTED = 4, /* a valid file that this library cannot run */
     BEE_ERROR_MISMATCH = 5,    /* the drafter was made for another target */
     BEE_ERROR_CONTEXT = 6,     /* more tokens than the session's context holds */
-    BEE_ERROR_MEMORY = 7,      /* an allocation failed */
-    BEE_ERROR_CANCELLED = 8    /* bee_session_cancel was called */
+    BEE_ERROR_MEMORY = 7       /* an allocation failed */
 } bee_status;
 
 typedef struct bee_error {
@@ -178,11 +177,23 @@ typedef struct bee_sampling {
     uint64_t seed;
 } bee_sampling;
 
+/* Where drafts come from. The tokens are the same in every mode. */
+typedef enum bee_speculation {
+    BEE_SPECULATION_OFF = 0,    /* nothing is drafted */
+    BEE_SPECULATION_AUTO = 1,   /* each cycle what promises most per second: the drafter, a copy, or nothing */
+    BEE_SPECULATION_DFLASH = 2, /* the drafter, which the engine must have */
+    BEE_SPECULATION_COPY = 3    /* what followed the last tokens where they stood before, in prompt or output */
+} bee_speculation;
+
 typedef struct bee_request {
     const int32_t *prompt;
-    int32_t n_prompt;           /* at least 1 */
-    int32_t max_tokens;         /* at least 1 */
-    int32_t draft_length;       /* drafts per cycle, 0 to block_size - 1; -1: the engine's choice; 0: no speculation */
+    int32_t n_prompt;   /* at least 1 */
+    int32_t max_tokens; /* at least 1 */
+    bee_speculation speculation;
+    /* Drafts per cycle. -1: what promises most per second, with DFLASH the drafter's whole block. 0 to 15 (block_size -
+     * 1 where AUTO or DFLASH has a drafter): that many whenever there is a source; AUTO then chooses the source alone.
+     * Less near the end of output or context. Without effect where speculation is OFF. */
+    int32_t draft_length;
     const int32_t *stop_tokens; /* generation ends after one of these */
     int32_t n_stop_tokens;
     bee_sampling sampling;
@@ -193,7 +204,8 @@ typedef enum bee_finish {
     BEE_FINISH_STOP = 1,    /* a stop token; it is the last token of the step */
     BEE_FINISH_LENGTH = 2,  /* max_tokens reached */
     BEE_FINISH_CONTEXT = 3, /* the session's context is full */
-    BEE_FINISH_CANCELLED = 4
+    BEE_FINISH_CANCELLED = 4,
+    BEE_FINISH_NOT_FINITE = 5 /* the model's logits are not finite: the file's weights are broken. Without tokens */
 } bee_finish;
 
 /* What one step did for one session. */
@@ -212,10 +224,14 @@ typedef struct bee_stats {
     int32_t cycles;          /* decode passes */
     int32_t drafted_tokens;  /* proposed to the target */
     int32_t accepted_tokens; /* of those, kept */
+    int32_t copied_tokens;   /* of the drafted ones, those that were copied; the others are the drafter's */
+    int32_t copied_accepted; /* of those, kept */
     int32_t reduced_cycles;  /* cycles per logit path */
     int32_t masked_cycles;
     int32_t full_cycles;
     int32_t accepted_histogram[16]; /* [k]: cycles that accepted k drafts */
+    int32_t drafted_histogram[16];  /* [k]: cycles that verified k drafts, whatever their source */
+    int32_t drafter_histogram[16];  /* [k]: cycles for which the drafter's model ran and drafted k; [0]: it did not */
     double prefill_seconds;
     double decode_seconds;
 } bee_stats;
@@ -227,7 +243,9 @@ BEE_API void bee_session_close(bee_session *session);
 BEE_API bee_status bee_session_begin(bee_session *session, const bee_request *request, bee_error *error);
 
 /* Run one pass for all the given sessions (of one engine, each begun and not finished): a chunk of the prompt
- * or one draft-verify-accept cycle each. `steps` has one entry per session. */
+ * or one draft-verify-accept cycle each. `steps` has one entry per session. How a request ends concerns its session
+ * alone. A failure is one of the arguments: nothing was run then, `steps` says nothing, and all requests stand as they
+ * stood. */
 BEE_API bee_status bee_engine_step(bee_engine *engine, bee_session *const *sessions, int32_t n_sessions,
                                    bee_step *steps, bee_error *error);
 
@@ -258,9 +276,34 @@ BEE_API bee_status bee_session_draft(bee_session *session, int32_t last_token, i
                                      float *logits, bee_error *error);
 
 /* Seconds of one target pass over `n_rows` tokens at position `n_past` of a scratch session, and of one draft
- * of n_rows - 1 tokens (0 without a drafter): medians over `repeats`. */
+ * of n_rows - 1 tokens, to which the projection of two committed tokens' features belongs (0 without a drafter, for
+ * one row, and beyond the drafter's block_size): medians over `repeats`. */
 BEE_API bee_status bee_engine_measure(bee_engine *engine, int32_t n_rows, int32_t n_past, int32_t repeats,
                                       double *pass_seconds, double *draft_seconds, bee_error *error);
+
+/* What a pass needs. A pass over n rows at context p reads weight_bytes + p * kv_bytes_per_position, and does n times
+ * multiply_adds + p * attention_multiply_adds, and head_multiply_adds for each row that needs logits. */
+typedef struct bee_pass_needs {
+    uint64_t weight_bytes;            /* packed weights, read once for all rows */
+    uint64_t kv_bytes_per_position;   /* of one sequence */
+    uint64_t multiply_adds;           /* of the weights, for a row */
+    uint64_t head_multiply_adds;      /* of the head's weights, for a row that needs logits */
+    uint64_t attention_multiply_adds; /* for a row, by position */
+} bee_pass_needs;
+
+/* What this machine allows, measured with the engine's threads and instruction set. No pass takes less than the larger
+ * of its bytes over a rate of reading and its multiply-adds over multiply_adds_per_second. Passes read the same weights
+ * again and again: what the caches keep of them comes faster than memory gives it. */
+typedef struct bee_limits {
+    double read_bytes_per_second;    /* from memory: a buffer of 256 MiB */
+    double reread_bytes_per_second;  /* a buffer as large as the target's weights, at most 256 MiB, again and again */
+    double multiply_adds_per_second; /* 8-bit, from registers */
+    bee_pass_needs target;
+    bee_pass_needs drafter; /* a draft, without the projection of features; zero without a drafter */
+} bee_limits;
+
+/* Measures for some tenths of a second, during which no pass runs. */
+BEE_API bee_status bee_engine_limits(bee_engine *engine, bee_limits *out, bee_error *error);
 
 #ifdef __cplusplus
 }

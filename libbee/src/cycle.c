@@ -6,7 +6,7 @@
  * where it is that very token. */
 #include <string.h>
 
-#include "engine.h"
+#include "dflash_draft.h"
 #include "error.h"
 
 /* A session's part of the pass: rows [first_row, first_row + n_pending + n_drafts). */
@@ -15,7 +15,9 @@ typedef struct Part {
     bee_step *step;
     int first_row;
     int n_pending; /* committed tokens that run now; 1 while decoding */
+    DraftSource source;
     int n_drafts;
+    CopyMatch match;  /* what a copy follows, whether it is the source or not */
     int first_choice; /* of n_choices logits rows: the last pending token and the drafts */
     int n_choices;    /* 0 where the prompt does not end in this pass */
     int n_new;        /* tokens gained */
@@ -45,9 +47,10 @@ static void share_rows(Cycle *c) {
     const int each_draft = c->n_parts > reading ? room / (c->n_parts - reading) : 0;
     for (int i = 0; i < c->n_parts; i++) {
         Part *p = &c->parts[i];
-        const int wanted = session_draft_length(p->session);
+        const DraftChoice choice = session_choose_drafts(p->session, each_draft, c->n_parts, &p->match);
         p->n_pending = 1;
-        p->n_drafts = wanted < each_draft ? wanted : each_draft;
+        p->source = choice.source;
+        p->n_drafts = choice.length;
         room -= p->n_drafts;
     }
     for (int i = 0; i < c->n_parts; i++) {
@@ -62,33 +65,50 @@ static void share_rows(Cycle *c) {
 
 /* ---- draft -------------------------------------------------------------------------------------- */
 
-static void propose_drafts(Cycle *c) {
-    bee_engine *e = c->engine;
-    int n_rows = 0, n_head = 0;
+/* Projects the features of sessions whose drafter is about to run, and of those which have no room for this pass's. */
+static int project_what_must(Cycle *c) {
+    bee_session *sessions[BEE_MAX_PASS_ROWS];
+    int n = 0, n_rows = 0;
     for (int i = 0; i < c->n_parts; i++) {
         const Part *p = &c->parts[i];
-        const bee_session *s = p->session;
-        const int block = p->n_drafts ? p->n_drafts + 1 : 0, base = s->n_tokens - 1;
-        for (int b = 0; b < block; b++) {
-            const int visible = e->drafter->shape.causal ? base + b + 1 : base + block;
-            c->rows[n_rows] =
-                (Row){s->draft_cache, b ? e->drafter->shape.mask_token : s->tokens[base], base + b, visible};
-            if (b) {
-                c->head_rows[n_head] = n_rows;
-                c->choices[n_head] = (Choice){&s->sampling, base + b, n_head, -1};
-                n_head++;
-            }
-            n_rows++;
-        }
+        const bool full = p->session->uses_drafter && !has_room_for_features(p->session, p->n_pending + p->n_drafts);
+        if (p->source != DRAFT_MODEL && !full) continue;
+        sessions[n++] = p->session;
+        n_rows += p->session->n_waiting;
     }
-    if (!n_head) return;
-    DraftPass pass = {e->ops, e->drafter, &e->draft_work, c->rows, n_rows, c->head_rows, n_head, c->choices};
-    draft_forward(e->backend, &pass);
-    const Choice *choice = c->choices;
+    project_features(c->engine, sessions, n);
+    return n_rows;
+}
+
+static void ask_drafter(Cycle *c) {
+    DraftBlock blocks[BEE_MAX_PASS_ROWS];
+    double predicted = 0;
+    int n = 0;
+    for (int i = 0; i < c->n_parts; i++) {
+        Part *p = &c->parts[i];
+        const bee_session *s = p->session;
+        if (p->source == DRAFT_MODEL)
+            blocks[n++] = (DraftBlock){p->session, s->tokens[s->n_tokens - 1], &s->sampling, p->n_drafts, p->drafts};
+    }
+    for (int i = 0; i < n; i++) predicted += cost_of_draft(&c->engine->costs, blocks[i].n, n) / n;
+    const double start = monotonic_seconds();
+    const int n_projected = project_what_must(c);
+    if (!n) return;
+    draft_blocks(c->engine, blocks, n);
+    /* A draft after a pause projects what waited in the meantime, which is not its usual cost. */
+    if (n_projected <= n * BEE_MAX_BLOCK)
+        costs_observe_draft(&c->engine->costs, predicted, monotonic_seconds() - start);
+}
+
+static void copy_drafts(Part *p) {
+    const bee_session *s = p->session;
+    for (int d = 0; d < p->n_drafts; d++) p->drafts[d] = copy_token(s->tokens, s->n_tokens, p->match, d);
+}
+
+static void propose_drafts(Cycle *c) {
+    ask_drafter(c);
     for (int i = 0; i < c->n_parts; i++)
-        for (int d = 0; d < c->parts[i].n_drafts; d++, choice++)
-            c->parts[i].drafts[d] =
-                choice->token < 0 ? 0 : choice->token; /* a draft may be any token: it is verified */
+        if (c->parts[i].source == DRAFT_COPY) copy_drafts(&c->parts[i]);
 }
 
 /* ---- verify and choose -------------------------------------------------------------------------- */
@@ -164,7 +184,7 @@ static bool all_chosen(const Cycle *c, const Part *p) {
 }
 
 /* The chosen tokens as long as the drafts before them agree. */
-static void accept(Cycle *c, Part *p) {
+static void accept(const Cycle *c, Part *p) {
     bee_session *s = p->session;
     for (p->n_new = 0; p->n_new < p->n_choices && !p->step->finish;) {
         const int32_t token = c->choices[p->first_choice + p->n_new].token;
@@ -179,15 +199,30 @@ static void accept(Cycle *c, Part *p) {
 
 static void count(const Part *p) {
     bee_stats *stats = &p->session->stats;
-    if (p->n_pending > 1 || !p->n_choices) return; /* reading the prompt */
-    const int accepted = p->n_new - 1;
-    if (p->session->draft_length && !p->step->finish)
-        draft_chances_observe(&p->session->chances, p->n_drafts, accepted);
+    const int accepted = p->n_new - 1, copied = p->source == DRAFT_COPY, modelled = p->source == DRAFT_MODEL;
     stats->cycles++;
     stats->reduced_cycles++;
     stats->drafted_tokens += p->n_drafts;
     stats->accepted_tokens += accepted;
+    stats->copied_tokens += copied * p->n_drafts;
+    stats->copied_accepted += copied * accepted;
     stats->accepted_histogram[accepted]++;
+    stats->drafted_histogram[p->n_drafts]++;
+    stats->drafter_histogram[modelled * p->n_drafts]++;
+}
+
+/* What the cycle tells of the sources. A copy is known without drafting it, so every new token judges it. */
+static void observe_drafts(const Part *p) {
+    bee_session *s = p->session;
+    DraftChances *usual = &s->engine->usual;
+    const int drafted = p->source == DRAFT_MODEL ? p->n_drafts : 0;
+    if (s->uses_drafter) chances_observe_model(&s->chances, usual, drafted, p->n_new - 1);
+    if (!p->match.length) return;
+    const int32_t *new_tokens = p->step->tokens;
+    const int n_before = s->n_tokens - p->n_new;
+    int agreed = 0;
+    while (agreed < p->n_new && new_tokens[agreed] == copy_token(s->tokens, n_before, p->match, agreed)) agreed++;
+    chances_observe_copy(&s->chances, usual, p->match.length, agreed, agreed < p->n_new);
 }
 
 /* ---- commit ------------------------------------------------------------------------------------- */
@@ -195,75 +230,52 @@ static void count(const Part *p) {
 /* Rows whose token was committed when the pass ran, or was accepted by it. */
 static int committed_rows(const Part *p) { return p->n_pending + (p->n_new > 1 ? p->n_new - 1 : 0); }
 
-static void keep_features(const Cycle *c, const Part *p) {
-    const bee_engine *e = c->engine;
-    const bee_session *s = p->session;
-    const size_t size = (size_t)e->n_taps * e->target->shape.n_embd;
-    for (int i = 0; s->features && i < committed_rows(p); i++)
-        memcpy(s->features + (size_t)(s->n_cached + i) * size,
-               e->work.features + (size_t)(p->first_row + i) * e->work.feature_stride, size * sizeof(float));
-}
-
-/* The committed rows' features become the drafter's context, for sessions that draft. */
-static void inject(Cycle *c) {
-    bee_engine *e = c->engine;
-    Row rows[BEE_MAX_PASS_ROWS];
-    int32_t feature_rows[BEE_MAX_PASS_ROWS];
-    int n = 0;
-    for (int i = 0; i < c->n_parts; i++) {
-        const Part *p = &c->parts[i];
-        bee_session *s = p->session;
-        if (!e->drafter || !s->draft_length || s->n_injected != s->n_cached) continue;
-        for (int r = 0; r < committed_rows(p); r++, n++) {
-            feature_rows[n] = p->first_row + r;
-            rows[n] = c->rows[p->first_row + r];
-            rows[n].cache = s->draft_cache;
-        }
-        s->n_injected += committed_rows(p);
-    }
-    if (!n) return;
-    InjectPass pass = {e->ops, e->drafter, &e->draft_work, e->work.features, e->work.feature_stride, feature_rows,
-                       rows,   n};
-    inject_forward(e->backend, &pass);
-}
-
-static void commit(Cycle *c) {
-    for (int i = 0; i < c->n_parts; i++) keep_features(c, &c->parts[i]);
-    inject(c);
-    for (int i = 0; i < c->n_parts; i++) {
-        const Part *p = &c->parts[i];
-        bee_session *s = p->session;
-        s->n_cached += committed_rows(p);
-        p->step->n_prompt_left = waiting_prompt(s);
-        if (p->step->finish) s->active = false;
-    }
+static void commit(Part *p) {
+    bee_session *s = p->session;
+    keep_features(s, p->first_row, committed_rows(p), s->uses_drafter);
+    s->n_cached += committed_rows(p);
+    p->step->n_prompt_left = waiting_prompt(s);
+    if (p->step->finish) s->active = false;
 }
 
 /* ---- a step ------------------------------------------------------------------------------------- */
 
-static bee_status run_cycle(Cycle *c, bee_error *error) {
+static bool is_decoding(const Part *p) { return p->n_pending == 1 && p->n_choices; }
+
+/* A pass that read no prompt tells what passes over so many rows cost. */
+static void observe_pass(const Cycle *c, double seconds) {
+    for (int i = 0; i < c->n_parts; i++)
+        if (!is_decoding(&c->parts[i])) return;
+    costs_observe_pass(&c->engine->costs, c->n_rows, c->n_rows > c->n_parts, seconds);
+}
+
+static void conclude(const Cycle *c, Part *p) {
+    if (!all_chosen(c, p)) { /* its own numbers alone are broken: rows do not see each other */
+        p->step->finish = BEE_FINISH_NOT_FINITE;
+        p->session->active = false;
+        return;
+    }
+    accept(c, p);
+    if (is_decoding(p)) {
+        count(p);
+        if (!p->step->finish) observe_drafts(p);
+    }
+    commit(p);
+}
+
+static void run_cycle(Cycle *c) {
     const double start = monotonic_seconds();
     share_rows(c);
     propose_drafts(c);
-    if (!verify_and_choose(c)) return BEE_OK;
-    /* Before anything is accepted: a step that fails leaves the other sessions as they were. */
-    for (int i = 0; i < c->n_parts; i++) {
-        if (all_chosen(c, &c->parts[i])) continue;
-        c->parts[i].session->active = false;
-        return bee_fail(error, BEE_ERROR_FORMAT, "the model's logits are not finite; the file's weights are broken");
-    }
-    for (int i = 0; i < c->n_parts; i++) {
-        accept(c, &c->parts[i]);
-        count(&c->parts[i]);
-    }
-    commit(c);
+    const double proposed = monotonic_seconds();
+    if (!verify_and_choose(c)) return;
+    observe_pass(c, monotonic_seconds() - proposed);
+    for (int i = 0; i < c->n_parts; i++) conclude(c, &c->parts[i]);
     const double seconds = monotonic_seconds() - start;
     for (int i = 0; i < c->n_parts; i++) {
-        const Part *p = &c->parts[i];
-        const bool decoding = p->n_pending == 1 && p->n_choices;
-        *(decoding ? &p->session->stats.decode_seconds : &p->session->stats.prefill_seconds) += seconds;
+        bee_stats *stats = &c->parts[i].session->stats;
+        *(is_decoding(&c->parts[i]) ? &stats->decode_seconds : &stats->prefill_seconds) += seconds;
     }
-    return BEE_OK;
 }
 
 static bee_status check_sessions(const bee_engine *engine, bee_session *const *sessions, int32_t n, bee_error *error) {
@@ -296,12 +308,12 @@ bee_status bee_engine_step(bee_engine *engine, bee_session *const *sessions, int
                            bee_error *error) {
     Cycle cycle = {.engine = engine};
     pthread_mutex_lock(&engine->mutex);
-    bee_status status = check_sessions(engine, sessions, n_sessions, error);
+    const bee_status status = check_sessions(engine, sessions, n_sessions, error);
     if (!status) {
         enlist(&cycle, sessions, n_sessions, steps);
-        if (cycle.n_parts) status = run_cycle(&cycle, error);
+        if (cycle.n_parts) run_cycle(&cycle);
         /* A pass that a cancellation ended reports it now, not with the next step. */
-        for (int i = 0; i < cycle.n_parts && !status; i++) {
+        for (int i = 0; i < cycle.n_parts; i++) {
             Part *p = &cycle.parts[i];
             if (p->n_new || p->step->finish || !atomic_load(&p->session->cancelled)) continue;
             p->step->finish = BEE_FINISH_CANCELLED;

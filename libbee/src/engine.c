@@ -78,7 +78,8 @@ static bee_status open_parts(bee_engine *e, const char *model_path, const char *
     if (!workspace_new(e->ops, e->backend, e->target, e->n_taps, &e->work) ||
         (e->drafter && !workspace_new(e->ops, e->backend, e->drafter, e->n_taps, &e->draft_work)))
         return bee_fail(error, BEE_ERROR_MEMORY, "out of memory for the activations of a pass");
-    return e->drafter ? measure_draft_costs(e, error) : BEE_OK;
+    chances_reset(&e->usual);
+    return measure_costs(e, error);
 }
 
 static void log_opened(const bee_engine *e) {

@@ -2,11 +2,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine.h"
+#include "dflash_draft.h"
 #include "error.h"
 
-/* Runs tokens [s->n_cached, s->n_cached + n) of the session; logits of every row, or none. */
-static void evaluate_rows(bee_session *s, int n, bool want_logits) {
+/* Runs tokens [s->n_cached, s->n_cached + n) of the session; logits of every row, or none; tokens chosen from them, or
+ * none. */
+static void evaluate_rows(bee_session *s, int n, bool want_logits, Choice *choices) {
     bee_engine *e = s->engine;
     Row rows[BEE_MAX_PASS_ROWS];
     int32_t index[BEE_MAX_PASS_ROWS];
@@ -15,6 +16,7 @@ static void evaluate_rows(bee_session *s, int n, bool want_logits) {
         rows[i] = (Row){s->cache, s->tokens[position], position, position + 1};
         index[i] = i;
     }
+    if (!has_room_for_features(s, n)) project_features(e, &s, 1);
     TargetPass pass = {.ops = e->ops,
                        .model = e->target,
                        .work = &e->work,
@@ -23,19 +25,10 @@ static void evaluate_rows(bee_session *s, int n, bool want_logits) {
                        .taps = e->taps,
                        .n_taps = e->n_taps,
                        .head_rows = index,
-                       .n_head_rows = want_logits ? n : 0};
+                       .n_head_rows = want_logits ? n : 0,
+                       .choices = choices};
     target_forward(e->backend, &pass);
-    const size_t size = (size_t)e->n_taps * e->target->shape.n_embd;
-    for (int i = 0; s->features && i < n; i++)
-        memcpy(s->features + (size_t)(s->n_cached + i) * size, e->work.features + i * e->work.feature_stride,
-               size * sizeof(float));
-    if (e->drafter && s->n_injected == s->n_cached) {
-        for (int i = 0; i < n; i++) rows[i].cache = s->draft_cache;
-        InjectPass inject = {e->ops, e->drafter, &e->draft_work, e->work.features, e->work.feature_stride, index,
-                             rows,   n};
-        inject_forward(e->backend, &inject);
-        s->n_injected += n;
-    }
+    keep_features(s, 0, n, true);
     s->n_cached += n;
 }
 
@@ -46,11 +39,7 @@ static bee_status check_evaluate(const bee_session *s, const int32_t *tokens, in
     if (rows < 1 || rows > BEE_MAX_PASS_ROWS)
         return bee_fail(error, BEE_ERROR_ARGUMENT, "rows_per_pass is %d; it must lie between 1 and %d", rows,
                         BEE_MAX_PASS_ROWS);
-    for (int i = 0; i < n; i++)
-        if (tokens[i] < 0 || tokens[i] >= s->engine->target->shape.n_vocab)
-            return bee_fail(error, BEE_ERROR_ARGUMENT, "token %d is %d; the vocabulary has ids 0 to %d", i, tokens[i],
-                            s->engine->target->shape.n_vocab - 1);
-    return BEE_OK;
+    return check_tokens(s->engine, "token", tokens, n, error);
 }
 
 bee_status bee_session_evaluate(bee_session *s, const int32_t *tokens, int32_t n, int32_t rows_per_pass, float *logits,
@@ -63,10 +52,11 @@ bee_status bee_session_evaluate(bee_session *s, const int32_t *tokens, int32_t n
     s->active = false;
     memmove(s->tokens, tokens, (size_t)n * sizeof *tokens);
     s->n_tokens = n;
-    s->n_cached = s->n_injected = 0;
+    s->n_cached = 0;
+    forget_features(s, 0);
     while (s->n_cached < n) {
         const int from = s->n_cached, rows = n - from < rows_per_pass ? n - from : rows_per_pass;
-        evaluate_rows(s, rows, logits != NULL);
+        evaluate_rows(s, rows, logits != NULL, NULL);
         for (int i = 0; logits && i < rows; i++)
             memcpy(logits + (size_t)(from + i) * n_vocab, e->work.logits + i * e->work.logit_stride,
                    n_vocab * sizeof(float));
@@ -91,32 +81,6 @@ bee_status bee_session_features(const bee_session *s, int32_t from, int32_t n, f
     return status;
 }
 
-/* One draft block after the session's tokens. */
-static void draft_rows(bee_session *s, int32_t last_token, int n, int32_t *drafts, float *logits) {
-    static const bee_sampling greedy = {.temperature = 0, .top_p = 1};
-    bee_engine *e = s->engine;
-    Row rows[BEE_MAX_BLOCK];
-    int32_t index[BEE_MAX_BLOCK];
-    Choice choices[BEE_MAX_BLOCK];
-    const int base = s->n_cached, block = n + 1;
-    for (int b = 0; b < block; b++) {
-        const int visible = e->drafter->shape.causal ? base + b + 1 : base + block;
-        rows[b] = (Row){s->draft_cache, b ? e->drafter->shape.mask_token : last_token, base + b, visible};
-        if (!b) continue;
-        index[b - 1] = b;
-        choices[b - 1] = (Choice){&greedy, base + b, b - 1, -1};
-    }
-    DraftPass pass = {e->ops, e->drafter, &e->draft_work, rows, block, index, n, choices};
-    draft_forward(e->backend, &pass);
-    const size_t n_logits = (size_t)e->drafter->n_head_rows;
-    for (int i = 0; i < n; i++) {
-        drafts[i] = choices[i].token;
-        if (logits)
-            memcpy(logits + i * n_logits, e->draft_work.logits + i * e->draft_work.logit_stride,
-                   n_logits * sizeof(float));
-    }
-}
-
 bee_status bee_session_draft(bee_session *s, int32_t last_token, int32_t n, int32_t *drafts, float *logits,
                              bee_error *error) {
     bee_engine *e = s->engine;
@@ -127,13 +91,20 @@ bee_status bee_session_draft(bee_session *s, int32_t last_token, int32_t n, int3
     if (last_token < 0 || last_token >= e->target->shape.n_vocab)
         return bee_fail(error, BEE_ERROR_ARGUMENT, "last_token is %d; the vocabulary has ids 0 to %d", last_token,
                         e->target->shape.n_vocab - 1);
+    static const bee_sampling greedy = {.temperature = 0, .top_p = 1};
+    const size_t n_logits = (size_t)e->drafter->n_head_rows;
     bee_status status = BEE_OK;
     pthread_mutex_lock(&e->mutex);
-    if (s->n_injected != s->n_cached)
+    if (!drafter_is_ready(s)) {
         status = bee_fail(error, BEE_ERROR_ARGUMENT,
                           "the session's tokens ran without speculation, so the drafter lacks their features");
-    else
-        draft_rows(s, last_token, n, drafts, logits);
+    } else {
+        project_features(e, &s, 1);
+        draft_blocks(e, &(DraftBlock){s, last_token, &greedy, n, drafts}, 1);
+        for (int i = 0; logits && i < n; i++)
+            memcpy(logits + (size_t)i * n_logits, e->draft_work.logits + (size_t)i * e->draft_work.logit_stride,
+                   n_logits * sizeof(float));
+    }
     pthread_mutex_unlock(&e->mutex);
     return status;
 }
@@ -150,57 +121,55 @@ static double median(double *values, int n) {
     return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
 }
 
-/* Times one target pass of n_rows at the session's end, without the projection for the drafter, then takes its rows
- * back. */
-static double time_pass(bee_session *s, int n_rows) {
-    const int cached = s->n_cached, injected = s->n_injected;
-    s->n_injected = -1;
-    pthread_mutex_lock(&s->engine->mutex);
+/* What a scratch session takes for one pass of n_rows at its end, with a token chosen from each, and for a draft of
+ * n_rows - 1 tokens behind it, as in a cycle that commits two: their features are projected with it. The session is
+ * then as it was. `drafts` must be false where the drafter cannot draft as many. */
+static void time_cycle(bee_session *s, int n_rows, bool drafts, double *pass_seconds, double *draft_seconds) {
+    static const bee_sampling greedy = {.temperature = 0, .top_p = 1};
+    bee_engine *e = s->engine;
+    Choice choices[BEE_MAX_PASS_ROWS];
+    int32_t tokens[BEE_MAX_BLOCK];
+    const int cached = s->n_cached;
+    for (int i = 0; i < n_rows; i++) choices[i] = (Choice){&greedy, cached + i + 1, i, -1};
+    pthread_mutex_lock(&e->mutex);
+    project_features(e, &s, 1);
     const double start = monotonic_seconds();
-    evaluate_rows(s, n_rows, true);
-    const double seconds = monotonic_seconds() - start;
-    pthread_mutex_unlock(&s->engine->mutex);
+    evaluate_rows(s, n_rows, true, choices);
+    const double passed = monotonic_seconds();
+    if (drafts) {
+        s->n_cached = cached + 2;
+        forget_features(s, s->n_cached);
+        project_features(e, &s, 1);
+        draft_blocks(e, &(DraftBlock){s, s->tokens[cached], &greedy, n_rows - 1, tokens}, 1);
+    }
+    *pass_seconds = passed - start;
+    *draft_seconds = drafts ? monotonic_seconds() - passed : 0;
     s->n_cached = cached;
-    s->n_injected = injected;
-    return seconds;
+    forget_features(s, cached);
+    pthread_mutex_unlock(&e->mutex);
 }
 
-static bee_status time_draft(bee_session *s, int n_drafts, double *seconds, bee_error *error) {
-    int32_t drafts[BEE_MAX_BLOCK];
-    const double start = monotonic_seconds();
-    const bee_status status = bee_session_draft(s, s->tokens[s->n_cached], n_drafts, drafts, NULL, error);
-    *seconds = monotonic_seconds() - start;
-    return status;
-}
+static bool can_draft(const bee_engine *e, int n) { return e->drafter && n > 0 && n < e->drafter->shape.block_size; }
 
 /* Reads n_past made-up tokens into the session and puts n_more behind them. */
 static void read_made_up(bee_session *s, int n_past, int n_more) {
     for (int i = 0; i < n_past + n_more; i++) s->tokens[i] = i * 37 % s->engine->target->shape.n_vocab;
-    s->n_cached = s->n_injected = 0;
+    pthread_mutex_lock(&s->engine->mutex);
     while (s->n_cached < n_past) {
         const int left = n_past - s->n_cached;
-        pthread_mutex_lock(&s->engine->mutex);
-        evaluate_rows(s, left < BEE_MAX_PASS_ROWS ? left : BEE_MAX_PASS_ROWS, false);
-        pthread_mutex_unlock(&s->engine->mutex);
+        evaluate_rows(s, left < BEE_MAX_PASS_ROWS ? left : BEE_MAX_PASS_ROWS, false, NULL);
     }
+    pthread_mutex_unlock(&s->engine->mutex);
 }
 
 /* Medians over `repeats` passes and drafts after n_past tokens; `times` has room for 2 * repeats. */
-static bee_status measure_session(bee_session *s, int n_rows, int n_past, int repeats, double *times,
-                                  double *pass_seconds, double *draft_seconds, bee_error *error) {
-    const bee_engine *e = s->engine;
-    const bool drafts = e->drafter && n_rows > 1 && n_rows <= e->drafter->shape.block_size;
+static void measure_session(bee_session *s, int n_rows, int n_past, int repeats, double *times, double *pass_seconds,
+                            double *draft_seconds) {
+    const bool drafts = can_draft(s->engine, n_rows - 1);
     read_made_up(s, n_past, n_rows);
-    bee_status status = BEE_OK;
-    for (int i = 0; i < repeats && !status; i++) {
-        times[i] = time_pass(s, n_rows);
-        times[repeats + i] = 0;
-        if (drafts) status = time_draft(s, n_rows - 1, &times[repeats + i], error);
-    }
-    if (status) return status;
+    for (int i = 0; i < repeats; i++) time_cycle(s, n_rows, drafts, &times[i], &times[repeats + i]);
     *pass_seconds = median(times, repeats);
     *draft_seconds = median(times + repeats, repeats);
-    return BEE_OK;
 }
 
 bee_status bee_engine_measure(bee_engine *engine, int32_t n_rows, int32_t n_past, int32_t repeats, double *pass_seconds,
@@ -217,44 +186,84 @@ bee_status bee_engine_measure(bee_engine *engine, int32_t n_rows, int32_t n_past
     bee_session *s = bee_session_open(engine, n_past + n_rows, false, error);
     if (!s) return error->status;
     double *times = malloc(2 * (size_t)repeats * sizeof *times);
-    const bee_status status =
-        times ? measure_session(s, n_rows, n_past, repeats, times, pass_seconds, draft_seconds, error)
-              : bee_fail(error, BEE_ERROR_MEMORY, "out of memory");
-    free(times);
+    if (times) measure_session(s, n_rows, n_past, repeats, times, pass_seconds, draft_seconds);
     bee_session_close(s);
-    return status;
-}
-
-/* The least of several rounds over all lengths: what else the machine does can only add to a time, and would bend the
- * comparison if it fell on one length alone. */
-static bee_status measure_lengths(bee_session *s, DraftCosts *costs, int longest, bee_error *error) {
-    enum { ROUNDS = 5 };
-    for (int round = 0; round < ROUNDS; round++) {
-        for (int k = 0; k <= longest; k++) {
-            double draft = 0;
-            const double pass = time_pass(s, k + 1);
-            const bee_status status = k ? time_draft(s, k, &draft, error) : BEE_OK;
-            if (status) return status;
-            if (!round || pass + draft < costs->seconds[k]) costs->seconds[k] = pass + draft;
-        }
-    }
-    /* More drafts never cost less: where they seem to, it is noise. */
-    for (int k = 1; k <= longest; k++)
-        if (costs->seconds[k] < costs->seconds[k - 1]) costs->seconds[k] = costs->seconds[k - 1];
-    costs->longest = longest;
+    if (!times) return bee_fail(error, BEE_ERROR_MEMORY, "out of memory");
+    free(times);
     return BEE_OK;
 }
 
-bee_status measure_draft_costs(bee_engine *engine, bee_error *error) {
-    const int context = engine->target->shape.n_ctx_train, longest = engine->drafter->shape.block_size - 1;
-    const int n_past = context - longest - 1 < 64 ? 0 : 64;
-    if (context <= longest) return BEE_OK; /* no room to draft */
+/* ---- limits ------------------------------------------------------------------------------------- */
+
+static bee_pass_needs pass_needs(const Ops *ops, const Model *m) {
+    const Shape *s = &m->shape;
+    const uint64_t queries = (uint64_t)s->n_head * s->head_size, keys = (uint64_t)s->n_head_kv * s->head_size;
+    const uint64_t projections = (2 * queries + 2 * keys) * (uint64_t)s->n_embd;
+    bee_pass_needs needs = {
+        .weight_bytes = ops->weight_bytes(m->head),
+        .kv_bytes_per_position = 2 * sizeof(uint16_t) * keys * (uint64_t)s->n_layer,
+        .multiply_adds = (projections + 3 * (uint64_t)s->n_embd * s->n_ff) * (uint64_t)s->n_layer,
+        .head_multiply_adds = (uint64_t)m->n_head_rows * s->n_embd,
+        .attention_multiply_adds = 2 * queries * (uint64_t)s->n_layer,
+    };
+    for (int i = 0; i < s->n_layer; i++) {
+        const Layer *l = &m->layers[i];
+        const Weight *weights[] = {l->q, l->k, l->v, l->attn_output, l->gate, l->up, l->down};
+        for (size_t w = 0; w < sizeof weights / sizeof *weights; w++)
+            needs.weight_bytes += ops->weight_bytes(weights[w]);
+    }
+    return needs;
+}
+
+bee_status bee_engine_limits(bee_engine *engine, bee_limits *out, bee_error *error) {
+    Rates rates;
+    const bee_pass_needs target = pass_needs(engine->ops, engine->target);
+    pthread_mutex_lock(&engine->mutex);
+    const bool measured = engine->ops->measure_rates(engine->backend, target.weight_bytes, &rates);
+    pthread_mutex_unlock(&engine->mutex);
+    if (!measured) return bee_fail(error, BEE_ERROR_MEMORY, "out of memory while measuring the memory's speed");
+    *out = (bee_limits){.read_bytes_per_second = rates.read_bytes_per_second,
+                        .reread_bytes_per_second = rates.reread_bytes_per_second,
+                        .multiply_adds_per_second = rates.multiply_adds_per_second,
+                        .target = target};
+    if (engine->drafter) out->drafter = pass_needs(engine->ops, engine->drafter);
+    return BEE_OK;
+}
+
+/* ---- what a draft costs ------------------------------------------------------------------------- */
+
+/* The least of some cycles of n_rows: what else the machine does can only add to a time. They follow one another,
+ * because the first passes after one of another length are slower: the caches must settle. */
+static void measure_length(bee_session *s, int n_rows, double *pass_seconds, double *draft_seconds) {
+    enum { LEAST_CYCLES = 3, MOST_CYCLES = 10 };
+    static const double ENOUGH_SECONDS = 0.018;
+    const bool drafts = can_draft(s->engine, n_rows - 1);
+    const double start = monotonic_seconds();
+    for (int i = 0; i < MOST_CYCLES; i++) {
+        if (i >= LEAST_CYCLES && monotonic_seconds() - start > ENOUGH_SECONDS) break;
+        double pass, draft;
+        time_cycle(s, n_rows, drafts, &pass, &draft);
+        if (!i || pass < *pass_seconds) *pass_seconds = pass;
+        if (!i || draft < *draft_seconds) *draft_seconds = draft;
+    }
+}
+
+bee_status measure_costs(bee_engine *engine, bee_error *error) {
+    enum { PAST = 64 };
+    DraftCosts *costs = &engine->costs;
+    const int context = engine->target->shape.n_ctx_train;
+    int n_points = 0;
+    while (n_points < COST_POINTS && cost_rows[n_points] <= BEE_MAX_BLOCK && cost_rows[n_points] <= context) n_points++;
+    const int most = cost_rows[n_points - 1], n_past = context - most < PAST ? 0 : PAST;
     bee_error local;
     if (!error) error = &local;
-    bee_session *s = bee_session_open(engine, n_past + longest + 1, false, error);
+    bee_session *s = bee_session_open(engine, n_past + most, false, error);
     if (!s) return error->status;
-    read_made_up(s, n_past, longest + 1);
-    const bee_status status = measure_lengths(s, &engine->draft_costs, longest, error);
+    read_made_up(s, n_past, most);
+    for (int i = n_points - 1; i >= 0; i--)
+        measure_length(s, cost_rows[i], &costs->pass[i], &costs->draft[cost_rows[i] - 1]);
     bee_session_close(s);
-    return status;
+    costs->longest = engine->drafter && most > 1 ? engine->drafter->shape.block_size - 1 : 0;
+    costs_complete(costs, n_points);
+    return BEE_OK;
 }

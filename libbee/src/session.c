@@ -1,7 +1,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine.h"
+#include "dflash_draft.h"
 #include "error.h"
 #include "sample.h"
 
@@ -9,12 +9,13 @@ static bool session_allocate(bee_session *s, bool keep_features) {
     bee_engine *e = s->engine;
     s->tokens = malloc((size_t)s->n_ctx * sizeof *s->tokens);
     s->cache = e->ops->cache_new(e->backend, &e->target->heads, e->target->shape.n_layer, s->n_ctx);
-    if (!s->tokens || !s->cache) return false;
+    if (!s->tokens || !s->cache || !copy_index_new(&s->copies, s->n_ctx)) return false;
     /* A draft pass writes its block beyond the committed tokens, so its cache has room for one more. */
     if (e->drafter) {
         s->draft_cache =
             e->ops->cache_new(e->backend, &e->drafter->heads, e->drafter->shape.n_layer, s->n_ctx + BEE_MAX_BLOCK);
-        if (!s->draft_cache) return false;
+        s->waiting = e->ops->buffer_new(e->backend, BEE_MAX_PASS_ROWS * e->work.feature_stride);
+        if (!s->draft_cache || !s->waiting) return false;
     }
     if (keep_features && e->n_taps) {
         s->features = malloc((size_t)s->n_ctx * e->n_taps * e->target->shape.n_embd * sizeof(float));
@@ -24,6 +25,8 @@ static bool session_allocate(bee_session *s, bool keep_features) {
 }
 
 static void session_free(bee_session *s) {
+    s->engine->ops->buffer_free(s->engine->backend, s->waiting);
+    copy_index_free(&s->copies);
     s->engine->ops->cache_free(s->engine->backend, s->cache);
     s->engine->ops->cache_free(s->engine->backend, s->draft_cache);
     free(s->features);
@@ -61,31 +64,48 @@ void bee_session_close(bee_session *s) {
     pthread_mutex_unlock(&e->mutex);
 }
 
-static bee_status check_tokens(const bee_session *s, const int32_t *tokens, int32_t n, bee_error *error) {
-    const int n_vocab = s->engine->target->shape.n_vocab;
-    if (!tokens || n < 1)
-        return bee_fail(error, BEE_ERROR_ARGUMENT, "the prompt is empty; it needs at least one token");
+bee_status check_tokens(const bee_engine *e, const char *name, const int32_t *tokens, int32_t n, bee_error *error) {
+    const int n_vocab = e->target->shape.n_vocab;
     for (int32_t i = 0; i < n; i++)
         if (tokens[i] < 0 || tokens[i] >= n_vocab)
-            return bee_fail(error, BEE_ERROR_ARGUMENT, "prompt token %d is %d; the vocabulary has ids 0 to %d", i,
+            return bee_fail(error, BEE_ERROR_ARGUMENT, "%s %d is %d; the vocabulary has ids 0 to %d", name, i,
                             tokens[i], n_vocab - 1);
-    if (n > s->n_ctx)
+    return BEE_OK;
+}
+
+static bee_status check_prompt(const bee_session *s, const bee_request *r, bee_error *error) {
+    if (!r->prompt || r->n_prompt < 1)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "the prompt is empty; it needs at least one token");
+    if (r->n_prompt > s->n_ctx)
         return bee_fail(error, BEE_ERROR_CONTEXT,
-                        "the prompt has %d tokens, but the context holds %d; shorten it or raise n_ctx", n, s->n_ctx);
+                        "the prompt has %d tokens, but the context holds %d; shorten it or raise n_ctx", r->n_prompt,
+                        s->n_ctx);
+    return check_tokens(s->engine, "prompt token", r->prompt, r->n_prompt, error);
+}
+
+static bee_status check_speculation(const bee_session *s, const bee_request *r, bee_error *error) {
+    const Model *drafter = s->engine->drafter;
+    if ((int)r->speculation < BEE_SPECULATION_OFF || (int)r->speculation > BEE_SPECULATION_COPY)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "speculation is %d; bee_speculation has 0 to 3",
+                        (int)r->speculation);
+    if (r->speculation == BEE_SPECULATION_OFF) return BEE_OK;
+    if (r->speculation == BEE_SPECULATION_DFLASH && !drafter)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "speculation is DFLASH, but the engine has no drafter");
+    const bool asks_drafter = drafter && r->speculation != BEE_SPECULATION_COPY;
+    const int longest = (asks_drafter ? drafter->shape.block_size : BEE_MAX_BLOCK) - 1;
+    if (r->draft_length < -1 || r->draft_length > longest)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "draft_length is %d; it must lie between -1 (automatic) and %d%s",
+                        r->draft_length, longest, asks_drafter ? ", the drafter's block" : "");
     return BEE_OK;
 }
 
 static bee_status check_request(const bee_session *s, const bee_request *r, bee_error *error) {
-    const bee_engine *e = s->engine;
-    const int longest = e->drafter ? e->drafter->shape.block_size - 1 : 0;
-    bee_status status = check_tokens(s, r->prompt, r->n_prompt, error);
+    bee_status status = check_prompt(s, r, error);
     if (!status) status = sampling_check(&r->sampling, error);
+    if (!status) status = check_speculation(s, r, error);
     if (status) return status;
     if (r->max_tokens < 1)
         return bee_fail(error, BEE_ERROR_ARGUMENT, "max_tokens is %d; it must be at least 1", r->max_tokens);
-    if (r->draft_length < -1 || r->draft_length > longest)
-        return bee_fail(error, BEE_ERROR_ARGUMENT, "draft_length is %d; it must lie between -1 (automatic) and %d%s",
-                        r->draft_length, longest, e->drafter ? "" : ", because there is no drafter");
     if (r->n_stop_tokens < 0 || r->n_stop_tokens > BEE_MAX_STOP_TOKENS)
         return bee_fail(error, BEE_ERROR_ARGUMENT, "n_stop_tokens is %d; it must lie between 0 and %d",
                         r->n_stop_tokens, BEE_MAX_STOP_TOKENS);
@@ -94,23 +114,33 @@ static bee_status check_request(const bee_session *s, const bee_request *r, bee_
     return BEE_OK;
 }
 
+static void set_speculation(bee_session *s, const bee_request *r) {
+    const bool dflash = r->speculation == BEE_SPECULATION_DFLASH,
+               may_ask = dflash || r->speculation == BEE_SPECULATION_AUTO;
+    s->speculation = r->speculation;
+    s->draft_length = dflash && r->draft_length < 0 ? s->engine->drafter->shape.block_size - 1 : r->draft_length;
+    s->uses_drafter = s->engine->drafter && may_ask && s->draft_length;
+    chances_begin(&s->chances, &s->engine->usual);
+}
+
 /* How many tokens of the prompt the caches already hold. The last one always runs again: its logits are wanted. */
 static int reusable_prefix(const bee_session *s, const bee_request *r) {
     int limit = s->n_cached < r->n_prompt - 1 ? s->n_cached : r->n_prompt - 1;
-    if (s->draft_length && s->n_injected < limit) limit = s->n_injected; /* the drafter needs its context, too */
+    const int known = s->n_injected + s->n_waiting;
+    if (s->uses_drafter && known < limit) limit = known; /* the drafter needs its context, too */
     int n = 0;
     while (n < limit && s->tokens[n] == r->prompt[n]) n++;
     return n;
 }
 
 static void start_request(bee_session *s, const bee_request *r) {
-    s->draft_length = s->engine->drafter ? r->draft_length : 0;
-    draft_chances_reset(&s->chances);
+    set_speculation(s, r);
     const int reused = reusable_prefix(s, r);
     s->n_cached = reused;
-    if (s->n_injected > reused) s->n_injected = reused;
+    forget_features(s, reused);
     memmove(s->tokens, r->prompt, (size_t)r->n_prompt * sizeof *s->tokens);
     s->n_tokens = r->n_prompt;
+    copy_index_clear(&s->copies);
     s->sampling = r->sampling;
     s->max_tokens = r->max_tokens;
     s->n_stop_tokens = r->n_stop_tokens;
@@ -129,14 +159,22 @@ bee_status bee_session_begin(bee_session *s, const bee_request *request, bee_err
     return BEE_OK;
 }
 
-int session_draft_length(const bee_session *s) {
-    if (s->n_tokens - s->n_cached != 1 || s->n_injected != s->n_cached) return 0;
-    int length = s->draft_length < 0 ? draft_length_choose(&s->engine->draft_costs, &s->chances) : s->draft_length;
+static int least(int a, int b) { return a < b ? a : b; }
+
+DraftChoice session_choose_drafts(bee_session *s, int longest, int n_sessions, CopyMatch *match) {
+    *match = (CopyMatch){0, 0};
+    if (s->speculation == BEE_SPECULATION_OFF || s->n_tokens - s->n_cached != 1) return (DraftChoice){DRAFT_NOTHING, 0};
+    if (s->speculation != BEE_SPECULATION_DFLASH) *match = copy_find(&s->copies, s->tokens, s->n_tokens);
     /* The cycle yields one token more than it keeps drafts. */
     const int output_left = s->max_tokens - s->stats.output_tokens - 1, room = s->n_ctx - s->n_tokens;
-    if (output_left < length) length = output_left;
-    if (room < length) length = room;
-    return length > 0 ? length : 0;
+    longest = least(least(longest, BEE_MAX_BLOCK - 1), least(output_left, room));
+    const int fixed = s->draft_length < 0 ? -1 : least(s->draft_length, longest);
+    const DraftOptions options = {.model = s->uses_drafter && drafter_is_ready(s),
+                                  .match = match->length,
+                                  .shortest = fixed > 0 ? fixed : 0,
+                                  .longest = fixed < 0 ? longest : fixed,
+                                  .n_sessions = n_sessions};
+    return draft_choose(&s->engine->costs, &s->chances, &options);
 }
 
 void bee_session_cancel(bee_session *s) { atomic_store(&s->cancelled, true); }

@@ -2,8 +2,9 @@
  * limits, cancellation, and refusals. */
 #include "check.h"
 #include "compiled_kernels.h"
+#include "engine.h"
 #include "random.h"
-#include "sample.h"
+#include "sample_row.h"
 #include "tiny_model.h"
 
 #include <pthread.h>
@@ -60,16 +61,25 @@ static void take_step(const bee_step *step, Output *out) {
 /* The counts agree with each other and with what came out. */
 static void check_stats(const Output *out, int n_prompt) {
     const bee_stats *s = &out->stats;
-    int cycles = 0, accepted = 0;
+    int cycles = 0, accepted = 0, drafted_cycles = 0, drafted = 0, drafter_cycles = 0, by_drafter = 0;
     for (int k = 0; k < 16; k++) {
         cycles += s->accepted_histogram[k];
         accepted += k * s->accepted_histogram[k];
+        drafted_cycles += s->drafted_histogram[k];
+        drafted += k * s->drafted_histogram[k];
+        drafter_cycles += s->drafter_histogram[k];
+        by_drafter += k * s->drafter_histogram[k];
     }
     CHECK_EQ(s->prompt_tokens, n_prompt);
     CHECK_EQ(s->output_tokens, out->n);
     CHECK_EQ(cycles, s->cycles);
     CHECK_EQ(accepted, s->accepted_tokens);
-    CHECK(s->accepted_tokens <= s->drafted_tokens);
+    CHECK_EQ(drafted_cycles, s->cycles);
+    CHECK_EQ(drafted, s->drafted_tokens);
+    CHECK_EQ(drafter_cycles, s->cycles);
+    CHECK_EQ(by_drafter + s->copied_tokens, s->drafted_tokens);
+    CHECK(s->accepted_tokens <= s->drafted_tokens && s->copied_accepted <= s->copied_tokens);
+    CHECK(s->copied_accepted <= s->accepted_tokens);
     CHECK_EQ(s->reduced_cycles + s->masked_cycles + s->full_cycles, s->cycles);
     /* A pass that read several tokens of the prompt gave one token without being a cycle. */
     const int without_cycle = out->n - s->cycles - s->accepted_tokens;
@@ -123,6 +133,16 @@ static bee_sampling random_sampling(Random *random) {
     return s;
 }
 
+/* Any mode that the engine can run, with any length that it takes. */
+static void random_speculation(Random *random, const bee_engine_info *info, bee_request *request) {
+    request->speculation = (bee_speculation)random_below(random, 4);
+    if (request->speculation == BEE_SPECULATION_DFLASH && !info->has_drafter)
+        request->speculation = BEE_SPECULATION_AUTO;
+    const bool copies = request->speculation == BEE_SPECULATION_COPY || !info->has_drafter;
+    const int longest = copies ? BEE_MAX_BLOCK - 1 : info->block_size - 1;
+    request->draft_length = random_below(random, 2) ? -1 : 1 + random_below(random, longest);
+}
+
 /* ---- the same tokens whatever the drafts ------------------------------------------------------------ */
 
 /* Prefix by prefix: logits of the last token, and the sampler on them. No session, cache or cycle has a part in it. */
@@ -137,11 +157,11 @@ static void check_against_logits(bee_engine *engine, const Kernels *kernels, con
     memcpy(tokens + request->n_prompt, out->tokens, (size_t)(out->n - 1) * sizeof *tokens);
     const int n = request->n_prompt + out->n - 1;
     CHECK_EQ(bee_session_evaluate(session, tokens, n, 16, logits, NULL), BEE_OK);
-    const Reductions reductions = {kernels->largest, kernels->sum_exp};
+    const Reductions reductions = {kernels->largest, kernels->sum_exp, kernels->may_win};
     for (int i = 0; i < out->n; i++) {
         const int position = request->n_prompt + i;
-        CHECK_EQ(sample_token(logits + (size_t)(position - 1) * (size_t)info.n_vocab, info.n_vocab, NULL,
-                              &request->sampling, position, &reductions),
+        CHECK_EQ(sample_row(logits + (size_t)(position - 1) * (size_t)info.n_vocab, info.n_vocab, NULL,
+                            &request->sampling, position, &reductions),
                  out->tokens[i]);
     }
     free(logits);
@@ -149,10 +169,10 @@ static void check_against_logits(bee_engine *engine, const Kernels *kernels, con
 }
 
 typedef struct Totals {
-    int generations, drafted, accepted;
+    int generations, drafted, accepted, copied, copied_accepted;
 } Totals;
 
-/* Random prompts, seeds, temperatures and draft lengths: on equals off. */
+/* Random prompts, seeds, temperatures, sources and draft lengths: on equals off. */
 static void compare_on_off(bee_engine *engine, int rounds, Random *random, Totals *totals) {
     bee_engine_info info;
     bee_engine_describe(engine, &info);
@@ -166,17 +186,18 @@ static void compare_on_off(bee_engine *engine, int rounds, Random *random, Total
         const Output off = generate_fresh(engine, &request);
         CHECK_EQ(off.stats.drafted_tokens, 0);
         if (round % 3 == 0) check_against_logits(engine, kernels_named(info.instruction_set), &request, &off);
-        const int lengths[] = {-1, 1, 2 + random_below(random, info.block_size - 2), info.block_size - 1};
-        for (int i = 0; i < 4; i++) {
-            request.draft_length = lengths[i];
+        for (int i = 0; i < 6; i++) {
+            random_speculation(random, &info, &request);
             const Output on = generate_fresh(engine, &request);
             if (!CHECK(same_output(&on, &off)))
-                printf("    %s, %d threads, draft length %d, temperature %g, seed %llu\n", info.instruction_set,
-                       info.n_threads, lengths[i], (double)request.sampling.temperature,
-                       (unsigned long long)request.sampling.seed);
+                printf("    %s, %d threads, speculation %d, draft length %d, temperature %g, seed %llu\n",
+                       info.instruction_set, info.n_threads, (int)request.speculation, request.draft_length,
+                       (double)request.sampling.temperature, (unsigned long long)request.sampling.seed);
             totals->generations++;
             totals->drafted += on.stats.drafted_tokens;
             totals->accepted += on.stats.accepted_tokens;
+            totals->copied += on.stats.copied_tokens;
+            totals->copied_accepted += on.stats.copied_accepted;
         }
     }
 }
@@ -202,6 +223,7 @@ static void test_on_off(void) {
          5},
     };
     Random random = {20};
+    int copied_accepted = 0;
     for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
         Totals totals = {0};
         for (const char *const *isa = bee_instruction_sets(); *isa; isa++) {
@@ -209,10 +231,13 @@ static void test_on_off(void) {
             compare_on_off(engine, strcmp(*isa, "portable") ? 6 : 2, &random, &totals);
             bee_engine_close(engine);
         }
-        /* Both ways of a draft were tried. */
-        CHECK(totals.accepted > totals.generations / 4);
-        CHECK(totals.drafted - totals.accepted > totals.generations / 4);
+        /* Both ways of a draft were tried, from both sources. */
+        const int kept = totals.accepted - totals.copied_accepted, refused = totals.drafted - totals.copied - kept;
+        CHECK(kept > totals.generations / 8 && refused > totals.generations / 4);
+        CHECK(totals.copied > totals.copied_accepted);
+        copied_accepted += totals.copied_accepted;
     }
+    CHECK(copied_accepted > 100); /* mostly where there are few tokens */
 }
 
 /* The number of threads changes no bit either. */
@@ -315,6 +340,8 @@ static void test_sessions_together(void) {
     enum { N = 9 };
     Random random = {23};
     bee_engine *engine = open_engine(&plain_target, &(TinyDrafter){.block_size = 16, .seed = 2}, 2, NULL);
+    bee_engine_info info;
+    bee_engine_describe(engine, &info);
     for (int round = 0; round < 4; round++) {
         int32_t prompts[N][50];
         bee_request requests[N];
@@ -324,11 +351,9 @@ static void test_sessions_together(void) {
             requests[i] = (bee_request){.prompt = prompts[i],
                                         .n_prompt = 1 + random_below(&random, 50),
                                         .max_tokens = 1 + random_below(&random, 30),
-                                        .draft_length = i % 3 ? random_below(&random, 16)
-                                                        : i   ? -1
-                                                              : 0,
                                         .sampling = random_sampling(&random)};
-            random_prompt(&random, prompts[i], requests[i].n_prompt, 97);
+            random_speculation(&random, &info, &requests[i]);
+            random_prompt(&random, prompts[i], requests[i].n_prompt, i % 2 ? 97 : 3); /* or repeat themselves */
             alone[i] = generate_fresh(engine, &requests[i]);
             sessions[i] = open_session(engine, N_CTX);
             CHECK_EQ(bee_session_begin(sessions[i], &requests[i], NULL), BEE_OK);
@@ -364,6 +389,7 @@ static void test_full_pass(void) {
     bee_request request = {.prompt = prompt,
                            .n_prompt = 3,
                            .max_tokens = 4,
+                           .speculation = BEE_SPECULATION_DFLASH,
                            .draft_length = 3,
                            .sampling = {.temperature = 8, .top_p = 1, .seed = 5}};
     const Output alone = generate_fresh(engine, &request);
@@ -396,7 +422,9 @@ static void test_prefix_reuse(void) {
     bee_session *session = open_session(engine, N_CTX);
     int32_t prompt[N_CTX];
     int n_prompt = 0, reused = 0;
-    for (int turn = 0; turn < 30; turn++) {
+    bee_engine_info info;
+    bee_engine_describe(engine, &info);
+    for (int turn = 0; turn < 60; turn++) {
         /* The next turn of a conversation: some of what the session holds, often all of it, and something new. */
         const int32_t *held;
         const int n_held = bee_session_tokens(session, &held);
@@ -408,20 +436,109 @@ static void test_prefix_reuse(void) {
         bee_request request = {.prompt = prompt,
                                .n_prompt = n_prompt,
                                .max_tokens = 1 + random_below(&random, 12),
-                               .draft_length = random_below(&random, 2) ? random_below(&random, 8) : 0,
                                .sampling = random_sampling(&random)};
+        random_speculation(&random, &info, &request);
         const Output fresh = generate_fresh(engine, &request), again = generate(engine, session, &request);
         CHECK(same_output(&fresh, &again));
         CHECK_EQ(fresh.stats.reused_tokens, 0);
         CHECK(again.stats.reused_tokens < n_prompt);
         /* Also after a request without drafts, whose tokens the drafter has not seen. */
-        if (request.draft_length && request.max_tokens > 2) CHECK(again.stats.drafted_tokens > 0);
-        if (!request.draft_length && keep > 0)
+        const bool asks_drafter = request.speculation == BEE_SPECULATION_DFLASH;
+        if (asks_drafter && request.max_tokens > 2) CHECK(again.stats.drafted_tokens > 0);
+        if (request.speculation == BEE_SPECULATION_OFF && keep > 0)
             CHECK(again.stats.reused_tokens >= (keep < n_prompt ? keep : n_prompt - 1));
         reused += again.stats.reused_tokens;
     }
-    CHECK(reused > 200);
+    CHECK(reused > 400);
     bee_session_close(session);
+    bee_engine_close(engine);
+}
+
+/* ---- where drafts come from --------------------------------------------------------------------------- */
+
+static void test_copies(void) {
+    const TinyTarget few_tokens = {.n_vocab = 5, .n_layer = 1, .n_embd = 32, .n_ctx = 256, .seed = 3, .sharpness = 1};
+    bee_engine *engine = open_engine(&few_tokens, NULL, 2, NULL);
+    int32_t prompt[] = {1, 2, 3, 4, 1, 2, 3, 4, 1, 2};
+    int accepted = 0;
+    for (int length = 1; length < BEE_MAX_BLOCK; length++) {
+        bee_request request = {.prompt = prompt,
+                               .n_prompt = 10,
+                               .max_tokens = 60,
+                               .speculation = BEE_SPECULATION_COPY,
+                               .draft_length = length,
+                               .sampling = {.temperature = 0.5f, .top_p = 1, .seed = (uint64_t)length}};
+        const Output copied = generate_fresh(engine, &request);
+        CHECK(copied.stats.copied_tokens > 0);
+        CHECK_EQ(copied.stats.copied_tokens, copied.stats.drafted_tokens);
+        CHECK_EQ(copied.stats.drafter_histogram[0], copied.stats.cycles);
+        accepted += copied.stats.copied_accepted;
+        request.speculation = BEE_SPECULATION_AUTO; /* has nothing else to choose from */
+        const Output chosen = generate_fresh(engine, &request);
+        CHECK(same_output(&copied, &chosen) && chosen.stats.copied_tokens > 0);
+    }
+    CHECK(accepted > 100);
+    bee_engine_close(engine);
+}
+
+/* Drafts cost next to nothing, or so much that they never pay. */
+static void set_costs(bee_engine *engine, bool cheap) {
+    for (int i = 0; i < COST_POINTS; i++) engine->costs.pass[i] = cheap ? 1 + 1e-6 * i : 1 + 1e6 * i;
+    for (int k = 1; k < BEE_MAX_BLOCK; k++) engine->costs.draft[k] = 1e-3;
+    costs_complete(&engine->costs, COST_POINTS);
+}
+
+/* Features wait while nothing is drafted, longer than there is room for, and are then what they would have been. */
+static void test_waiting_features(void) {
+    enum { N_PROMPT = 7, N_OUT = 150, N_DRAFTS = 7 };
+    bee_engine *engine = open_engine(&plain_target, &(TinyDrafter){.block_size = 8, .seed = 2}, 2, NULL);
+    const int32_t prompt[N_PROMPT] = {9, 8, 7, 6, 5, 4, 3};
+    bee_request request = {.prompt = prompt,
+                           .n_prompt = N_PROMPT,
+                           .max_tokens = N_OUT,
+                           .speculation = BEE_SPECULATION_AUTO,
+                           .draft_length = -1,
+                           .sampling = {.temperature = 40, .top_p = 1, .seed = 7}};
+    bee_session *lazy = open_session(engine, 256), *eager = open_session(engine, 256);
+    set_costs(engine, false);
+    CHECK_EQ(bee_session_begin(lazy, &request, NULL), BEE_OK);
+    lazy->chances.patience = 1000;
+    int32_t tokens[N_PROMPT + N_OUT];
+    memcpy(tokens, prompt, sizeof prompt);
+    bee_stats stats;
+    int most_waiting = 0;
+    bee_step step = {.finish = BEE_FINISH_NONE};
+    for (int n = N_PROMPT; !step.finish && !bee_engine_step(engine, &lazy, 1, &step, NULL); n += step.n_tokens) {
+        memcpy(tokens + n, step.tokens, (size_t)step.n_tokens * sizeof *tokens);
+        if (lazy->n_waiting > most_waiting) most_waiting = lazy->n_waiting;
+        CHECK_EQ(lazy->n_injected + lazy->n_waiting, lazy->n_cached);
+    }
+    bee_session_stats(lazy, &stats);
+    CHECK_EQ(stats.drafted_tokens, 0);
+    CHECK_EQ(most_waiting, BEE_MAX_PASS_ROWS);
+    const int n_cached = N_PROMPT + N_OUT - 1;
+    CHECK(lazy->n_cached == n_cached && lazy->n_injected > 0 && lazy->n_waiting > 0);
+
+    int32_t drafts[2][N_DRAFTS];
+    float logits[2][N_DRAFTS * 97];
+    CHECK_EQ(bee_session_evaluate(eager, tokens, n_cached, 3, NULL, NULL), BEE_OK);
+    CHECK_EQ(bee_session_draft(eager, 11, N_DRAFTS, drafts[0], logits[0], NULL), BEE_OK);
+    CHECK_EQ(bee_session_draft(lazy, 11, N_DRAFTS, drafts[1], logits[1], NULL), BEE_OK);
+    CHECK(lazy->n_injected == n_cached && lazy->n_waiting == 0);
+    CHECK(!memcmp(drafts[0], drafts[1], sizeof drafts[0]) && !memcmp(logits[0], logits[1], sizeof logits[0]));
+
+    /* As soon as it pays, the drafter goes on from there. */
+    request.prompt = tokens;
+    request.n_prompt = n_cached;
+    request.max_tokens = 20;
+    set_costs(engine, true);
+    const Output on = generate(engine, lazy, &request);
+    CHECK(on.stats.reused_tokens == n_cached - 1 && on.stats.drafted_tokens > on.stats.copied_tokens);
+    request.speculation = BEE_SPECULATION_OFF;
+    const Output off = generate(engine, eager, &request);
+    CHECK(same_output(&on, &off));
+    bee_session_close(lazy);
+    bee_session_close(eager);
     bee_engine_close(engine);
 }
 
@@ -439,6 +556,7 @@ static void test_context_full(void) {
                 const bee_request request = {.prompt = prompt,
                                              .n_prompt = n_prompt,
                                              .max_tokens = 1000,
+                                             .speculation = n_ctx % 2 ? BEE_SPECULATION_DFLASH : BEE_SPECULATION_COPY,
                                              .draft_length = draft_length,
                                              .sampling = {.temperature = 40, .top_p = 1, .seed = 3}};
                 const Output out = generate(engine, session, &request);
@@ -456,6 +574,7 @@ static void test_limits(void) {
     bee_request request = {
         .prompt = prompt, .n_prompt = 3, .max_tokens = 40, .sampling = {.temperature = 40, .top_p = 1, .seed = 1}};
     const Output whole = generate_fresh(engine, &request);
+    request.speculation = BEE_SPECULATION_DFLASH;
     CHECK_EQ(whole.n, 40);
     CHECK_EQ(whole.finish, BEE_FINISH_LENGTH);
     for (int draft_length = 0; draft_length < 16; draft_length += 5) {
@@ -508,7 +627,8 @@ static void test_cancel_from_a_thread(bee_engine *engine) {
         bee_request request = {.prompt = prompt,
                                .n_prompt = round % 2 ? 200 : 5,
                                .max_tokens = 40,
-                               .draft_length = round % 3 ? 5 : 0,
+                               .speculation = round % 3 ? BEE_SPECULATION_DFLASH : BEE_SPECULATION_OFF,
+                               .draft_length = 5,
                                .sampling = {.temperature = 8, .top_p = 1, .seed = 4}};
         const Output whole = generate(engine, session, &request);
         bee_session_close(session);
@@ -539,6 +659,7 @@ static void test_cancel(void) {
     const bee_request request = {.prompt = prompt,
                                  .n_prompt = 3,
                                  .max_tokens = 20,
+                                 .speculation = BEE_SPECULATION_DFLASH,
                                  .draft_length = 3,
                                  .sampling = {.temperature = 8, .top_p = 1, .seed = 1}};
     const Output alone = generate_fresh(engine, &request);
@@ -600,7 +721,8 @@ static void test_users(void) {
         users[i].request = (bee_request){.prompt = prompt,
                                          .n_prompt = 5 - i,
                                          .max_tokens = 20,
-                                         .draft_length = 2 * i,
+                                         .speculation = (bee_speculation)i,
+                                         .draft_length = 2 * i - 1,
                                          .sampling = {.temperature = 8, .top_p = 1, .seed = (uint64_t)i}};
         alone[i] = generate_fresh(engine, &users[i].request);
     }
@@ -641,15 +763,33 @@ static void test_bad_requests(void) {
     REFUSED(s, prompt, NULL, BEE_ERROR_ARGUMENT, "prompt is empty");
     REFUSED(s, n_prompt, 33, BEE_ERROR_CONTEXT, "33 tokens, but the context holds 32");
     REFUSED(s, max_tokens, 0, BEE_ERROR_ARGUMENT, "max_tokens is 0; it must be at least 1");
-    REFUSED(s, draft_length, 8, BEE_ERROR_ARGUMENT, "draft_length is 8; it must lie between -1 (automatic) and 7");
-    REFUSED(s, draft_length, -2, BEE_ERROR_ARGUMENT, "draft_length is -2");
-    REFUSED(plain, draft_length, 1, BEE_ERROR_ARGUMENT, "because there is no drafter");
+    REFUSED(s, speculation, (bee_speculation)4, BEE_ERROR_ARGUMENT, "speculation is 4");
+    REFUSED(plain, speculation, BEE_SPECULATION_DFLASH, BEE_ERROR_ARGUMENT, "the engine has no drafter");
+    bee_request request = good;
+    const struct {
+        bee_session *session;
+        bee_speculation speculation;
+        int32_t draft_length;
+        const char *part;
+    } lengths[] = {
+        {s, BEE_SPECULATION_DFLASH, 8,
+         "draft_length is 8; it must lie between -1 (automatic) and 7, the drafter's block"},
+        {s, BEE_SPECULATION_AUTO, 8, "between -1 (automatic) and 7, the drafter's block"},
+        {s, BEE_SPECULATION_COPY, 16, "draft_length is 16; it must lie between -1 (automatic) and 15"},
+        {plain, BEE_SPECULATION_AUTO, 16, "draft_length is 16; it must lie between -1 (automatic) and 15"},
+        {s, BEE_SPECULATION_DFLASH, -2, "draft_length is -2"},
+    };
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+        request.speculation = lengths[i].speculation;
+        request.draft_length = lengths[i].draft_length;
+        EXPECT(bee_session_begin(lengths[i].session, &request, &error), BEE_ERROR_ARGUMENT, lengths[i].part);
+    }
     REFUSED(s, n_stop_tokens, 33, BEE_ERROR_ARGUMENT, "n_stop_tokens is 33; it must lie between 0 and 32");
     REFUSED(s, n_stop_tokens, -1, BEE_ERROR_ARGUMENT, "n_stop_tokens is -1");
     REFUSED(s, n_stop_tokens, 2, BEE_ERROR_ARGUMENT, "stop_tokens is missing");
     REFUSED(s, sampling.temperature, -1, BEE_ERROR_ARGUMENT, "temperature is -1");
     REFUSED(s, sampling.top_p, 0, BEE_ERROR_ARGUMENT, "top_p is 0");
-    bee_request request = good;
+    request = good;
     request.prompt = bad;
     request.n_prompt = 2;
     EXPECT(bee_session_begin(s, &request, &error), BEE_ERROR_ARGUMENT,
@@ -751,7 +891,7 @@ static void test_bad_engines(void) {
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) tiny_file_close(files[i]);
 }
 
-/* One NaN among the weights is enough for every logit; that is an error, and the engine outlives it. */
+/* One NaN among the weights is enough for every logit; that ends the request, and the engine outlives it. */
 static void test_broken_weights(void) {
     TinyTarget broken = plain_target;
     broken.not_finite = true;
@@ -764,9 +904,45 @@ static void test_broken_weights(void) {
         bee_step step;
         for (int i = 0; i < 2; i++) {
             CHECK_EQ(bee_session_begin(session, &request, NULL), BEE_OK);
-            EXPECT(bee_engine_step(engine, &session, 1, &step, &error), BEE_ERROR_FORMAT, "logits are not finite");
+            CHECK_EQ(bee_engine_step(engine, &session, 1, &step, NULL), BEE_OK);
+            CHECK(step.finish == BEE_FINISH_NOT_FINITE && step.n_tokens == 0);
+            EXPECT(bee_engine_step(engine, &session, 1, &step, &error), BEE_ERROR_ARGUMENT, "no running request");
         }
         bee_session_close(session);
+        bee_engine_close(engine);
+    }
+}
+
+/* Where one token is broken, the sessions that read it end, and those that share their passes do not notice. */
+static void test_broken_neighbour(void) {
+    TinyTarget broken = plain_target;
+    broken.broken_token = 60;
+    for (const char *const *isa = bee_instruction_sets(); *isa; isa++) {
+        bee_engine *engine = open_engine(&broken, &(TinyDrafter){.block_size = 8, .seed = 2}, 2, *isa);
+        const int32_t sound_prompt[] = {1, 2, 3}, broken_prompt[] = {1, 60, 3};
+        bee_request request = {.prompt = sound_prompt,
+                               .n_prompt = 3,
+                               .max_tokens = 12,
+                               .speculation = BEE_SPECULATION_DFLASH,
+                               .draft_length = -1,
+                               .sampling = {.top_p = 1}};
+        const Output alone = generate_fresh(engine, &request);
+        CHECK_EQ(alone.finish, BEE_FINISH_LENGTH);
+        bee_session *pair[] = {open_session(engine, N_CTX), open_session(engine, N_CTX)};
+        CHECK_EQ(bee_session_begin(pair[0], &request, NULL), BEE_OK);
+        request.prompt = broken_prompt;
+        CHECK_EQ(bee_session_begin(pair[1], &request, NULL), BEE_OK);
+        bee_step steps[2];
+        Output out = {.n = 0};
+        CHECK_EQ(bee_engine_step(engine, pair, 2, steps, NULL), BEE_OK);
+        CHECK(steps[1].finish == BEE_FINISH_NOT_FINITE && steps[1].n_tokens == 0);
+        take_step(steps, &out);
+        while (!out.finish && !bee_engine_step(engine, pair, 1, steps, NULL)) take_step(steps, &out);
+        CHECK(same_output(&out, &alone));
+        request.prompt = sound_prompt; /* nothing of the broken request is left */
+        const Output after = generate(engine, pair[1], &request);
+        CHECK(same_output(&after, &alone));
+        for (int i = 0; i < 2; i++) bee_session_close(pair[i]);
         bee_engine_close(engine);
     }
 }
@@ -792,6 +968,8 @@ int main(void) {
     test_sessions_together();
     test_full_pass();
     test_prefix_reuse();
+    test_copies();
+    test_waiting_features();
     test_context_full();
     test_limits();
     test_cancel();
@@ -799,5 +977,6 @@ int main(void) {
     test_bad_requests();
     test_bad_engines();
     test_broken_weights();
+    test_broken_neighbour();
     return check_report();
 }

@@ -139,6 +139,10 @@ TinyFile tiny_target(const TinyTarget *t) {
     put_vocabulary(&metadata, t);
     Writer w = {.random = {t->seed}};
     add_tensor(&w, "token_embd.weight", TYPE_F32, (uint64_t)t->n_embd, (uint64_t)t->n_vocab, 0, 1);
+    if (t->broken_token) {
+        const size_t after = (size_t)(t->n_vocab - t->broken_token) * (size_t)t->n_embd * 4;
+        memcpy(w.data.data + w.data.size - after, &(float){NAN}, 4);
+    }
     for (int i = 0; i < t->n_layer; i++) add_layer(&w, i, t->n_embd, false);
     add_gain(&w, "output_norm.weight", t->n_embd);
     if (t->not_finite) memcpy(w.data.data + w.data.size - 4, &(float){NAN}, 4);

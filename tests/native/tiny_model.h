@@ -20,6 +20,7 @@ typedef struct TinyTarget {
     uint64_t seed;
     float sharpness;  /* of the logits: the head's weights are multiplied by it */
     bool not_finite;  /* one weight of the last layer is NaN */
+    int broken_token; /* whose embedding is NaN; 0: none */
     bool other_words; /* another vocabulary of the same size */
 } TinyTarget;
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import platform
 import random
 import struct
 import sys
@@ -439,6 +440,10 @@ def test_parameters_out_of_range(name: str, values: list[Any]) -> None:
 def test_a_draft_longer_than_the_drafters_block(tiny: Engine) -> None:
     with pytest.raises(ParameterError, match="draft_length is 8; this drafter drafts at most 7"):
         tiny.complete("x", GenerationParams(draft_length=8))
+    assert tiny.complete("x", GenerationParams(speculation="copy", draft_length=15, max_tokens=2)).tokens
+
+
+OF_ANOTHER_PROCESSOR = "neon" if platform.machine().lower() in ("x86_64", "amd64") else "avx2"
 
 
 @pytest.mark.parametrize(
@@ -453,7 +458,9 @@ def test_a_draft_longer_than_the_drafters_block(tiny: Engine) -> None:
         ({"n_parallel": 0}, "n_parallel is 0"),
         ({"device": "cuda"}, "no CUDA backend.*'auto' or 'cpu'"),
         ({"device": "tpu"}, "device is 'tpu'; it must be 'auto' or 'cpu'"),
-        ({"instruction_set": "sse9"}, "sse9"),
+        ({"instruction_set": "sse9"}, "instruction set 'sse9' is not available; this machine has: .*portable"),
+        ({"instruction_set": OF_ANOTHER_PROCESSOR}, f"'{OF_ANOTHER_PROCESSOR}' is not available; .* has: .*portable"),
+        ({"instruction_set": ""}, "instruction set '' is not available"),
     ],
 )
 def test_engine_arguments_out_of_range(tiny_path: Path, arguments: dict[str, Any], expected: str) -> None:

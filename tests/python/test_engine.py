@@ -107,6 +107,9 @@ def test_statistics(engine: Engine, prompt: str, speculation: str) -> None:
     assert stats.speculation == speculation
     assert stats.seed == 7
     assert sum(stats.logit_paths.values()) == stats.cycles == sum(stats.accepted_histogram)
+    assert sum(stats.drafted_histogram) == sum(stats.drafter_histogram) == stats.cycles
+    assert sum(k * n for k, n in enumerate(stats.drafted_histogram)) == stats.drafted_tokens
+    assert sum(k * n for k, n in enumerate(stats.drafter_histogram)) == stats.drafted_tokens - stats.copied_tokens
     assert sum(k * n for k, n in enumerate(stats.accepted_histogram)) == stats.accepted_tokens
     assert 1 + stats.cycles + stats.accepted_tokens == stats.output_tokens  # the prompt's last pass gives the first
     assert stats.tokens_per_cycle == pytest.approx(1 / (1 - stats.accepted_share))
@@ -588,7 +591,10 @@ def test_numbers_of_other_libraries_are_numbers() -> None:
 
 def test_without_a_drafter(tiny_path: Path) -> None:
     with Engine(tiny_path, threads=1, drafter=None) as engine:
-        assert engine.complete("a", GenerationParams(max_tokens=3, draft_length=4)).stats.speculation == "off"
+        for mode, in_force in (("auto", "copy"), ("copy", "copy"), ("off", "off")):
+            params = GenerationParams(max_tokens=3, speculation=mode, draft_length=4)
+            assert engine.complete("a", params).stats.speculation == in_force
+        assert engine.complete("a", GenerationParams(max_tokens=3, draft_length=0)).stats.speculation == "off"
         with pytest.raises(ParameterError, match=r"tiny\.dflash\.gguf"):
             engine.complete("a", GenerationParams(speculation="dflash"))
 

@@ -15,6 +15,17 @@ from bee_integrations.engine import Completion, Engine, GenerationParams
 
 N_CASES, N_DRAFTED = 40, 5  # each case runs once without and five times with speculation: 240 generations
 THREADS = (1, 2, 3)
+MODES = (
+    ("dflash", 1),
+    ("dflash", 2),
+    ("dflash", 4),
+    ("dflash", None),
+    ("copy", 3),
+    ("copy", 15),
+    ("copy", None),
+    ("auto", 2),
+    ("auto", None),
+)
 TEXTS = (
     "The capital of France is",
     "1, 2, 3, 4, 5,",
@@ -64,7 +75,7 @@ def outcome(done: Completion) -> tuple[tuple[int, ...], str, str]:
 
 def test_default_pair(engines: list[Engine]) -> None:
     draw = random.Random(2026)
-    drafted = accepted = generations = 0
+    drafted = accepted = copied = copied_accepted = generations = 0
     for case in range(N_CASES):
         plain = random_params(draw, 14)
         prompt = random_prompt(engines[0], draw)
@@ -73,35 +84,42 @@ def test_default_pair(engines: list[Engine]) -> None:
             engine = draw.choice(engines)
             if draw.random() < 0.3:
                 engine.forget()  # otherwise a part of the prompt may come from the cache
-            mode, length = draw.choice(["auto", "dflash"]), draw.choice([None, 1, 2, 3, 5, 7])
+            mode, length = draw.choice(["auto", "dflash", "copy"]), draw.choice([None, 1, 2, 3, 5, 7])
             params = replace(plain, speculation=mode, draft_length=length)
             done = engine.complete(prompt, params)
             assert outcome(done) == expected, (case, params, engine.info["n_threads"])
             drafted += done.stats.drafted_tokens
             accepted += done.stats.accepted_tokens
+            copied += done.stats.copied_tokens
+            copied_accepted += done.stats.copied_accepted
             generations += 1
         generations += 1
-    # The comparison means something only if drafts were made, and some were kept and others not.
+    # The comparison means something only if drafts of both sources were made, and some were kept and others not.
     assert generations >= 200
-    assert drafted > 500
-    assert 0.02 * drafted < accepted < 0.9 * drafted
+    by_drafter, drafter_accepted = drafted - copied, accepted - copied_accepted
+    assert by_drafter > 500
+    assert 0.02 * by_drafter < drafter_accepted < 0.9 * by_drafter
+    assert copied > 100
+    assert 0 < copied_accepted < copied
 
 
 def test_tiny_pair_up_to_the_end_of_the_context(tiny: Engine) -> None:
     draw = random.Random(7)
-    drafted = accepted = 0
-    for _ in range(200):
+    drafted = accepted = copied = 0
+    for _ in range(150):
         size = draw.choice([1, 2, 30, 127, 128, 129, 256, tiny.n_ctx - 20, tiny.n_ctx - 1])
         prompt = [draw.randrange(tiny.info["n_vocab"]) for _ in range(size)]
         plain = replace(random_params(draw, 60), max_tokens=draw.choice([1, 2, 9, 40, None if size > 400 else 50]))
         expected = outcome(tiny.complete(prompt, plain))
-        for mode, draft_length in (("dflash", 1), ("dflash", 2), ("dflash", 4), ("dflash", None), ("auto", None)):
+        for mode, draft_length in MODES:
             done = tiny.complete(prompt, replace(plain, speculation=mode, draft_length=draft_length))
             assert outcome(done) == expected
             drafted += done.stats.drafted_tokens
             accepted += done.stats.accepted_tokens
+            copied += done.stats.copied_tokens
     assert drafted > 1000
     assert accepted > 100
+    assert copied > 100
 
 
 def test_requests_that_share_passes(tiny: Engine) -> None:
@@ -109,13 +127,30 @@ def test_requests_that_share_passes(tiny: Engine) -> None:
     draw = random.Random(11)
     jobs = []
     for _ in range(60):
-        prompt = [draw.randrange(tiny.info["n_vocab"]) for _ in range(draw.choice([3, 40, 200]))]
-        mode = draw.choice(["off", "auto", "dflash"])
+        n_ids = draw.choice([2, tiny.info["n_vocab"]])  # two of them repeat themselves, so that there is much to copy
+        prompt = [draw.randrange(n_ids) for _ in range(draw.choice([3, 40, 200]))]
+        mode = draw.choice(["off", "auto", "dflash", "copy"])
         jobs.append((prompt, replace(random_params(draw, 50), speculation=mode)))
     alone = [outcome(tiny.complete(prompt, replace(params, speculation="off"))) for prompt, params in jobs]
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda job: outcome(tiny.complete(*job)), jobs))
     assert together == alone
+
+
+def test_repetitions_are_copied_without_a_drafter(model_path: Path) -> None:
+    with Engine(model_path, drafter=None, n_ctx=256, threads=2) as engine:
+        prompt = engine.encode_prompt("the cat, the dog, the bird; " * 6)
+        plain = GenerationParams(max_tokens=40, speculation="off")
+        expected = outcome(engine.complete(prompt, plain))
+        for length in (None, 4, 15):
+            done = engine.complete(prompt, replace(plain, speculation="copy", draft_length=length))
+            assert outcome(done) == expected
+            assert done.stats.speculation == "copy"
+            assert done.stats.drafted_tokens == done.stats.copied_tokens
+            assert done.stats.accepted_tokens == done.stats.copied_accepted > 10
+        chosen = engine.complete(prompt, replace(plain, speculation="auto"))
+        assert outcome(chosen) == expected
+        assert chosen.stats.copied_accepted > 0
 
 
 def test_the_seed_matters(tiny: Engine) -> None:

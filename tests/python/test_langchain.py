@@ -330,7 +330,7 @@ def test_metadata(chat: ChatBee) -> None:
     assert metadata["model_name"] == chat.engine.model_name
     assert metadata["finish_reason"] in ("stop", "length")
     speculation = metadata["speculation"]
-    assert speculation["mode"] == "dflash"
+    assert speculation["mode"] == "dflash+copy"
     assert speculation["tokens_per_cycle"] == pytest.approx(1 + speculation["accepted_tokens"] / speculation["cycles"])
     assert 0 <= speculation["accepted_tokens"] <= speculation["drafted_tokens"]
     assert 0 <= speculation["accepted_share"] < 1

@@ -230,7 +230,7 @@ def test_raw_and_token_counts(llm: Bee) -> None:
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     assert response.additional_kwargs["completion_tokens"] == usage["completion_tokens"]
     assert response.raw["finish_reason"] in ("stop", "length")
-    assert response.raw["speculation"]["mode"] == "dflash"
+    assert response.raw["speculation"]["mode"] == "dflash+copy"
     assert response.raw["speculation"]["tokens_per_cycle"] >= 1
 
 

@@ -186,3 +186,14 @@ def test_other_instruction_sets_are_as_exact(model_path: Path, name: str) -> Non
     assert rms(ours - exact[0]) < 1.5 * rms(llama - exact)
     decisive = margins(llama[0]) > DECISIVE * margin_noise()
     assert (rows.argmax(axis=1) == ids[0, :, 0])[decisive].all()
+
+
+@pytest.mark.parametrize("name", [name for name in instruction_sets()[1:] if name != "portable"])
+def test_vector_instruction_sets_give_the_same_bits(session: Session, model_path: Path, name: str) -> None:
+    """All of them fuse the same products with the same sums, in the same order."""
+    tokens = (PROMPTS[0]["prompt"] + PROMPTS[0]["continuation"])[:40]
+    other = Session(model_path, name)
+    try:
+        assert np.array_equal(other.evaluate(tokens), session.evaluate(tokens))
+    finally:
+        other.close()

@@ -1,0 +1,100 @@
+#include "dflash_draft.h"
+
+#include <string.h>
+
+/* ---- features ----------------------------------------------------------------------------------- */
+
+bool drafter_is_ready(const bee_session *s) {
+    return s->engine->drafter && s->n_injected + s->n_waiting == s->n_cached;
+}
+
+void keep_features(bee_session *s, int first_row, int n, bool for_drafter) {
+    const Workspace *work = &s->engine->work;
+    const size_t size = (size_t)s->engine->n_taps * s->engine->target->shape.n_embd;
+    const float *rows = work->features + (size_t)first_row * work->feature_stride;
+    for (int i = 0; s->features && i < n; i++)
+        memcpy(s->features + (size_t)(s->n_cached + i) * size, rows + (size_t)i * work->feature_stride,
+               size * sizeof(float));
+    if (!for_drafter || !drafter_is_ready(s)) return;
+    memcpy(s->waiting + (size_t)s->n_waiting * work->feature_stride, rows,
+           (size_t)n * work->feature_stride * sizeof(float));
+    s->n_waiting += n;
+}
+
+void forget_features(bee_session *s, int n) {
+    if (s->n_injected > n) s->n_injected = n;
+    if (s->n_injected + s->n_waiting > n) s->n_waiting = n - s->n_injected;
+}
+
+bool has_room_for_features(const bee_session *s, int n) { return s->n_waiting + n <= BEE_MAX_PASS_ROWS; }
+
+/* Rows 0 .. n_rows - 1 of the workspace's features go to the places in the drafter's caches that `rows` name. */
+static void inject(bee_engine *e, const Row *rows, int n_rows) {
+    int32_t feature_rows[BEE_MAX_PASS_ROWS];
+    for (int i = 0; i < n_rows; i++) feature_rows[i] = i;
+    InjectPass pass = {.ops = e->ops,
+                       .model = e->drafter,
+                       .work = &e->draft_work,
+                       .features = e->work.features,
+                       .feature_stride = e->work.feature_stride,
+                       .feature_rows = feature_rows,
+                       .rows = rows,
+                       .n_rows = n_rows};
+    inject_forward(e->backend, &pass);
+}
+
+void project_features(bee_engine *e, bee_session *const *sessions, int n_sessions) {
+    const size_t stride = e->work.feature_stride;
+    Row rows[BEE_MAX_PASS_ROWS];
+    int n_rows = 0;
+    for (int i = 0; i < n_sessions; i++) {
+        bee_session *s = sessions[i];
+        for (int w = 0; w < s->n_waiting; w++) {
+            if (n_rows == BEE_MAX_PASS_ROWS) {
+                inject(e, rows, n_rows);
+                n_rows = 0;
+            }
+            const int position = s->n_injected + w;
+            memcpy(e->work.features + (size_t)n_rows * stride, s->waiting + (size_t)w * stride, stride * sizeof(float));
+            rows[n_rows++] = (Row){s->draft_cache, s->tokens[position], position, position + 1};
+        }
+        s->n_injected += s->n_waiting;
+        s->n_waiting = 0;
+    }
+    if (n_rows) inject(e, rows, n_rows);
+}
+
+/* ---- blocks ------------------------------------------------------------------------------------- */
+
+void draft_blocks(bee_engine *e, const DraftBlock *blocks, int n_blocks) {
+    Row rows[BEE_MAX_PASS_ROWS];
+    int32_t head_rows[BEE_MAX_PASS_ROWS];
+    Choice choices[BEE_MAX_PASS_ROWS];
+    int n_rows = 0, n_head = 0;
+    for (int i = 0; i < n_blocks; i++) {
+        const DraftBlock *block = &blocks[i];
+        const int base = block->session->n_cached, end = base + block->n + 1;
+        for (int position = base; position < end; position++) {
+            const bool mask = position > base;
+            if (mask) {
+                head_rows[n_head] = n_rows;
+                choices[n_head] = (Choice){block->sampling, position, n_head, -1};
+                n_head++;
+            }
+            rows[n_rows++] = (Row){block->session->draft_cache, mask ? e->drafter->shape.mask_token : block->last_token,
+                                   position, e->drafter->shape.causal ? position + 1 : end};
+        }
+    }
+    DraftPass pass = {.ops = e->ops,
+                      .model = e->drafter,
+                      .work = &e->draft_work,
+                      .rows = rows,
+                      .n_rows = n_rows,
+                      .head_rows = head_rows,
+                      .n_head_rows = n_head,
+                      .choices = choices};
+    draft_forward(e->backend, &pass);
+    const Choice *choice = choices;
+    for (int i = 0; i < n_blocks; i++)
+        for (int d = 0; d < blocks[i].n; d++, choice++) blocks[i].drafts[d] = choice->token < 0 ? 0 : choice->token;
+}
