@@ -33,9 +33,9 @@ test: $(VENV)/.installed-test ## all Python tests against the installed package
 reference: $(VENV)/.installed-test ## fetch third-party vocabularies and templates that more tests use
 	$(BIN)/python tests/golden/fetch_reference_files.py
 
-bench: $(VENV)/.installed-run ## speeds on this machine; the results go to bench.json
+bench: $(VENV)/.installed-bench ## the figures to reach, beside llama-cpp-python; the results go to bench.json, .md and .png
 	$(BIN)/bee pull
-	$(BIN)/bee bench --json bench.json $(ARGS)
+	$(BIN)/bee bench --figures --peer llama-cpp-python --json bench.json --markdown bench.md --plot bench.png $(ARGS)
 
 train: $(VENV)/.installed-train ## train a drafter (PyTorch)
 	$(BIN)/bee train $(ARGS)
@@ -80,7 +80,8 @@ $(VENV)/.installed-run: $(PACKAGE_FILES) | $(BIN)/pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check .
 	@touch $@
 
-$(VENV)/.installed-test $(VENV)/.installed-train: $(VENV)/.installed-%: $(PACKAGE_FILES) | $(BIN)/pip
+# For `bench`, pip compiles llama-cpp-python for this machine, which takes some minutes once.
+$(VENV)/.installed-test $(VENV)/.installed-train $(VENV)/.installed-bench: $(VENV)/.installed-%: $(PACKAGE_FILES) | $(BIN)/pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[$*]'
 	@touch $@
 

@@ -12,12 +12,19 @@ from typing import Any
 import pytest
 
 from bee_integrations import bench, cli
-from bee_integrations.bench import BenchOptions, Sample, load_prompts, run_benchmark
-from bee_integrations.bench_report import summarise
+from bee_integrations.bench import BenchOptions, load_report, merge_figures, run_benchmark
+from bee_integrations.bench import contenders as bench_contenders
+from bee_integrations.bench import markdown as bench_markdown
+from bee_integrations.bench import plot as bench_plot
+from bee_integrations.bench.contenders import BeeContender, Sample, Steps, answer_in_turn
+from bee_integrations.bench.figures import GROUPS
+from bee_integrations.bench.llama_cpp_peer import LlamaCppPeer, PeerCrashedError, PeerProcess, requantise
+from bee_integrations.bench.prompts import load_prompts
+from bee_integrations.bench.report import summarise
+from bee_integrations.bench.run import Figure
 from bee_integrations.engine import Engine, GenerationParams
 from bee_integrations.errors import BeeError, ModelFileError, ParameterError
-from bee_integrations.llama_cpp_peer import LlamaCppPeer, PeerCrashedError, PeerProcess
-from bee_integrations.memory_bandwidth import read_bandwidth
+from bee_integrations.model_file import ModelFile
 
 PROMPTS = [
     {"name": "first", "messages": [{"role": "user", "content": "Say something."}]},
@@ -61,17 +68,32 @@ def test_the_report_names_what_ran_where(report: dict[str, Any], tiny_path: Path
     assert report["model"]["sha256"] == hashlib.sha256(tiny_path.read_bytes()).hexdigest()
     assert report["drafter"]["file"] == "tiny.dflash.gguf"
     assert report["peer"] is None
-    assert "peer_pass_ms" not in report
+    assert report["figures"] == []
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
 def test_passes_are_timed_by_their_number_of_tokens(report: dict[str, Any]) -> None:
-    assert list(report["pass_ms"]) == ["1", "2", "4", "8", "16"]
-    assert list(report["draft_ms"]) == ["2", "4", "8"]  # one token leaves nothing to draft, and the block is of eight
-    assert all(value > 0 for value in report["pass_ms"].values())
-    assert report["limit"]["pass_ms"] == pytest.approx(
-        1e3 * report["limit"]["bytes_per_pass"] / report["limit"]["memory_read_bytes_per_s"]
-    )
+    (passes,) = report["passes"]
+    assert passes["context"] == 256
+    assert list(passes["pass_ms"]) == ["1", "2", "4", "8", "16"]
+    assert list(passes["draft_ms"]) == ["2", "4", "8"]  # one token leaves nothing to draft, and the block is of eight
+    assert passes["peer_pass_ms"] is None
+    assert all(value > 0 for value in passes["pass_ms"].values())
+
+
+def test_each_pass_has_its_bound_beside_it(report: dict[str, Any], tiny_path: Path) -> None:
+    limits, (passes,) = report["limits"], report["passes"]
+    with ModelFile(tiny_path) as file:
+        plan = file.plan()
+    needs = limits["target"]
+    assert needs["kv_bytes_per_position"] == plan.kv_bytes_per_token
+    assert 0.9 * plan.weight_bytes < needs["weight_bytes"] <= plan.weight_bytes  # a plan counts the gains of norms too
+    read = needs["weight_bytes"] + 256 * needs["kv_bytes_per_position"]
+    computed = needs["multiply_adds"] + needs["head_multiply_adds"] + 257 * needs["attention_multiply_adds"]
+    bound = max(read / limits["read_bytes_per_s"], computed / limits["multiply_adds_per_s"])
+    assert passes["bound_ms"]["1"] == pytest.approx(1e3 * bound)
+    assert passes["bound_ms"]["16"] >= passes["bound_ms"]["1"]
+    assert all(passes["cached_bound_ms"][rows] <= bound for rows, bound in passes["bound_ms"].items())
 
 
 def test_there_is_a_row_per_mode_and_prompt(report: dict[str, Any]) -> None:
@@ -100,7 +122,7 @@ def test_only_rows_that_drafted_report_acceptance(report: dict[str, Any]) -> Non
 
 def test_prompts_are_read_in_full_every_time(tiny_path: Path) -> None:
     with Engine(tiny_path, threads=1, n_parallel=1) as engine:
-        contender = bench.BeeContender(engine, "off")
+        contender = BeeContender(engine, "off")
         prompt = engine.encode_prompt("a prompt of some length, twice")
         first = contender.answer(prompt, 3)
         again = contender.answer(prompt, 3)
@@ -172,10 +194,20 @@ class Recorded:
 def test_contenders_take_turns_on_every_prompt() -> None:
     calls: list[tuple[str, int]] = []
     contenders = [Recorded("off", calls), Recorded("dflash", calls)]
-    rows = bench._run_prompts(contenders, {"x": [7], "y": [8]}, BenchOptions(repeats=3), bench._Steps(None, 0))
+    answers = answer_in_turn(contenders, {"x": [7], "y": [8]}, max_tokens=5, repeats=3, steps=Steps())
     turn = [("off", 7), ("dflash", 7), ("off", 8), ("dflash", 8)]
     assert calls == 3 * turn
-    assert rows[0]["decode_tokens_per_s"] == 5.0  # the median of calls 1, 5 and 9
+    assert answers.rows()[0]["decode_tokens_per_s"] == 5.0  # the median of calls 1, 5 and 9
+    assert answers.find("bee", "dflash") == 1
+    assert answers.find("bee", "auto") is None
+    assert answers.ratios(1, 0) == {"x": 6 / 5, "y": 8 / 7}
+
+
+def test_progress_counts_up_to_what_is_expected() -> None:
+    seen: list[tuple[int, int, str]] = []
+    steps = Steps(lambda done, total, label: seen.append((done, total, label)))
+    answer_in_turn([Recorded("off", [])], {"x": [7]}, max_tokens=5, repeats=2, steps=steps)
+    assert seen == [(0, 2, "x, bee off"), (1, 2, "x, bee off")]
 
 
 def _row(
@@ -196,7 +228,7 @@ def _row(
     }
 
 
-PASSES = {"pass_ms": {"1": 2.0, "8": 3.0}, "peer_pass_ms": {"1": 8.0, "8": 30.0}}
+PASSES = [{"context": 256, "pass_ms": {"1": 2.0, "8": 3.0}}]
 
 
 def test_the_summary_has_medians_means_and_ratios_per_prompt() -> None:
@@ -217,8 +249,7 @@ def test_the_summary_has_medians_means_and_ratios_per_prompt() -> None:
         ("bee off", "peer off"): 10.0,
         ("bee dflash", "peer off"): 14.0,
     }
-    assert summary["pass_cost"] == {"1": 1.0, "8": 1.5}
-    assert summary["peer_pass_ratios"] == {"1": 4.0, "8": 10.0}
+    assert summary["pass_cost"] == {"256": {"1": 1.0, "8": 1.5}}
     assert summary["same_text_in_all_modes"] is True  # the peer's text is its own affair
 
 
@@ -231,11 +262,149 @@ def test_the_summary_tells_texts_that_differ_or_do_not_repeat(other: str | None)
 
 def test_a_row_of_repeats_that_disagree_has_no_hash() -> None:
     samples = [Sample(text, 1, None, None, 1.0) for text in ("one", "two")]
-    assert bench._row(Recorded("off", []), "x", samples)["text_sha256"] is None
+    assert bench_contenders._row(Recorded("off", []), "x", samples)["text_sha256"] is None
 
 
-def test_memory_bandwidth_is_a_positive_number() -> None:
-    assert read_bandwidth(1, rounds=1) > 0
+# ---- figures -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def figures(tiny_path: Path, prompts_file: Path) -> dict[str, Any]:
+    """All figures of the tiny model, without a peer."""
+    return run_benchmark(
+        BenchOptions(
+            model=tiny_path, prompts=prompts_file, figures=tuple(GROUPS), max_tokens=N_TOKENS, repeats=1, threads=1
+        )
+    )
+
+
+def test_every_group_has_figures_or_says_why_not(figures: dict[str, Any]) -> None:
+    assert {figure["group"] for figure in figures["figures"]} == set(GROUPS)
+    for figure in figures["figures"]:
+        assert (figure["reached"] is None) == (figure["met"] is None) or figure["asked"] is None
+        assert figure["reached"] is not None or figure["note"], figure["name"]
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+
+
+def test_figures_that_need_a_peer_say_so(figures: dict[str, Any]) -> None:
+    notes = {figure["name"]: figure["note"] for figure in figures["figures"]}
+    assert "--peer" in notes["decode, speculation off, as shipped"]
+    assert "--peer" in notes["decode, requantised to Q8_0"]
+    assert "--avx2-peer-path" in notes["decode, AVX2 forced, the peer built without AVX-512"]
+
+
+def test_a_context_that_is_too_short_is_named(figures: dict[str, Any]) -> None:
+    notes = [figure["note"] for figure in figures["figures"] if figure["reached"] is None]
+    assert "the context holds 512" in notes  # passes after 1024 positions
+
+
+def test_drafting_is_held_against_its_bound(figures: dict[str, Any]) -> None:
+    assert [entry["prompt"] for entry in figures["draft_bounds"]] == ["first", "second"]
+    for entry in figures["draft_bounds"]:
+        assert entry["over_bound"] == pytest.approx(entry["reached"] / entry["bound"])
+        assert entry["bound"] > 0
+    mean = next(figure for figure in figures["figures"] if "over the bound" in figure["name"])
+    assert mean["reached"] == pytest.approx(sum(entry["over_bound"] for entry in figures["draft_bounds"]) / 2)
+
+
+def test_a_fresh_process_tells_memory_and_loading(figures: dict[str, Any]) -> None:
+    memory, load = (next(f for f in figures["figures"] if f["group"] == group) for group in ("memory", "load"))
+    assert memory["at_most"] is True
+    assert load["at_most"] is True
+    assert load["reached"] > 0
+    assert memory["reached"] is None or memory["reached"] == pytest.approx(memory["ours"] / memory["rival"])
+
+
+def test_the_tables_are_markdown_and_fill_the_marked_part(figures: dict[str, Any], tmp_path: Path) -> None:
+    text = bench_markdown.markdown_of(figures)
+    assert text.count("\n| decode, speculation off, as shipped | ") == 1
+    widths = {line.count("|") for line in text.split("\n\n")[1].splitlines()}
+    assert len(widths) == 1  # every line of a table has as many cells
+    page = tmp_path / "page.md"
+    page.write_text(f"# Before\n{bench_markdown.BEGIN}\nold\n{bench_markdown.END}\nafter\n")
+    bench_markdown.write_markdown(figures, page)
+    bench_markdown.write_markdown(figures, page)  # what was filled can be filled again
+    assert page.read_text() == f"# Before\n{bench_markdown.BEGIN}\n{text}{bench_markdown.END}\nafter\n"
+
+
+def test_a_page_without_marks_is_the_tables_alone(figures: dict[str, Any], tmp_path: Path) -> None:
+    bench_markdown.write_markdown(figures, tmp_path / "new.md")
+    assert (tmp_path / "new.md").read_text() == bench_markdown.markdown_of(figures)
+    with pytest.raises(ModelFileError, match="cannot be written"):
+        bench_markdown.write_markdown(figures, tmp_path / "nowhere" / "new.md")
+
+
+def test_the_picture_is_drawn(figures: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    bench_plot.plot_report(figures, tmp_path / "bench.png")
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ModelFileError, match="cannot be written"):
+        bench_plot.plot_report(figures, tmp_path / "bench.unknown")
+    with pytest.raises(ParameterError, match="nothing to draw"):
+        bench_plot.plot_report({**figures, "passes": [], "rows": []}, tmp_path / "bench.png")
+
+
+def test_a_picture_without_matplotlib_names_the_extra(
+    prompts_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, errors = _bee(["bench", "--plot", str(tmp_path / "bench.png")], capsys, monkeypatch)
+    assert code == 1
+    assert "bee-integrations[plot]" in errors
+
+
+def test_earlier_results_are_shown_and_partly_measured_anew(
+    figures: dict[str, Any],
+    tiny_path: Path,
+    prompts_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    before.write_text(json.dumps(figures))
+    code, printed, _ = _bee(["bench", "--from", str(before), "--json", str(after)], capsys, monkeypatch)
+    assert code == 0
+    assert "peak memory" in printed
+    assert json.loads(after.read_text()) == figures
+    options = ["--rows", "load", "--repeats", "1", "--threads", "1", "--model", str(tiny_path)]
+    again = ["bench", "--from", str(before), "--json", str(after), "--prompts", str(prompts_file), *options]
+    code, _, _ = _bee(again, capsys, monkeypatch)
+    assert code == 0
+    merged = json.loads(after.read_text())
+    assert [figure["name"] for figure in merged["figures"]] == [figure["name"] for figure in figures["figures"]]
+    kept = [figure for figure in merged["figures"] if figure["group"] != "load"]
+    assert kept == [figure for figure in figures["figures"] if figure["group"] != "load"]
+    assert (merged["rows"], merged["passes"]) == (figures["rows"], figures["passes"])
+
+
+def test_results_of_something_else_are_not_merged(figures: dict[str, Any]) -> None:
+    with pytest.raises(ParameterError, match="another threads"):
+        merge_figures(figures, {**figures, "threads": 7})
+
+
+@pytest.mark.parametrize(("content", "message"), [("nonsense", "not JSON"), ("{}", "does not hold results")])
+def test_earlier_results_that_are_none_are_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "bench.json").write_text(content)
+    with pytest.raises(ParameterError, match=message):
+        load_report(tmp_path / "bench.json")
+    with pytest.raises(ModelFileError, match="cannot be read"):
+        load_report(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize(
+    ("figure", "met"),
+    [
+        (Figure("x", "x", asked=2.0, reached=2.0), True),
+        (Figure("x", "x", asked=2.0, reached=1.9), False),
+        (Figure("x", "x", asked=2.0, reached=1.9, at_most=True), True),
+        (Figure("x", "x", asked=2.0, reached=2.1, at_most=True), False),
+        (Figure("x", "x", asked=2.0), None),
+        (Figure("x", "x", reached=2.0), None),
+    ],
+)
+def test_a_figure_knows_whether_it_is_met(figure: Figure, met: bool | None) -> None:
+    assert figure.met is met
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------
@@ -245,6 +414,7 @@ def test_the_bundled_prompts_are_well_formed() -> None:
     prompts = load_prompts()
     assert len(prompts) == 24
     assert all(prompt.messages[-1]["role"] == "user" for prompt in prompts)
+    assert len(load_prompts(bundled="repeat")) == 4
 
 
 @pytest.mark.parametrize(
@@ -281,6 +451,11 @@ def test_a_missing_prompts_file_is_refused(tmp_path: Path) -> None:
         {"speculation": ()},
         {"speculation": ("off", "off")},
         {"peer": "somebody"},
+        {"figures": ("speed",)},
+        {"figures": ()},
+        {"figures": ("load", "load")},
+        {"peer_path": "no/such/folder"},
+        {"avx2_peer_path": "no/such/folder"},
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any]) -> None:
@@ -319,12 +494,56 @@ def test_the_peer_answers_and_its_crash_is_an_error(model_path: Path) -> None:
             peer.pass_seconds(1, 0, 1)
 
 
+def test_a_peer_is_imported_from_the_folder_that_is_named(model_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "llama_cpp").mkdir()
+    (tmp_path / "llama_cpp" / "__init__.py").write_text("raise ImportError('the one in the folder')")
+    with pytest.raises(ParameterError, match="the one in the folder"):
+        PeerProcess(model_path, n_ctx=64, threads=1, folder=tmp_path)
+
+
+def test_the_peer_writes_the_model_in_another_type(model_path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    requantise(model_path, tmp_path / "q8.gguf", "Q8_0", threads=2)
+    with ModelFile(tmp_path / "q8.gguf") as file:
+        types = {tensor.type_name for tensor in file.tensors if len(tensor.shape) > 1}
+    assert types == {"Q8_0"}
+    with pytest.raises(BeeError, match="cannot make Q8_0"):
+        requantise(tmp_path / "missing.gguf", tmp_path / "no.gguf", "Q8_0", threads=2)
+
+
 def test_the_report_has_the_peer_beside_ours(model_path: Path, prompts_file: Path) -> None:
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     options = BenchOptions(
-        model=model_path, prompts=prompts_file, speculation=("off",), max_tokens=3, repeats=1, peer="llama-cpp-python"
+        model=model_path,
+        prompts=prompts_file,
+        speculation=("off",),
+        max_tokens=3,
+        repeats=1,
+        threads=2,
+        peer="llama-cpp-python",
     )
     report = run_benchmark(options)
-    assert list(report["peer_pass_ms"]) == list(report["pass_ms"])
+    (passes,) = report["passes"]
+    assert list(passes["peer_pass_ms"]) == list(passes["pass_ms"])
+    assert all(ratio > 0 for ratio in passes["peer_pass_ratios"].values())
     assert [row["engine"] for row in report["rows"]] == 2 * ["bee"] + 2 * ["llama-cpp-python"]
     assert set(report["rows"][-1]) == ROW_KEYS
+
+
+def test_figures_are_ratios_to_the_peer(model_path: Path, prompts_file: Path) -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    options = BenchOptions(
+        model=model_path,
+        prompts=prompts_file,
+        figures=("decode", "prefill", "one-thread"),
+        max_tokens=4,
+        repeats=1,
+        threads=2,
+        peer="llama-cpp-python",
+    )
+    figures = run_benchmark(options)["figures"]
+    assert [figure["group"] for figure in figures] == ["decode", "prefill", "one-thread"]
+    for figure in figures:
+        assert figure["reached"] > 0
+        assert figure["bound_share"] > 0
+    assert figures[1]["reached"] == pytest.approx(figures[1]["ours"] / figures[1]["rival"])

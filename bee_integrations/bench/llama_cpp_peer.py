@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import multiprocessing
 import statistics
+import sys
 import time
 from collections.abc import Collection, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,11 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from .errors import BeeError, ContextLengthError, ParameterError, UnsupportedModelError
+from ..errors import BeeError, ContextLengthError, ParameterError, UnsupportedModelError
 
-__all__ = ["LlamaCppPeer", "PeerCrashedError", "PeerProcess", "PeerRun"]
+__all__ = ["REQUANTISED_TYPES", "LlamaCppPeer", "PeerCrashedError", "PeerProcess", "PeerRun", "requantise"]
 
 PASS_TOKENS = 512  # the largest pass (n_batch and n_ubatch): llama.cpp's default for prompts
+
+REQUANTISED_TYPES = {"Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15}  # llama_ftype
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,34 @@ class PeerCrashedError(BeeError):
     """The peer's process ended by itself."""
 
 
+def _import_api(folder: Path | None) -> Any:
+    """The low-level interface: the module that is installed, or the one in `folder`. Raises ParameterError."""
+    if folder is not None:
+        sys.path.insert(0, str(folder))
+    try:
+        import llama_cpp
+    except ImportError as error:
+        raise ParameterError(
+            f"the peer llama-cpp-python cannot be imported ({error}): install it with 'pip install llama-cpp-python', "
+            "or run the benchmark without --peer"
+        ) from error
+    if folder is not None and folder.resolve() not in Path(llama_cpp.__file__).resolve().parents:
+        raise ParameterError(f"there is no llama_cpp in {folder}: give the folder that pip installed it into")
+    return llama_cpp
+
+
+def _silence(api: Any) -> Any:
+    """Stops llama.cpp's messages. What is returned must stay alive."""
+    callback = api.llama_log_callback(lambda level, text, user_data: None)
+    api.llama_log_set(callback, None)
+    return callback
+
+
 class LlamaCppPeer:
     """A GGUF model in llama.cpp on the CPU, in this process. A context manager.
 
-    `repack` lets llama.cpp hold the weights in the layout that suits the machine, which is its default.
+    `repack` lets llama.cpp hold the weights in the layout that suits the machine, which is its default. `folder` is
+    where to import llama_cpp from; None: where it is installed.
 
     Raises ParameterError where llama-cpp-python is not installed and UnsupportedModelError where it cannot load the
     file.
@@ -51,23 +80,17 @@ class LlamaCppPeer:
 
     name = "llama-cpp-python"
 
-    def __init__(self, model_path: Path, *, n_ctx: int, threads: int, repack: bool = True) -> None:
-        try:
-            import llama_cpp
-        except ImportError as error:
-            raise ParameterError(
-                f"the peer {self.name} cannot be imported ({error}): install it with 'pip install {self.name}', "
-                "or run the benchmark without --peer"
-            ) from error
-        self._api: Any = llama_cpp
-        self.version: str = llama_cpp.__version__
+    def __init__(
+        self, model_path: Path, *, n_ctx: int, threads: int, repack: bool = True, folder: Path | None = None
+    ) -> None:
+        self._api = _import_api(folder)
+        self.version: str = self._api.__version__
         self.n_ctx = n_ctx
         self._model: Any = None
         self._context: Any = None
         self._batch: Any = None
-        self._silence = llama_cpp.llama_log_callback(lambda level, text, user_data: None)
-        llama_cpp.llama_log_set(self._silence, None)
-        llama_cpp.llama_backend_init()
+        self._silence = _silence(self._api)
+        self._api.llama_backend_init()
         try:
             self._load(model_path, threads, repack)
         except BaseException:
@@ -174,8 +197,9 @@ class PeerProcess:
 
     name = LlamaCppPeer.name
 
-    def __init__(self, model_path: Path, *, n_ctx: int, threads: int) -> None:
-        arguments = {"model_path": model_path, "n_ctx": n_ctx, "threads": threads}
+    def __init__(self, model_path: Path, *, n_ctx: int, threads: int, folder: Path | None = None) -> None:
+        arguments = {"model_path": model_path, "n_ctx": n_ctx, "threads": threads, "folder": folder}
+        self.n_ctx = n_ctx
         self.repack = True
         try:
             self._start(arguments)
@@ -253,3 +277,31 @@ def _serve(pipe: Connection, arguments: dict[str, Any]) -> None:
         pipe.send((error, None))
     except (EOFError, KeyboardInterrupt, BrokenPipeError):
         pass
+
+
+# ---- the same model in other types -------------------------------------------------------------------------------
+
+
+def requantise(source: Path, target: Path, type_name: str, *, threads: int, folder: Path | None = None) -> None:
+    """Write `source` with its weights in one of REQUANTISED_TYPES to `target`, with llama.cpp's own quantiser.
+
+    Raises ParameterError where llama-cpp-python is not installed, UnsupportedModelError where it fails.
+    """
+    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            pool.submit(_requantise, source, target, type_name, threads, folder).result()
+        except BrokenProcessPool as error:
+            raise PeerCrashedError(f"{LlamaCppPeer.name} crashed while it made {type_name} of {source.name}") from error
+
+
+def _requantise(source: Path, target: Path, type_name: str, threads: int, folder: Path | None) -> None:
+    api = _import_api(folder)
+    kept_alive = _silence(api)
+    params = api.llama_model_quantize_default_params()
+    params.ftype = REQUANTISED_TYPES[type_name]
+    params.allow_requantize = True
+    params.nthread = threads
+    failed = api.llama_model_quantize(str(source).encode(), str(target).encode(), params)
+    del kept_alive
+    if failed:
+        raise UnsupportedModelError(f"{LlamaCppPeer.name} cannot make {type_name} of {source.name}")
