@@ -65,6 +65,18 @@ static bool has_avx_vnni(void) {
 static bool has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }
 #endif
 
+#if defined(__aarch64__)
+static bool has_dot_product(void) {
+#if defined(__linux__)
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#elif defined(__ARM_FEATURE_DOTPROD) /* what the compiler takes for granted, as on every Apple machine */
+    return true;
+#else
+    return false;
+#endif
+}
+#endif
+
 /* Whether this processor and its system can run the kernels of that name. */
 static bool can_run(const char *name) {
 #if defined(__x86_64__)
@@ -75,10 +87,9 @@ static bool can_run(const char *name) {
                __builtin_cpu_supports("avx512vnni");
     if (!strcmp(name, "avxvnni")) return has_avx2() && has_avx_vnni();
     if (!strcmp(name, "avx2")) return has_avx2();
-#elif defined(__aarch64__) && defined(__linux__)
-    if (!strcmp(name, "neon")) return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
-#elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
-    if (!strcmp(name, "neon")) return true; /* what the compiler takes for granted, as on every Apple machine */
+#elif defined(__aarch64__)
+    if (!strcmp(name, "neon_dotprod")) return has_dot_product();
+    if (!strcmp(name, "neon")) return true;
 #endif
     return !strcmp(name, "portable");
 }
@@ -93,6 +104,9 @@ static const Kernels *const compiled_kernels[] = {
 #endif
 #if defined(BEE_HAVE_AVX2)
     &bee_kernels_avx2,
+#endif
+#if defined(BEE_HAVE_NEON_DOTPROD)
+    &bee_kernels_neon_dotprod,
 #endif
 #if defined(BEE_HAVE_NEON)
     &bee_kernels_neon,

@@ -22,11 +22,14 @@
 #include "simd_avx512.h"
 #elif defined(BEE_ISA_AVX2) || defined(BEE_ISA_AVXVNNI)
 #include "simd_avx2.h"
-#elif defined(BEE_ISA_NEON)
+#elif defined(BEE_ISA_NEON) || defined(BEE_ISA_NEON_DOTPROD)
 #include "simd_neon.h"
 #else
 #include "simd_portable.h"
 #endif
+
+/* Keeps the compiler from dropping what nobody else reads, and from knowing what it reads. */
+INLINE void escape(const void *memory) { __asm__ volatile("" : : "r"(memory) : "memory"); }
 
 /* ---- matrix times a few tokens ------------------------------------------------------------------ */
 
@@ -50,6 +53,17 @@ typedef VI RI;
 #endif
 
 enum { STEPS = BLOCK_ROWS / STEP_ROWS };
+
+/* Where the registers hold the sums of a whole tile too, the loop over the tokens is laid out for each number of them.
+ * Otherwise the sums lie in memory, to be read and written once per group; left alone, compilers would lay that loop
+ * out as well, and then move everything else to the stack. */
+#if REGISTER_TOKENS == 16
+#define TOKEN_LOOP UNROLL
+#elif defined(BEE_SANITIZED)
+#define TOKEN_LOOP
+#else
+#define TOKEN_LOOP _Pragma("GCC unroll 1")
+#endif
 
 /* The codes of one group, of the step's rows. */
 INLINE void load_codes(FormLayout f, int group, int step, const uint8_t *w, RCODES *codes) {
@@ -108,7 +122,7 @@ INLINE void multiply_group(FormLayout f, int n, int group, int step, const uint8
     const GroupScales s = load_scales(f, group, step, w);
     RCODES codes[8];
     load_codes(f, group, step, w, codes);
-    UNROLL for (int t = 0; t < n; t++) {
+    TOKEN_LOOP for (int t = 0; t < n; t++) {
         const int8_t *x = a[t].codes + GROUP * group;
         const RF token_scale = rf_set(a[t].scale[group]);
         if (f.has_halves) {
@@ -130,35 +144,30 @@ INLINE void multiply_group(FormLayout f, int n, int group, int step, const uint8
     }
 }
 
-INLINE void clear_block(int n, RF (*acc)[MAX_TILE]) {
-    UNROLL for (int step = 0; step < STEPS; step++) UNROLL for (int t = 0; t < n; t++) acc[step][t] = rf_set(0);
-}
+INLINE void store_sums(float *out, RF sums, bool add) { rf_store(out, add ? rf_add(rf_load(out), sums) : sums); }
 
-INLINE void store_block(int n, RF (*acc)[MAX_TILE], float *out, size_t out_stride, bool add) {
-    UNROLL for (int step = 0; step < STEPS; step++) UNROLL for (int t = 0; t < n; t++) {
-        float *to = out + t * out_stride + STEP_ROWS * step;
-        rf_store(to, add ? rf_add(rf_load(to), acc[step][t]) : acc[step][t]);
-    }
-}
-
-/* 16 rows x n tokens, n <= MAX_TILE, all columns. */
+/* 16 rows x n tokens, n <= TILE, all columns. */
 INLINE void multiply_codes(FormLayout f, int n, const uint8_t *w, int n_pairs, const OperandPair *a, float *out,
                            size_t out_stride, bool add) {
-    RF acc[STEPS][MAX_TILE];
-    clear_block(n, acc);
+    RF acc[STEPS][TILE];
+    UNROLL for (int step = 0; step < STEPS; step++) TOKEN_LOOP for (int t = 0; t < n; t++) acc[step][t] = rf_set(0);
     for (int p = 0; p < n_pairs; p++, w += pair_bytes(f), a += TILE) {
         /* Ahead of the hardware's prefetcher, which stops at every page: a sixth of a single token's time. */
         for (int i = 0; i < pair_bytes(f); i += 64) __builtin_prefetch(w + 4096 + i);
-        UNROLL for (int step = 0; step < STEPS; step++) multiply_group(f, n, 0, step, w, a, acc[step]);
-        UNROLL for (int step = 0; step < STEPS; step++) multiply_group(f, n, 1, step, w, a, acc[step]);
+        UNROLL for (int step = 0; step < STEPS; step++) {
+            multiply_group(f, n, 0, step, w, a, acc[step]);
+            if (STEPS > 1) escape(w); /* or it keeps all nibbles for the other group, on the stack */
+            multiply_group(f, n, 1, step, w, a, acc[step]);
+        }
     }
-    store_block(n, acc, out, out_stride, add);
+    UNROLL for (int step = 0; step < STEPS; step++) TOKEN_LOOP for (int t = 0; t < n; t++)
+        store_sums(out + t * out_stride + STEP_ROWS * step, acc[step][t], add);
 }
 
 INLINE void multiply_floats(Form form, int n, const uint8_t *w, int columns, const float *a, float *out,
                             size_t out_stride, bool add) {
-    RF acc[STEPS][MAX_TILE];
-    clear_block(n, acc);
+    RF acc[STEPS][TILE];
+    UNROLL for (int step = 0; step < STEPS; step++) UNROLL for (int t = 0; t < n; t++) acc[step][t] = rf_set(0);
     for (int k = 0; k < columns; k++) UNROLL for (int step = 0; step < STEPS; step++) {
             const int at = k * BLOCK_ROWS + STEP_ROWS * step;
             const RF column = form == FORM_F32   ? rf_load((const float *)w + at)
@@ -166,59 +175,71 @@ INLINE void multiply_floats(Form form, int n, const uint8_t *w, int columns, con
                                                  : rf_load_bf16((const uint16_t *)w + at);
             UNROLL for (int t = 0; t < n; t++) acc[step][t] = rf_fma(column, rf_set(a[k * TILE + t]), acc[step][t]);
         }
-    store_block(n, acc, out, out_stride, add);
+    UNROLL for (int step = 0; step < STEPS; step++) UNROLL for (int t = 0; t < n; t++)
+        store_sums(out + t * out_stride + STEP_ROWS * step, acc[step][t], add);
 }
 
-/* `token` is the first of the tile's in its operand. */
-typedef void (*Multiply)(const Weight *weight, const uint8_t *w, const Operand *in, int token, float *out,
-                         size_t out_stride, bool add);
+/* Multiplies some of the `left` tokens from `token` on, all in one tile of the operand, and returns how many. */
+typedef int (*Multiply)(const Weight *weight, const uint8_t *w, const Operand *in, int token, int left, float *out,
+                        size_t out_stride, bool add);
 
 /* Each form, for each number of tokens, becomes a function of its own: the constants fold into it. */
-#define CODES(name, n, form)                                                                                    \
-    static __attribute__((noinline)) void name##_##n(const Weight *weight, const uint8_t *w, const Operand *in, \
-                                                     int token, float *out, size_t out_stride, bool add) {      \
-        const OperandPair *a = in->pairs + (size_t)(token / TILE) * in->n_pairs * TILE + token % TILE;          \
-        multiply_codes(form_layouts[form], n, w, weight->n_pairs, a, out, out_stride, add);                     \
+#define CODES(name, size, n, form)                                                                                     \
+    static __attribute__((noinline)) int name##_##size(const Weight *weight, const uint8_t *w, const Operand *in,      \
+                                                       int token, int left, float *out, size_t out_stride, bool add) { \
+        const OperandPair *a = in->pairs + (size_t)(token / TILE) * in->n_pairs * TILE + token % TILE;                 \
+        (void)left;                                                                                                    \
+        multiply_codes(form_layouts[form], n, w, weight->n_pairs, a, out, out_stride, add);                            \
+        return n;                                                                                                      \
     }
-#define FLOATS(name, n, form)                                                                                   \
-    static __attribute__((noinline)) void name##_##n(const Weight *weight, const uint8_t *w, const Operand *in, \
-                                                     int token, float *out, size_t out_stride, bool add) {      \
-        const float *a = in->values + (size_t)(token / TILE) * in->columns * TILE + token % TILE;               \
-        multiply_floats(form, n, w, weight->columns, a, out, out_stride, add);                                  \
+#define FLOATS(name, size, n, form)                                                                                    \
+    static __attribute__((noinline)) int name##_##size(const Weight *weight, const uint8_t *w, const Operand *in,      \
+                                                       int token, int left, float *out, size_t out_stride, bool add) { \
+        const float *a = in->values + (size_t)(token / TILE) * in->columns * TILE + token % TILE;                      \
+        (void)left;                                                                                                    \
+        multiply_floats(form, n, w, weight->columns, a, out, out_stride, add);                                         \
+        return n;                                                                                                      \
     }
-#if MAX_TILE == 16
-#define FOR_TILES(MAKE, name, ...)                                                     \
-    MAKE(name, 1, __VA_ARGS__)                                                         \
-    MAKE(name, 2, __VA_ARGS__)                                                         \
-    MAKE(name, 3, __VA_ARGS__)                                                         \
-    MAKE(name, 4, __VA_ARGS__)                                                         \
-    MAKE(name, 5, __VA_ARGS__)                                                         \
-    MAKE(name, 6, __VA_ARGS__)                                                         \
-    MAKE(name, 8, __VA_ARGS__)                                                         \
-    MAKE(name, 12, __VA_ARGS__)                                                        \
-    MAKE(name, 16, __VA_ARGS__)                                                        \
-    static const Multiply name[] = {name##_1, name##_2, name##_3,  name##_4, name##_5, \
-                                    name##_6, name##_8, name##_12, name##_16};
-static const int tile_sizes[] = {1, 2, 3, 4, 5, 6, 8, 12, 16};
-#else /* fewer registers: more tokens at once would spill */
-#define FOR_TILES(MAKE, name, ...) \
-    MAKE(name, 1, __VA_ARGS__)     \
-    MAKE(name, 2, __VA_ARGS__)     \
-    static const Multiply name[] = {name##_1, name##_2};
-static const int tile_sizes[] = {1, 2};
+
+/* Tables by the number of tokens that are left, less one. */
+#if REGISTER_TOKENS == 16
+#define REGISTER_TILES(MAKE, name, form)                                                                \
+    MAKE(name, 1, 1, form)                                                                              \
+    MAKE(name, 2, 2, form)                                                                              \
+    MAKE(name, 3, 3, form)                                                                              \
+    MAKE(name, 4, 4, form)                                                                              \
+    MAKE(name, 5, 5, form)                                                                              \
+    MAKE(name, 6, 6, form)                                                                              \
+    MAKE(name, 8, 8, form)                                                                              \
+    MAKE(name, 12, 12, form)                                                                            \
+    MAKE(name, 16, 16, form)                                                                            \
+    static const Multiply name[TILE] = {name##_1,  name##_2,  name##_3,  name##_4, name##_5, name##_6,  \
+                                        name##_6,  name##_8,  name##_8,  name##_8, name##_8, name##_12, \
+                                        name##_12, name##_12, name##_12, name##_16};
+#define ANY_TILES REGISTER_TILES
+#else
+#define REGISTER_TILES(MAKE, name, form) \
+    MAKE(name, 1, 1, form)               \
+    MAKE(name, 2, 2, form)               \
+    MAKE(name, 4, 4, form)               \
+    static const Multiply name[TILE] = {name##_1, name##_2, name##_2, [3 ... TILE - 1] = name##_4};
+#define ANY_TILES(MAKE, name, form) \
+    MAKE(name, 1, 1, form)          \
+    MAKE(name, any, left, form)     \
+    static const Multiply name[TILE] = {name##_1, [1 ... TILE - 1] = name##_any};
 #endif
 
-FOR_TILES(CODES, multiply_4, FORM_4)
-FOR_TILES(CODES, multiply_4m, FORM_4M)
-FOR_TILES(CODES, multiply_4k, FORM_4K)
-FOR_TILES(CODES, multiply_5, FORM_5)
-FOR_TILES(CODES, multiply_5m, FORM_5M)
-FOR_TILES(CODES, multiply_5k, FORM_5K)
-FOR_TILES(CODES, multiply_6k, FORM_6K)
-FOR_TILES(CODES, multiply_8, FORM_8)
-FOR_TILES(FLOATS, multiply_f16, FORM_F16)
-FOR_TILES(FLOATS, multiply_bf16, FORM_BF16)
-FOR_TILES(FLOATS, multiply_f32, FORM_F32)
+ANY_TILES(CODES, multiply_4, FORM_4)
+ANY_TILES(CODES, multiply_4m, FORM_4M)
+ANY_TILES(CODES, multiply_4k, FORM_4K)
+ANY_TILES(CODES, multiply_5, FORM_5)
+ANY_TILES(CODES, multiply_5m, FORM_5M)
+ANY_TILES(CODES, multiply_5k, FORM_5K)
+ANY_TILES(CODES, multiply_6k, FORM_6K)
+ANY_TILES(CODES, multiply_8, FORM_8)
+REGISTER_TILES(FLOATS, multiply_f16, FORM_F16)
+REGISTER_TILES(FLOATS, multiply_bf16, FORM_BF16)
+REGISTER_TILES(FLOATS, multiply_f32, FORM_F32)
 
 static const Multiply *const multiply_table[FORM_COUNT] = {
     multiply_4,  multiply_4m, multiply_4k,  multiply_5,    multiply_5m,  multiply_5k,
@@ -227,17 +248,12 @@ static const Multiply *const multiply_table[FORM_COUNT] = {
 
 static void multiply(const Weight *weight, int first, int last, const Operand *in, int n_tokens, float *out,
                      size_t out_stride, bool add) {
-    const int n_sizes = sizeof tile_sizes / sizeof *tile_sizes;
     for (int block = first; block < last; block++) {
         const uint8_t *w = weight->data + block * weight->block_bytes;
         for (int token = 0; token < n_tokens;) {
-            /* The largest tile that fits what is left; tiles never straddle an operand's tile. */
             const int room = TILE - token % TILE, left = n_tokens - token < room ? n_tokens - token : room;
-            int size = n_sizes - 1;
-            while (tile_sizes[size] > left) size--;
-            multiply_table[weight->form][size](
-                weight, w, in, token, out + token * out_stride + (block - first) * BLOCK_ROWS, out_stride, add);
-            token += tile_sizes[size];
+            token += multiply_table[weight->form][left - 1](
+                weight, w, in, token, left, out + token * out_stride + (block - first) * BLOCK_ROWS, out_stride, add);
         }
     }
 }
@@ -367,10 +383,14 @@ static bool may_win(const float *logits, const int32_t *ids, int32_t first, floa
 
 /* ---- attention ---------------------------------------------------------------------------------- */
 
-/* Scores of n queries against n_blocks blocks of 16 positions, two at a time: more products under way. */
+enum { MAX_QUERIES = 6 };
+
+/* Scores of n queries against n_blocks blocks of 16 positions, two at a time where the registers hold the sums: more
+ * products under way. */
 INLINE void score(int n, const Attention *a, const float *const *queries, int n_blocks,
                   float (*scores)[POSITION_CHUNK]) {
-    for (int block = 0; block < n_blocks; block += 2) {
+    const bool two = 2 * n <= FLOAT_SUMS;
+    for (int block = 0; block < n_blocks; block += two ? 2 : 1) {
         const uint16_t *keys = a->keys + (size_t)block * POSITION_BLOCK * a->head_size;
         const uint16_t *more = keys + (size_t)POSITION_BLOCK * a->head_size;
         VF acc[MAX_QUERIES][2];
@@ -378,18 +398,19 @@ INLINE void score(int n, const Attention *a, const float *const *queries, int n_
         for (int d = 0; d < a->head_size; d++) {
             if (d % 2 == 0) { /* two rows of 16 a line; as far ahead as in multiply_codes */
                 __builtin_prefetch(keys + d * POSITION_BLOCK + 2048);
-                __builtin_prefetch(more + d * POSITION_BLOCK + 2048);
+                if (two) __builtin_prefetch(more + d * POSITION_BLOCK + 2048);
             }
-            const VF k = vf_load_f16(keys + d * POSITION_BLOCK), l = vf_load_f16(more + d * POSITION_BLOCK);
+            const VF k = vf_load_f16(keys + d * POSITION_BLOCK);
+            const VF l = two ? vf_load_f16(more + d * POSITION_BLOCK) : k;
             UNROLL for (int q = 0; q < n; q++) {
                 const VF x = vf_set(queries[q][d]);
                 acc[q][0] = vf_fma(k, x, acc[q][0]);
-                acc[q][1] = vf_fma(l, x, acc[q][1]);
+                if (two) acc[q][1] = vf_fma(l, x, acc[q][1]);
             }
         }
         UNROLL for (int q = 0; q < n; q++) {
             vf_store(scores[q] + block * POSITION_BLOCK, acc[q][0]);
-            vf_store(scores[q] + (block + 1) * POSITION_BLOCK, acc[q][1]);
+            if (two) vf_store(scores[q] + (block + 1) * POSITION_BLOCK, acc[q][1]);
         }
     }
 }
@@ -442,8 +463,9 @@ INLINE void attend_queries(int n, const Attention *a, int first) {
     float *const *partials = a->partials + first;
     score(n, a, a->queries + first, blocks, scores);
     for (int q = 0; q < n; q++) soften(scores[q], n_visible[q], partials[q]);
+    const int width = 4 * n <= FLOAT_SUMS ? 4 : 2 * n <= FLOAT_SUMS ? 2 : 1;
     int d = 0;
-    for (; d + 64 <= a->head_size; d += 64) weigh(n, 4, a, n_visible, d, scores, partials);
+    for (; d + 16 * width <= a->head_size; d += 16 * width) weigh(n, width, a, n_visible, d, scores, partials);
     for (; d < a->head_size; d += 16) weigh(n, 1, a, n_visible, d, scores, partials);
 }
 
@@ -453,16 +475,11 @@ ATTEND(1)
 ATTEND(2)
 ATTEND(3)
 ATTEND(4)
-#if MAX_QUERIES > 4
 ATTEND(5)
 ATTEND(6)
-#endif
 
-static void (*const attend_table[])(const Attention *a, int first) = {
-    attend_1, attend_2, attend_3, attend_4,
-#if MAX_QUERIES > 4
-    attend_5, attend_6,
-#endif
+static void (*const attend_table[MAX_QUERIES])(const Attention *a, int first) = {
+    attend_1, attend_2, attend_3, attend_4, attend_5, attend_6,
 };
 
 /* Each query's arithmetic is the same whichever queries are computed beside it. */
@@ -499,9 +516,6 @@ static void fold(const float *partials, size_t stride, int n_chunks, int head_si
 }
 
 /* ---- what the machine allows -------------------------------------------------------------------- */
-
-/* Keeps the compiler from dropping what nobody else reads, and from knowing what it reads. */
-INLINE void escape(const void *memory) { __asm__ volatile("" : : "r"(memory) : "memory"); }
 
 static void read_all(const uint8_t *data, size_t bytes) {
     enum { SUMS = 4, STREAMS = 4, STEP = 512 }; /* one stream alone is a tenth slower */

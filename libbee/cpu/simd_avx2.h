@@ -10,10 +10,10 @@
 #define ISA_KERNELS bee_kernels_avx2
 #endif
 #define STEP_ROWS 8
-#define MAX_TILE 16
-#define TWO_CHAINS_BELOW 2
+#define REGISTER_TOKENS 4
+#define TWO_CHAINS_BELOW 0
 #define CHAINS 5
-#define MAX_QUERIES 4
+#define FLOAT_SUMS 6
 #ifdef __AVXVNNI__
 #define HIGH_NIBBLE 16
 #define WIDE_ZERO 128

@@ -5,16 +5,17 @@
  *   RCODES   weight codes: 4 successive columns of each of STEP_ROWS rows
  *   RF, RI   a float or int32 of each of STEP_ROWS rows; VF and VI where these are 16
  * HIGH_NIBBLE is the factor that `codes_high` leaves in the codes; WIDE_ZERO the zero point of 8-bit codes that `dot`
- * leaves to its caller. CHAINS sums and their operands fit into the registers. */
+ * leaves to its caller. The registers hold the sums of STEP_ROWS rows and REGISTER_TOKENS tokens beside their operands,
+ * or CHAINS sums of integers. */
 #include <immintrin.h>
 
 #define ISA_NAME "avx512"
 #define ISA_KERNELS bee_kernels_avx512
 #define STEP_ROWS 16
-#define MAX_TILE 16
+#define REGISTER_TOKENS 16
 #define TWO_CHAINS_BELOW 4
 #define CHAINS 16
-#define MAX_QUERIES 6
+#define FLOAT_SUMS 24
 #define HIGH_NIBBLE 16
 #define WIDE_ZERO 128
 

@@ -1,12 +1,18 @@
-/* Sixteen lanes in four q registers: ARMv8.2 with the dot product. The operations are described in simd_avx512.h. */
+/* Sixteen lanes in four q registers: any 64-bit ARM, with or without the dot product of ARMv8.2. The operations are
+ * described in simd_avx512.h. */
 #include <arm_neon.h>
 
+#ifdef __ARM_FEATURE_DOTPROD
+#define ISA_NAME "neon_dotprod"
+#define ISA_KERNELS bee_kernels_neon_dotprod
+#else
 #define ISA_NAME "neon"
 #define ISA_KERNELS bee_kernels_neon
+#endif
 #define STEP_ROWS 8
-#define MAX_TILE 16
-#define TWO_CHAINS_BELOW 4
-#define MAX_QUERIES 4
+#define REGISTER_TOKENS 4
+#define TWO_CHAINS_BELOW 0
+#define FLOAT_SUMS 6
 #define HIGH_NIBBLE 1
 #define WIDE_ZERO 0
 #define CHAINS 8
@@ -111,28 +117,46 @@ INLINE RI ri_add(RI a, RI b) { HALVES(RI, vaddq_s32(a.q[i], b.q[i])); }
 INLINE RCODES codes_load(const uint8_t *p) { HALVES(RCODES, vld1q_u8(p + 16 * i)); }
 INLINE RCODES codes_low(const uint8_t *p) { HALVES(RCODES, vandq_u8(vld1q_u8(p + 16 * i), vdupq_n_u8(15))); }
 INLINE RCODES codes_upper(const uint8_t *p) { HALVES(RCODES, vshrq_n_u8(vld1q_u8(p + 16 * i), 4)); }
-/* Shifted down: the product is one of signed bytes, which codes up to 240 are not. */
+/* Shifted down: products are of signed bytes, which codes up to 240 are not. */
 INLINE RCODES codes_high(const uint8_t *p) { return codes_upper(p); }
 INLINE RCODES codes_join(RCODES low, RCODES upper, int left, int mask) {
     const int8x16_t shift = vdupq_n_s8((int8_t)left); /* negative: right */
     HALVES(RCODES, vorrq_u8(low.q[i], vandq_u8(vshlq_u8(upper.q[i], shift), vdupq_n_u8((uint8_t)mask))));
 }
-/* The codes of one register, four columns of each of four rows, and one of 16 columns of activations, which are the
- * same for all rows. */
-INLINE int32x4_t dot_sixteen(int32x4_t acc, const RCODES *w, int half, int8x16_t x, bool wide) {
-    int8x16_t codes[4];
-    UNROLL for (int j = 0; j < 4; j++) codes[j] =
-        vreinterpretq_s8_u8(wide ? veorq_u8(w[j].q[half], vdupq_n_u8(0x80)) : w[j].q[half]);
-    acc = vdotq_laneq_s32(acc, codes[0], x, 0);
-    acc = vdotq_laneq_s32(acc, codes[1], x, 1);
-    acc = vdotq_laneq_s32(acc, codes[2], x, 2);
-    return vdotq_laneq_s32(acc, codes[3], x, 3);
-}
 /* 8-bit codes around their zero point: a changed upper bit makes them signed. */
+INLINE int8x16_t signed_codes(uint8x16_t w, int bits) {
+    return vreinterpretq_s8_u8(bits == 8 ? veorq_u8(w, vdupq_n_u8(0x80)) : w);
+}
+#ifdef __ARM_FEATURE_DOTPROD
+/* 16 columns of four rows, whose codes fill one register for every four columns. */
+INLINE int32x4_t dot_sixteen(int32x4_t acc, const RCODES *w, int half, int8x16_t x, int bits) {
+    acc = vdotq_laneq_s32(acc, signed_codes(w[0].q[half], bits), x, 0);
+    acc = vdotq_laneq_s32(acc, signed_codes(w[1].q[half], bits), x, 1);
+    acc = vdotq_laneq_s32(acc, signed_codes(w[2].q[half], bits), x, 2);
+    return vdotq_laneq_s32(acc, signed_codes(w[3].q[half], bits), x, 3);
+}
 INLINE RI dot(RI acc, const RCODES *w, const int8_t *a, int n, int bits) {
     UNROLL for (int j = 0; j < n; j += 4) {
         const int8x16_t x = vld1q_s8(a + 4 * j);
-        UNROLL for (int half = 0; half < 2; half++) acc.q[half] = dot_sixteen(acc.q[half], w + j, half, x, bits == 8);
+        UNROLL for (int half = 0; half < 2; half++) acc.q[half] = dot_sixteen(acc.q[half], w + j, half, x, bits);
     }
     return acc;
 }
+#else
+/* Sums stay in 16 bits for as many columns as these hold, at 127 times the largest code each; a lane takes every fourth
+ * column of one row. */
+INLINE RI dot(RI acc, const RCODES *w, const int8_t *a, int n, int bits) {
+    const int room = INT16_MAX / (127 * (bits == 8 ? 128 : (1 << bits) - 1)), together = room < n ? room : n;
+    UNROLL for (int first = 0; first < n; first += together) UNROLL for (int half = 0; half < 2; half++) {
+        int16x8_t upper = vdupq_n_s16(0), lower = upper;
+        UNROLL for (int j = first; j < first + together; j++) {
+            const int8x16_t codes = signed_codes(w[j].q[half], bits);
+            const int8x8_t x = vreinterpret_s8_s32(vld1_dup_s32((const int32_t *)(const void *)(a + 4 * j)));
+            lower = vmlal_s8(lower, vget_low_s8(codes), x);
+            upper = vmlal_s8(upper, vget_high_s8(codes), x);
+        }
+        acc.q[half] = vaddq_s32(acc.q[half], vpaddq_s32(vpaddlq_s16(lower), vpaddlq_s16(upper)));
+    }
+    return acc;
+}
+#endif

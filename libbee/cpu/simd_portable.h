@@ -6,10 +6,10 @@
 #define ISA_NAME "portable"
 #define ISA_KERNELS bee_kernels_portable
 #define STEP_ROWS 16
-#define MAX_TILE 2
+#define REGISTER_TOKENS 4
 #define TWO_CHAINS_BELOW 0
 #define CHAINS 2
-#define MAX_QUERIES 4
+#define FLOAT_SUMS 6
 #define HIGH_NIBBLE 16
 #define WIDE_ZERO 128
 

@@ -16,6 +16,9 @@ static const Kernels *const compiled_kernels[] = {
 #ifdef BEE_HAVE_AVX2
     &bee_kernels_avx2,
 #endif
+#ifdef BEE_HAVE_NEON_DOTPROD
+    &bee_kernels_neon_dotprod,
+#endif
 #ifdef BEE_HAVE_NEON
     &bee_kernels_neon,
 #endif

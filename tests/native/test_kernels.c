@@ -198,6 +198,36 @@ static void test_products(const Kernels *kernels) {
     }
 }
 
+/* Where a block keeps its codes, all of which a byte can fill. */
+static const struct {
+    int begin, end;
+} code_bytes_of[] = {
+    [TYPE_Q4_0] = {2, 18}, [TYPE_Q4_1] = {4, 20},   [TYPE_Q5_0] = {2, 22},   [TYPE_Q5_1] = {4, 24},
+    [TYPE_Q8_0] = {2, 34}, [TYPE_Q4_K] = {16, 144}, [TYPE_Q5_K] = {16, 176}, [TYPE_Q6_K] = {0, 192},
+};
+
+/* The largest codes times the largest activations, of equal and of changing sign: no sum on the way overflows. */
+static void test_largest_codes(const Kernels *kernels) {
+    static const uint8_t fills[] = {0xFF, 0x80, 0x7F, 0x00};
+    Random random = {14};
+    for (int type = 0; type < N_BLOCK_TYPES; type++)
+        for (size_t fill = 0; fill < sizeof fills && block_types[type].columns > 1; fill++) {
+            const BlockType *t = &block_types[type];
+            Case c = new_case(t, 16, 256, 4, &random);
+            uint8_t *data = (uint8_t *)c.tensor.data;
+            for (uint64_t block = 0; block < c.tensor.size; block += (uint64_t)t->bytes)
+                memset(data + block + code_bytes_of[t->type].begin, fills[fill],
+                       (size_t)(code_bytes_of[t->type].end - code_bytes_of[t->type].begin));
+            weight_fill(&c.weight, &c.tensor, NULL, 0, c.weight.n_blocks);
+            for (int i = 0; i < 256; i++) {
+                const float signs[] = {1, -1, i % 2 ? 1 : -1, i / 16 % 2 ? 1 : -1};
+                for (int token = 0; token < 4; token++) c.x[(size_t)token * c.x_stride + (size_t)i] = 3 * signs[token];
+            }
+            test_product(kernels, &c);
+            free_case(&c);
+        }
+}
+
 /* ---- block invariance ------------------------------------------------------------------------------- */
 
 /* Runs of successive tokens, every start and every length, give each token the same bits as all 16 together do; and so
@@ -526,6 +556,52 @@ static void test_largest(const Kernels *kernels) {
     }
 }
 
+/* ---- one instruction set and another ----------------------------------------------------------------- */
+
+/* All but the portable kernels fuse products with sums and add across lanes in the same order: the same bits. */
+static void test_same_bits(const Kernels *a, const Kernels *b) {
+    Random random = {15};
+    enum { N = 5, COLUMNS = 512 };
+    for (int type = 0; type < N_BLOCK_TYPES; type++) {
+        Case c = new_case(&block_types[type], 40, COLUMNS, N, &random);
+        const size_t row_bytes = c.out_stride * sizeof(float);
+        float *out[2] = {allocate(N * row_bytes), allocate(N * row_bytes)};
+        Operand *in[2] = {load_operand(a, &c, 0, N), load_operand(b, &c, 0, N)};
+        a->multiply(&c.weight, 0, c.weight.n_blocks, in[0], N, out[0], c.out_stride, false);
+        b->multiply(&c.weight, 0, c.weight.n_blocks, in[1], N, out[1], c.out_stride, false);
+        bool same = !memcmp(out[0], out[1], N * row_bytes);
+        for (int t = 0; in[0]->pairs && t < N; t++)
+            for (int g = 0; g < 2 * in[0]->n_pairs; g += 2)
+                same = same && !memcmp(pair_of(in[0], t, g), pair_of(in[1], t, g), sizeof(OperandPair));
+        if (!CHECK(same)) printf("    %s, %s, %s\n", a->name, b->name, block_types[type].name);
+        for (int i = 0; i < 2; i++) {
+            bee_cpu_ops.operand_free(NULL, in[i]);
+            free(out[i]);
+        }
+        free_case(&c);
+    }
+    AttentionCase c = new_attention(80, 7, 300, &random);
+    float x[COLUMNS], gain[COLUMNS], out[2][COLUMNS], attended[7 * 80];
+    uint16_t half[2][COLUMNS];
+    run_attention(a, &c, 0, 7);
+    memcpy(attended, c.out, sizeof attended);
+    run_attention(b, &c, 0, 7);
+    CHECK(!memcmp(attended, c.out, sizeof attended));
+    free_attention(&c);
+    for (int i = 0; i < COLUMNS; i++)
+        x[i] = (float)(30 * random_normal(&random)), gain[i] = (float)random_normal(&random);
+    a->rms_norm(x, gain, 1e-5f, COLUMNS, out[0]);
+    b->rms_norm(x, gain, 1e-5f, COLUMNS, out[1]);
+    CHECK(!memcmp(out[0], out[1], sizeof out[0]));
+    a->swiglu(x, gain, COLUMNS, out[0]);
+    b->swiglu(x, gain, COLUMNS, out[1]);
+    CHECK(!memcmp(out[0], out[1], sizeof out[0]));
+    a->to_float16(x, half[0], COLUMNS);
+    b->to_float16(x, half[1], COLUMNS);
+    CHECK(!memcmp(half[0], half[1], sizeof half[0]));
+    CHECK(a->sum_exp(x, 500, a->largest(x, 500)) == b->sum_exp(x, 500, b->largest(x, 500)));
+}
+
 /* ---- half precision --------------------------------------------------------------------------------- */
 
 static bool same_half(uint16_t a, uint16_t b) {
@@ -582,6 +658,7 @@ int main(void) {
         const Kernels *kernels = kernels_named(names[i]);
         if (!CHECK(kernels != NULL)) continue;
         test_products(kernels);
+        test_largest_codes(kernels);
         test_block_invariance(kernels);
         test_odd_activations(kernels);
         test_attention(kernels);
@@ -592,6 +669,7 @@ int main(void) {
         test_sum_exp(kernels);
         test_largest(kernels);
         test_half_conversion(kernels);
+        if (i && strcmp(kernels->name, "portable")) test_same_bits(kernels_named(names[0]), kernels);
         printf("%s: done\n", kernels->name);
     }
     return check_report();
