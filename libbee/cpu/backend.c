@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
 #elif defined(__aarch64__) && defined(__linux__)
@@ -38,12 +39,15 @@ enum { ATTENTION_ROWS = BEE_MAX_BLOCK };
 /* Queries handed to the attention kernel in one call. */
 enum { QUERIES_TOGETHER = 24 };
 
+typedef struct Region Region;
+
 struct Backend {
     const Kernels *kernels;
     ThreadPool *pool;
     Reductions reductions;
     float *partials[2]; /* of attention, for ATTENTION_ROWS rows each: one is written while the other is read */
     size_t partial_floats;
+    Region *regions; /* the weights' memory */
     Worker workers[BEE_MAX_THREADS];
 };
 
@@ -149,14 +153,24 @@ static const Kernels *choose_kernels(const char *wanted, bee_error *error) {
 
 /* ---- memory ------------------------------------------------------------------------------------- */
 
-/* Huge pages where the system gives them: a pass reads every weight once, and the page walks would show. */
+enum { HUGE_PAGE = 2 << 20 };
+
+/* Huge pages where the system gives them: a pass reads every weight once, and the page walks would show, most of all in
+ * a virtual machine. They must begin at a multiple of their size. */
 static void *pages_new(size_t bytes) {
-    void *memory = mmap(NULL, bytes ? bytes : 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    bytes = bytes ? bytes : 1;
+    const size_t slack = bytes < HUGE_PAGE ? 0 : HUGE_PAGE, page = (size_t)sysconf(_SC_PAGESIZE);
+    uint8_t *memory = mmap(NULL, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) return NULL;
+    if (!slack) return memory;
+    const size_t before = (HUGE_PAGE - (uintptr_t)memory % HUGE_PAGE) % HUGE_PAGE;
+    const size_t kept = (bytes + page - 1) / page * page, mapped = (bytes + slack + page - 1) / page * page;
+    if (before) munmap(memory, before);
+    if (mapped > before + kept) munmap(memory + before + kept, mapped - before - kept);
 #ifdef MADV_HUGEPAGE
-    madvise(memory, bytes, MADV_HUGEPAGE);
+    madvise(memory + before, bytes, MADV_HUGEPAGE);
 #endif
-    return memory;
+    return memory + before;
 }
 
 static void pages_free(void *memory, size_t bytes) {
@@ -199,10 +213,45 @@ static bool reserve_scratch(Backend *backend, size_t floats) {
     return true;
 }
 
+/* Weights lie one after the other in large regions, because most of them are smaller than a huge page. A region is
+ * given back with the backend. */
+struct Region {
+    Region *next;
+    uint8_t *memory;
+    size_t bytes, used;
+};
+
+enum { REGION_BYTES = 64 << 20 };
+
+static uint8_t *take_weight_memory(Backend *backend, size_t bytes) {
+    bytes = (bytes + 63) / 64 * 64;
+    Region *region = backend->regions;
+    if (!region || region->bytes - region->used < bytes) {
+        region = malloc(sizeof *region);
+        if (!region) return NULL;
+        *region = (Region){.next = backend->regions, .bytes = bytes < REGION_BYTES ? REGION_BYTES : bytes};
+        region->memory = pages_new(region->bytes);
+        if (!region->memory) {
+            free(region);
+            return NULL;
+        }
+        backend->regions = region;
+    }
+    region->used += bytes;
+    return region->memory + region->used - bytes;
+}
+
+static void regions_free(Region *region) {
+    while (region) {
+        Region *next = region->next;
+        pages_free(region->memory, region->bytes);
+        free(region);
+        region = next;
+    }
+}
+
 static void weight_free(Backend *backend, Weight *weight) {
     (void)backend;
-    if (!weight) return;
-    pages_free(weight->data, weight->block_bytes * (size_t)weight->n_blocks);
     free(weight);
 }
 
@@ -210,7 +259,7 @@ static Weight *weight_new(Backend *backend, const Tensor *tensor, const int32_t 
     Weight *weight = malloc(sizeof *weight);
     if (!weight) return NULL;
     weight_layout(weight, tensor, n_rows);
-    weight->data = pages_new(weight->block_bytes * (size_t)weight->n_blocks);
+    weight->data = take_weight_memory(backend, weight->block_bytes * (size_t)weight->n_blocks);
     /* A head's rows may all become candidates. */
     if (!weight->data || !reserve_scratch(backend, (size_t)n_rows * sizeof(Candidate) / sizeof(float))) {
         weight_free(backend, weight);
@@ -303,30 +352,27 @@ static bool reserve_partials(Backend *backend, const Heads *heads, int n_ctx) {
     return true;
 }
 
-static size_t cache_layer_size(const Cache *cache) {
-    return (size_t)cache->n_head_kv * cache->n_ctx * cache->head_size;
+static size_t cache_bytes(const Cache *cache) {
+    return sizeof(uint16_t) * cache->n_layer * cache->n_head_kv * (size_t)cache->n_ctx * cache->head_size;
 }
 
 static void cache_free(Backend *backend, Cache *cache) {
     (void)backend;
     if (!cache) return;
-    const size_t bytes = cache_layer_size(cache) * cache->n_layer * sizeof(uint16_t);
-    pages_free(cache->keys, bytes);
-    pages_free(cache->values, bytes);
+    pages_free(cache->keys, cache_bytes(cache));
+    pages_free(cache->values, cache_bytes(cache));
     free(cache);
 }
 
 static Cache *cache_new(Backend *backend, const Heads *heads, int n_layer, int n_ctx) {
     Cache *cache = calloc(1, sizeof *cache);
     if (!cache) return NULL;
-    const int two_blocks = 2 * POSITION_BLOCK; /* attention reads keys in steps of these */
-    *cache = (Cache){.n_ctx = (n_ctx + two_blocks - 1) / two_blocks * two_blocks,
+    *cache = (Cache){.n_ctx = chunks_of(n_ctx) * POSITION_CHUNK,
                      .n_layer = n_layer,
                      .n_head_kv = heads->n_head_kv,
                      .head_size = heads->head_size};
-    const size_t bytes = cache_layer_size(cache) * n_layer * sizeof(uint16_t);
-    cache->keys = pages_new(bytes);
-    cache->values = pages_new(bytes);
+    cache->keys = pages_new(cache_bytes(cache));
+    cache->values = pages_new(cache_bytes(cache));
     if (cache->keys && cache->values && reserve_partials(backend, heads, cache->n_ctx)) return cache;
     cache_free(backend, cache);
     return NULL;
@@ -430,15 +476,21 @@ static void rope_angles(Worker *w, const Heads *heads, const Row *rows, int n, f
     barrier(w);
 }
 
+/* The keys, or values, of one head and POSITION_CHUNK positions. */
+static uint16_t *chunk_at(const Cache *cache, uint16_t *all, int layer, int head, int chunk) {
+    const size_t before = ((size_t)chunk * cache->n_layer + layer) * cache->n_head_kv + head;
+    return all + before * POSITION_CHUNK * cache->head_size;
+}
+
 static void store_key(Cache *cache, int layer, int head, int position, const uint16_t *key) {
-    uint16_t *keys = cache->keys + layer * cache_layer_size(cache) + (size_t)head * cache->n_ctx * cache->head_size;
-    keys += (size_t)(position / POSITION_BLOCK) * POSITION_BLOCK * cache->head_size + position % POSITION_BLOCK;
+    uint16_t *keys = chunk_at(cache, cache->keys, layer, head, position / POSITION_CHUNK);
+    keys += position % POSITION_CHUNK / POSITION_BLOCK * POSITION_BLOCK * cache->head_size + position % POSITION_BLOCK;
     for (int d = 0; d < cache->head_size; d++) keys[d * POSITION_BLOCK] = key[d];
 }
 
 static uint16_t *value_at(const Cache *cache, int layer, int head, int position) {
-    return cache->values + layer * cache_layer_size(cache) +
-           ((size_t)head * cache->n_ctx + position) * cache->head_size;
+    return chunk_at(cache, cache->values, layer, head, position / POSITION_CHUNK) +
+           position % POSITION_CHUNK * cache->head_size;
 }
 
 static void rotate_and_store(Worker *w, const Heads *heads, int layer, const Row *rows, int n, const float *angles,
@@ -490,9 +542,8 @@ static void attend_chunk(Worker *w, const Heads *heads, int layer, Run run, int 
     const float *queries[QUERIES_TOGETHER];
     float *partials[QUERIES_TOGETHER];
     int n_visible[QUERIES_TOGETHER];
-    Attention a = {.keys =
-                       cache->keys + layer * cache_layer_size(cache) + ((size_t)kv_head * cache->n_ctx + begin) * size,
-                   .values = value_at(cache, layer, kv_head, begin),
+    Attention a = {.keys = chunk_at(cache, cache->keys, layer, kv_head, chunk),
+                   .values = chunk_at(cache, cache->values, layer, kv_head, chunk),
                    .head_size = size,
                    .queries = queries,
                    .n_visible = n_visible,
@@ -510,38 +561,34 @@ static void attend_chunk(Worker *w, const Heads *heads, int layer, Run run, int 
     }
 }
 
-/* The run that begins with row i. */
+/* The run that begins with row i; empty at the end. */
 static Run run_at(const Row *rows, int i, int n) {
-    Run run = {rows + i, i, 1};
+    Run run = {rows + i, i, 0};
     while (i + run.n < n && run.rows[run.n].cache == run.rows->cache &&
-           run.rows[run.n].n_visible >= run.rows[run.n - 1].n_visible)
+           (!run.n || run.rows[run.n].n_visible >= run.rows[run.n - 1].n_visible))
         run.n++;
     return run;
 }
 
-static int chunk_units(const Heads *heads, Run run) {
-    return heads->n_head_kv * chunks_of(run.rows[run.n - 1].n_visible);
-}
+static int visible_to(Run run) { return run.rows[run.n - 1].n_visible; }
 
-/* The chunks of all heads of all runs form one list, of which each worker takes one contiguous part: successive chunks
- * of a head lie one after the other in memory. */
+/* The chunks of all runs and heads form one list, as they lie in memory, of which each worker takes those whose middle
+ * lies in its share of all positions. */
 static void attend_rows(Worker *w, const Heads *heads, int layer, const Row *rows, int n, const float *q,
                         size_t q_stride, int buffer, int n_chunks) {
-    int total = 0;
-    for (Run run = {rows, 0, 0}; run.first + run.n < n;) {
-        run = run_at(rows, run.first + run.n, n);
-        total += chunk_units(heads, run);
-    }
-    int begin = share_begin(w, total, w->index), end = share_begin(w, total, w->index + 1);
-    for (Run run = {rows, 0, 0}; run.first + run.n < n;) {
-        run = run_at(rows, run.first + run.n, n);
-        const int units = chunk_units(heads, run), chunks = units / heads->n_head_kv;
-        for (int unit = begin < 0 ? 0 : begin; unit < (end < units ? end : units); unit++)
-            attend_chunk(w, heads, layer, run, unit / chunks, unit % chunks, q + run.first * q_stride, q_stride, buffer,
-                         n_chunks);
-        begin -= units;
-        end -= units;
-    }
+    int total = 0, at = 0;
+    for (Run run = run_at(rows, 0, n); run.n; run = run_at(rows, run.first + run.n, n))
+        total += heads->n_head_kv * visible_to(run);
+    const int begin = share_begin(w, total, w->index), end = share_begin(w, total, w->index + 1);
+    for (Run run = run_at(rows, 0, n); run.n; run = run_at(rows, run.first + run.n, n))
+        for (int chunk = 0; chunk < chunks_of(visible_to(run)); chunk++) {
+            const int left = visible_to(run) - chunk * POSITION_CHUNK;
+            const int length = left < POSITION_CHUNK ? left : POSITION_CHUNK;
+            for (int head = 0; head < heads->n_head_kv; head++, at += length)
+                if (at + length / 2 >= begin && at + length / 2 < end)
+                    attend_chunk(w, heads, layer, run, head, chunk, q + run.first * q_stride, q_stride, buffer,
+                                 n_chunks);
+        }
 }
 
 /* Query heads are put together until they fill whole groups of the operand. */
@@ -697,6 +744,7 @@ void cpu_backend_free(Backend *backend) {
     if (!backend) return;
     for (int i = 0; i < thread_pool_size(backend->pool); i++) free(backend->workers[i].scratch);
     for (int i = 0; i < 2; i++) pages_free(backend->partials[i], backend->partial_floats * sizeof(float));
+    regions_free(backend->regions);
     thread_pool_free(backend->pool);
     free(backend);
 }

@@ -18,11 +18,12 @@ typedef struct Operand Operand;
 
 enum { MAX_HEAD_SIZE = 1024 }; /* dimensions of a head */
 
-/* Keys and values of one sequence: float16, for every layer and key-value head. */
+/* Keys and values of one sequence: float16, in chunks of 128 positions, so that memory is taken as the sequence grows.
+ */
 typedef struct Cache {
-    int n_ctx, n_layer, n_head_kv, head_size;
-    uint16_t *keys;   /* [layer][head][position / 16][head_size][16] */
-    uint16_t *values; /* [layer][head][position][head_size] */
+    int n_ctx, n_layer, n_head_kv, head_size; /* n_ctx: whole chunks */
+    uint16_t *keys;                           /* [chunk][layer][head][8 blocks][head_size][16 positions] */
+    uint16_t *values;                         /* [chunk][layer][head][128 positions][head_size] */
 } Cache;
 
 typedef struct Row {
