@@ -23,19 +23,29 @@ static void complete_drafts(DraftCosts *costs) {
     }
 }
 
-void costs_complete(DraftCosts *costs, int n_measured) {
+/* What passes cost in units of one over a single row, where weights are 4-bit and vectors 512 bits wide; beyond 16
+ * rows, which is what kernels hold at once, in proportion. */
+static const double usual_passes[COST_POINTS] = {1, 1.15, 1.25, 1.35, 1.7, 1.95, 2.7, 3.3, 6.6, 13.2, 26.4};
+
+void costs_complete(DraftCosts *costs, double draft_share) {
+    double unit = costs->pass[0];
     for (int i = 0; i < COST_POINTS; i++) {
-        /* Kernels hold up to 16 rows at once: beyond what was measured, the cost is taken to grow with the rows. */
-        if (i >= n_measured) costs->pass[i] = costs->pass[i - 1] * cost_rows[i] / cost_rows[i - 1];
+        if (costs->pass[i] > 0)
+            unit = costs->pass[i] / usual_passes[i];
+        else
+            costs->pass[i] = unit * usual_passes[i];
         /* More rows never cost less: where they seem to, it is noise. */
         if (i && costs->pass[i] < costs->pass[i - 1]) costs->pass[i] = costs->pass[i - 1];
         costs->factor[i] = 1;
     }
+    if (costs->draft[1] <= 0) costs->draft[1] = draft_share * costs->pass[1];
     complete_drafts(costs);
     costs->drift = costs->draft_factor = 1;
     costs->since_plain = 0;
     costs->plain_patience = FIRST_PLAIN;
 }
+
+double usual_cost(double single, int point) { return single * usual_passes[point]; }
 
 /* n_rows lies between the points i and i + 1, at the returned share of the way. */
 static double locate(int n_rows, int *point) {

@@ -29,8 +29,12 @@ typedef struct DraftCosts {
     int plain_patience;          /* how many there may be */
 } DraftCosts;
 
-/* After the first n_measured entries of `pass`, and `draft` and `longest`, were filled in: the rest. */
-void costs_complete(DraftCosts *costs, int n_measured);
+/* After pass[0], `longest`, and what else was measured of `pass` and `draft` were filled in: the rest, as it usually
+ * is. A draft of which nothing is known costs `draft_share` of a pass. */
+void costs_complete(DraftCosts *costs, double draft_share);
+
+/* What a pass over cost_rows[point] rows usually costs where one over a single row costs `single`. */
+double usual_cost(double single, int point);
 
 /* One pass over so many rows, which several sessions may share. */
 double cost_of_pass(const DraftCosts *costs, int n_rows);

@@ -11,7 +11,7 @@ static DraftCosts make_costs(const double *passes, double first_draft, double ne
     DraftCosts costs = {.longest = longest};
     for (int i = 0; i < N_MEASURED; i++) costs.pass[i] = passes[i];
     for (int k = 1; k <= longest; k++) costs.draft[k] = first_draft + next_draft * (k - 1);
-    costs_complete(&costs, N_MEASURED);
+    costs_complete(&costs, 0);
     return costs;
 }
 
@@ -51,13 +51,19 @@ static void test_completion(void) {
     costs.longest = 10;
     const double measured[BEE_MAX_BLOCK] = {[1] = 0.2, [2] = 0.1, [3] = 0.3, [5] = 0.5, [7] = 0.9};
     memcpy(costs.draft, measured, sizeof measured);
-    costs_complete(&costs, N_MEASURED);
+    costs_complete(&costs, 0);
     const double expected[] = {0.2, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9, 1.1, 1.3, 1.5};
     for (int k = 1; k <= 10; k++) CHECK_NEAR(cost_of_draft(&costs, k, 1), expected[k - 1], 1e-12);
-    /* A context of one token: a single length was measured. */
-    DraftCosts single = {.pass = {0.5}};
-    costs_complete(&single, 1);
-    CHECK_NEAR(cost_of_pass(&single, 16), 8, 1e-12);
+    /* A machine too slow to measure more than single rows, and then one row and eight: the others in proportion. */
+    DraftCosts single = {.pass = {0.5}, .longest = 3};
+    costs_complete(&single, 0.2);
+    CHECK_NEAR(cost_of_pass(&single, 16), 0.5 * 3.3, 1e-12);
+    CHECK_NEAR(cost_of_draft(&single, 1, 1), 0.2 * 0.5 * 1.15, 1e-12);
+    CHECK(cost_of_draft(&single, 3, 1) >= cost_of_draft(&single, 1, 1));
+    DraftCosts two = {.pass = {[0] = 0.5, [5] = 2 * 0.5 * 1.95}};
+    costs_complete(&two, 0);
+    CHECK_NEAR(cost_of_pass(&two, 4), 0.5 * 1.35, 1e-12);
+    CHECK_NEAR(cost_of_pass(&two, 12), 2 * 0.5 * 2.7, 1e-12);
 }
 
 /* A machine that is twice as slow changes all costs alike, and so no choice. */

@@ -485,7 +485,7 @@ static void test_copies(void) {
 static void set_costs(bee_engine *engine, bool cheap) {
     for (int i = 0; i < COST_POINTS; i++) engine->costs.pass[i] = cheap ? 1 + 1e-6 * i : 1 + 1e6 * i;
     for (int k = 1; k < BEE_MAX_BLOCK; k++) engine->costs.draft[k] = 1e-3;
-    costs_complete(&engine->costs, COST_POINTS);
+    costs_complete(&engine->costs, 0);
 }
 
 /* Features wait while nothing is drafted, longer than there is room for, and are then what they would have been. */
