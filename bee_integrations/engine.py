@@ -71,7 +71,8 @@ class Engine:
             most 8192. Memory for it is taken as it fills.
         threads: None: the cores that this process may use.
         device: "auto" or "cpu".
-        instruction_set: None: the best of this machine; "avx512", "avx2" or "portable" force one.
+        instruction_set: None: the best of this machine; a name of docs/instruction_sets.md ("avx512", "avx2", ...)
+            forces one.
         n_parallel: requests that run side by side; others wait. Each keeps a cache of its own between requests.
 
         Raises the exceptions of `bee_integrations.errors`: ParameterError, ModelFileError, ModelFormatError,

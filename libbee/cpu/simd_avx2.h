@@ -1,5 +1,5 @@
-/* Sixteen lanes in two ymm registers: AVX2, FMA and F16C, with or without
- * AVX-VNNI. The operations are described in simd_avx512.h. */
+/* Sixteen lanes in two ymm registers: AVX2, FMA and F16C, with or without AVX-VNNI. The operations are described in
+ * simd_avx512.h. */
 #include <immintrin.h>
 
 #ifdef __AVXVNNI__
@@ -12,12 +12,13 @@
 #define STEP_ROWS 8
 #define REGISTER_TOKENS 4
 #define TWO_CHAINS_BELOW 0
-#define CHAINS 5
 #define FLOAT_SUMS 6
 #ifdef __AVXVNNI__
+#define CHAINS 10
 #define HIGH_NIBBLE 16
 #define WIDE_ZERO 128
 #else
+#define CHAINS 5
 #define HIGH_NIBBLE 1
 #define WIDE_ZERO 0
 #endif

@@ -132,7 +132,7 @@ typedef void (*bee_log_function)(void *user, const char *message);
 
 typedef struct bee_engine_params {
     int32_t n_threads;           /* 0: the cores this process may use */
-    const char *instruction_set; /* NULL: the best here; "avx512", "avx2", "portable" force one */
+    const char *instruction_set; /* NULL: the best here; a name of bee_instruction_sets() forces one */
     int32_t n_taps;              /* without a drafter: keep the inputs of these target layers as features */
     int32_t taps[16];
     bee_log_function log; /* may be NULL */
