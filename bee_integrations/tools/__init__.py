@@ -1,0 +1,1 @@
+"""Tool calling: one module per family of models, behind one interface."""

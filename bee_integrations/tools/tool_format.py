@@ -1,0 +1,198 @@
+"""What all tool formats have in common: tools, the events that an answer's text becomes, and the interface of a format.
+
+A format says how one family of models is told of tools and how it writes a call. The text of an answer passes through
+its reader as it comes:
+
+    text of the model  ->  AnswerReader.push  ->  Text | Reasoning | CallBegin | CallArguments | CallEnd | CallBroken
+
+The text that a reader gets holds control tokens as they are spelled in the vocabulary ("<|channel|>"), except the token
+that ended the answer.
+"""
+
+from __future__ import annotations
+
+import secrets
+import string
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+__all__ = [
+    "AnswerReader",
+    "CallArguments",
+    "CallBegin",
+    "CallBroken",
+    "CallEnd",
+    "Event",
+    "Literal",
+    "MarkerScan",
+    "Reasoning",
+    "Text",
+    "Tool",
+    "ToolFormat",
+    "new_call_id",
+]
+
+Literal = Callable[[str], str]
+"""A text as a Lark expression that matches it alone: control tokens in it become token references."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that a model may call."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]  # JSON schema of an object
+
+    def as_openai(self) -> dict[str, Any]:
+        """The form that chat templates expect."""
+        function = {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
+        return {"type": "function", "function": function}
+
+
+# ---- events ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of what the model says to the user."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """A piece of what the model says to itself."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class CallBegin:
+    """A call whose name is known."""
+
+    index: int  # of the call in the answer, from 0
+    name: str
+    id: str
+
+
+@dataclass(frozen=True)
+class CallArguments:
+    """A piece of a call's arguments; the pieces concatenate to the JSON text of one object."""
+
+    index: int
+    json: str
+
+
+@dataclass(frozen=True)
+class CallEnd:
+    """The call is complete."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class CallBroken:
+    """What began as a call and is none: malformed, cut off, or of an unknown tool. If a CallBegin with this index came
+    before, that call is void."""
+
+    index: int
+    raw: str  # the model's text from where the call began
+    reason: str
+
+
+Event = Text | Reasoning | CallBegin | CallArguments | CallEnd | CallBroken
+
+
+# ---- a format --------------------------------------------------------------------------------------------------------
+
+
+class AnswerReader(ABC):
+    """Turns the text of one answer into events. However the text is cut into pieces, texts and arguments concatenate to
+    the same, and the other events are the same."""
+
+    @abstractmethod
+    def push(self, text: str) -> list[Event]:
+        """What the text so far makes certain; text that may turn out to begin a call is held back."""
+
+    @abstractmethod
+    def finish(self) -> list[Event]:
+        """The end of the answer: what was held back, as text or as a broken call."""
+
+
+class ToolFormat(ABC):
+    """One family's way of showing tools and writing calls. Stateless."""
+
+    name: ClassVar[str]
+    """What users call the format."""
+    trigger: ClassVar[str]
+    """The text that begins a call. As soon as it appears, the grammar of the call is in force."""
+    trigger_at_start: ClassVar[bool] = False
+    """A call is one only at the beginning of the answer, after white space at most."""
+    ends_turn: ClassVar[bool] = False
+    """Nothing follows a call, or a group of calls, in the same answer."""
+
+    @classmethod
+    @abstractmethod
+    def recognises(cls, template: str) -> bool:
+        """Whether a chat template (Jinja source) is of this family."""
+
+    def prompt(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+        """Messages and tools as the chat template takes them. Formats whose template knows tools hand them on."""
+        return [dict(message) for message in messages], [tool.as_openai() for tool in tools] or None
+
+    @abstractmethod
+    def call_rules(self, tools: Sequence[Tool], literal: Literal, *, parallel: bool) -> str:
+        """Rules in llguidance's Lark dialect, of which `after_trigger` is what follows the trigger up to the end of the
+        call; with `parallel`, of a group of calls where one trigger opens several. No rule is called `start`."""
+
+    @abstractmethod
+    def reader(self, tools: Sequence[Tool]) -> AnswerReader:
+        """A reader for an answer that may call these tools."""
+
+
+# ---- for readers -----------------------------------------------------------------------------------------------------
+
+
+class MarkerScan:
+    """Cuts a stream of text at markers, holding back what may turn out to begin one."""
+
+    def __init__(self, *markers: str) -> None:
+        self._markers = markers
+        self.held = ""
+
+    def push(self, text: str) -> tuple[str, str | None, str]:
+        """(text before the first marker, the marker, what follows it); without a marker (certain text, None, "").
+
+        Of markers that begin at the same character, the longest counts, so none should begin with another one.
+        """
+        pending = self.held + text
+        found = [(at, -len(marker), marker) for marker in self._markers if (at := pending.find(marker)) >= 0]
+        if found:
+            at, _, marker = min(found)
+            self.held = ""
+            return pending[:at], marker, pending[at + len(marker) :]
+        keep = self._possible_beginning(pending)
+        self.held = pending[len(pending) - keep :]
+        return pending[: len(pending) - keep], None, ""
+
+    def flush(self) -> str:
+        """What is held back."""
+        held, self.held = self.held, ""
+        return held
+
+    def _possible_beginning(self, text: str) -> int:
+        longest = max(map(len, self._markers), default=1) - 1
+        for length in range(min(longest, len(text)), 0, -1):
+            if any(marker.startswith(text[len(text) - length :]) for marker in self._markers):
+                return length
+        return 0
+
+
+def new_call_id() -> str:
+    """A fresh identifier: nine letters and digits, which is what the strictest template (Mistral's) accepts."""
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
