@@ -385,7 +385,7 @@ class _Generation:
         self._first_token_s: float | None = None
         self._n_tokens = 0
 
-    def accept(self, tokens: list[int], finish: int, stats: Any) -> bool:
+    def accept(self, tokens: list[int], finish: int, stats: Callable[[], Any]) -> bool:
         if self._first_token_s is None:
             self._first_token_s = time.monotonic() - self._submitted
         spoken = tokens[:-1] if finish == FINISH_STOP else tokens  # a stop token is control, not text
@@ -396,7 +396,7 @@ class _Generation:
             tokens = tokens[:used] if used < len(spoken) else tokens
         self._n_tokens += len(tokens)
         reason = None if not finish and stop_text is None else _finish_reason(finish, stop_text)
-        statistics = None if reason is None else self._statistics(stats)
+        statistics = None if reason is None else self._statistics(stats())
         self._deliver(Step(text, tuple(tokens), reason, stop_text, statistics))
         return reason is not None
 

@@ -47,8 +47,9 @@ _SPECULATION = {
 class Sink(Protocol):
     """Receives what a request produces, on the scheduler's thread. Must not block."""
 
-    def accept(self, tokens: list[int], finish: int, stats: Any) -> bool:
-        """New tokens, with the reason (`bee_finish`) and the `bee_stats` so far. True: the request wants no more."""
+    def accept(self, tokens: list[int], finish: int, stats: Callable[[], Any]) -> bool:
+        """New tokens, with the reason (`bee_finish`) and a way to the `bee_stats` so far. True: the request wants no
+        more."""
         ...
 
     def fail(self, error: BaseException) -> None:
@@ -338,10 +339,8 @@ class Scheduler:
             broken = "the model's logits are not finite; the file's weights are broken"
             self._fail(request, ModelFormatError(broken))
         elif step.n_tokens or finish:
-            stats = ffi.new("bee_stats *")
-            lib.bee_session_stats(_handle(request), stats)
             try:
-                done = request.sink.accept(list(step.tokens[0 : step.n_tokens]), finish, stats)
+                done = request.sink.accept(list(step.tokens[0 : step.n_tokens]), finish, lambda: _stats(request))
             except Exception as error:
                 self._fail(request, error)
                 return
@@ -390,6 +389,13 @@ class Scheduler:
 def _handle(request: Request) -> Any:
     assert request.session is not None
     return request.session.handle
+
+
+def _stats(request: Request) -> Any:
+    # Asked for at the end only: a call of the library offers the interpreter to the threads that the tokens woke.
+    stats = ffi.new("bee_stats *")
+    lib.bee_session_stats(_handle(request), stats)
+    return stats
 
 
 def _common_prefix(a: npt.NDArray[np.int32], b: npt.NDArray[np.int32]) -> int:
