@@ -35,6 +35,7 @@ from .generation import Completion, GenerationParams, Statistics, Step
 from .library import check, ffi, lib, new_error
 from .model_file import ModelFile, Plan
 from .parameter_checks import INT32_MAX, integer, token_ids
+from .pass_costs import PassCosts
 from .scheduler import FINISH_STOP, Request, Scheduler
 from .stop_strings import StopStrings
 from .tokenizer import StreamDecoder, Tokenizer
@@ -448,11 +449,15 @@ def _finish_reason(finish: int, stop_text: str | None) -> str:
 
 def _open_engine(model: Path, drafter: Path | None, threads: int, instruction_set: str | None) -> Any:
     name = ffi.NULL if instruction_set is None else ffi.new("char[]", str(instruction_set).encode())
-    parameters = ffi.new("bee_engine_params *", {"n_threads": threads, "instruction_set": name})
+    memory = PassCosts(model, drafter, threads, instruction_set)
+    known = memory.load()
+    parameters = ffi.new("bee_engine_params *", {"n_threads": threads, "instruction_set": name, "costs": known})
     drafter_name = ffi.NULL if drafter is None else os.fsencode(drafter)
     error = new_error()
     handle = lib.bee_engine_open(os.fsencode(model), drafter_name, parameters, error)
     check(handle, error)
+    if known == ffi.NULL:
+        memory.store(handle)
     return handle
 
 

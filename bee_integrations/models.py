@@ -34,6 +34,7 @@ __all__ = [
     "default_model_path",
     "model_name",
     "pull",
+    "remember",
     "resolve_drafter",
     "resolve_model",
     "sha256_of",
@@ -242,14 +243,15 @@ def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         for chunk in _chunks(file):
             digest.update(chunk)
-    _remember(memo, {"stamp": stamp, "sha256": digest.hexdigest()})
+    remember(memo, {"stamp": stamp, "sha256": digest.hexdigest()})
     return digest.hexdigest()
 
 
-def _remember(memo: Path, content: dict[str, object]) -> None:
+def remember(memo: Path, content: dict[str, object]) -> None:
+    """Write a JSON file of the cache directory, whole or not at all."""
     with contextlib.suppress(OSError):  # a read-only cache directory only costs time
         memo.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=memo.parent, prefix=".checksum-")
+        handle, temporary = tempfile.mkstemp(dir=memo.parent, prefix=".memo-")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(content, file)
         os.replace(temporary, memo)

@@ -130,10 +130,17 @@ enum {
 
 typedef void (*bee_log_function)(void *user, const char *message);
 
+/* What passes and drafts cost, from which draft lengths are chosen. All in seconds; 0 where nothing is known. */
+typedef struct bee_costs {
+    double pass[11];  /* of the target, over 1, 2, 3, 4, 6, 8, 12, 16, 32, 64 and 128 rows */
+    double draft[16]; /* [k]: k drafts of the drafter */
+} bee_costs;
+
 typedef struct bee_engine_params {
     int32_t n_threads;           /* 0: the cores this process may use */
     const char *instruction_set; /* NULL: the best here; a name of bee_instruction_sets() forces one */
-    int32_t n_taps;              /* without a drafter: keep the inputs of these target layers as features */
+    const bee_costs *costs; /* as `bee_engine_costs` gave them before, or NULL to measure for some tenths of a second */
+    int32_t n_taps;         /* without a drafter: keep the inputs of these target layers as features */
     int32_t taps[16];
     bee_log_function log; /* may be NULL */
     void *log_user;
@@ -160,6 +167,9 @@ BEE_API bee_engine *bee_engine_open(const char *model_path, const char *drafter_
                                     bee_error *error);
 BEE_API void bee_engine_close(bee_engine *engine); /* its sessions must be closed before */
 BEE_API void bee_engine_describe(const bee_engine *engine, bee_engine_info *out);
+
+/* The costs that the engine began with. They hold for the same files, threads, instruction set and machine. */
+BEE_API void bee_engine_costs(const bee_engine *engine, bee_costs *out);
 
 /* Names of the instruction sets that this machine can run, best first, NULL-terminated. */
 BEE_API const char *const *bee_instruction_sets(void);

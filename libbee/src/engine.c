@@ -79,7 +79,7 @@ static bee_status open_parts(bee_engine *e, const char *model_path, const char *
         (e->drafter && !workspace_new(e->ops, e->backend, e->drafter, e->n_taps, &e->draft_work)))
         return bee_fail(error, BEE_ERROR_MEMORY, "out of memory for the activations of a pass");
     chances_reset(&e->usual);
-    return measure_costs(e, error);
+    return open_costs(e, params->costs, error);
 }
 
 static void log_opened(const bee_engine *e) {

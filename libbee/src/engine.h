@@ -59,7 +59,7 @@ bee_status check_tokens(const bee_engine *engine, const char *name, const int32_
  * and at most `longest`, in a pass of so many sessions. `match` is what a copy would follow, chosen or not. */
 DraftChoice session_choose_drafts(bee_session *session, int longest, int n_sessions, CopyMatch *match);
 
-/* Fills engine->costs by running passes and drafts. */
-bee_status measure_costs(bee_engine *engine, bee_error *error);
+/* Fills engine->costs: with what is known, or else by running passes and drafts. */
+bee_status open_costs(bee_engine *engine, const bee_costs *known, bee_error *error);
 
 #endif

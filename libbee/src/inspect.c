@@ -267,7 +267,7 @@ static void measure_lengths(bee_session *s, DraftCosts *costs, int n_points) {
     }
 }
 
-bee_status measure_costs(bee_engine *engine, bee_error *error) {
+static bee_status measure_costs(bee_engine *engine, bee_error *error) {
     DraftCosts *costs = &engine->costs;
     const int context = engine->target->shape.n_ctx_train;
     int n_points = 0;
@@ -280,7 +280,33 @@ bee_status measure_costs(bee_engine *engine, bee_error *error) {
     read_made_up(s, 0, most);
     measure_lengths(s, costs, n_points);
     bee_session_close(s);
-    costs->longest = engine->drafter && most > 1 ? engine->drafter->shape.block_size - 1 : 0;
-    costs_complete(costs, share_of_draft(engine));
     return BEE_OK;
+}
+
+static bee_status take_costs(bee_engine *engine, const bee_costs *known, bee_error *error) {
+    for (int i = 0; i < COST_POINTS; i++)
+        if (!(known->pass[i] >= (i ? 0 : 1e-9) && known->pass[i] < 1e9))
+            return bee_fail(error, BEE_ERROR_ARGUMENT, "costs.pass[%d] is %g; it must be a number of seconds", i,
+                            known->pass[i]);
+    for (int i = 0; i < BEE_MAX_BLOCK; i++)
+        if (!(known->draft[i] >= 0 && known->draft[i] < 1e9))
+            return bee_fail(error, BEE_ERROR_ARGUMENT, "costs.draft[%d] is %g; it must be a number of seconds", i,
+                            known->draft[i]);
+    memcpy(engine->costs.pass, known->pass, sizeof known->pass);
+    memcpy(engine->costs.draft, known->draft, sizeof known->draft);
+    return BEE_OK;
+}
+
+bee_status open_costs(bee_engine *engine, const bee_costs *known, bee_error *error) {
+    const bee_status status = known ? take_costs(engine, known, error) : measure_costs(engine, error);
+    if (status) return status;
+    engine->costs.longest =
+        engine->drafter && engine->target->shape.n_ctx_train > 1 ? engine->drafter->shape.block_size - 1 : 0;
+    costs_complete(&engine->costs, share_of_draft(engine));
+    return BEE_OK;
+}
+
+void bee_engine_costs(const bee_engine *engine, bee_costs *out) {
+    memcpy(out->pass, engine->costs.pass, sizeof out->pass);
+    memcpy(out->draft, engine->costs.draft, sizeof out->draft);
 }

@@ -7,6 +7,7 @@
 #include "sample_row.h"
 #include "tiny_model.h"
 
+#include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -887,8 +888,34 @@ static void test_bad_engines(void) {
     refuse_engine(target.path, NULL, &(bee_engine_params){.n_taps = 1, .taps = {3}}, BEE_ERROR_ARGUMENT,
                   "taps[0] is 3");
     refuse_engine(target.path, drafter.path, &(bee_engine_params){.n_taps = 1}, BEE_ERROR_ARGUMENT, "give either");
+    refuse_engine(target.path, NULL, &(bee_engine_params){.costs = &(bee_costs){.pass = {0}}}, BEE_ERROR_ARGUMENT,
+                  "costs.pass[0] is 0");
+    refuse_engine(target.path, NULL, &(bee_engine_params){.costs = &(bee_costs){.pass = {1}, .draft = {[3] = NAN}}},
+                  BEE_ERROR_ARGUMENT, "costs.draft[3] is nan");
     TinyFile *files[] = {&target, &drafter, &other_drafter, &wider_drafter, &shallow_target};
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) tiny_file_close(files[i]);
+}
+
+/* Known costs are taken as they are; what is not known is filled in, and more rows never cost less. */
+static void test_known_costs(void) {
+    const TinyDrafter shape = {.block_size = 8, .seed = 2};
+    TinyFile target = tiny_target(&plain_target), drafter = tiny_drafter(&plain_target, &shape);
+    const bee_costs known = {.pass = {1, 2, 0, 4}, .draft = {[1] = 0.5, [7] = 2}};
+    bee_costs costs;
+    bee_engine *engine =
+        bee_engine_open(target.path, drafter.path, &(bee_engine_params){.n_threads = 1, .costs = &known}, NULL);
+    bee_engine_costs(engine, &costs);
+    CHECK(costs.pass[0] == 1 && costs.pass[1] == 2 && costs.pass[3] == 4);
+    CHECK(costs.draft[1] == 0.5 && costs.draft[7] == 2 && costs.draft[4] == 1.25);
+    for (int i = 1; i < 11; i++) CHECK(costs.pass[i] >= costs.pass[i - 1]);
+    bee_engine_close(engine);
+    engine = bee_engine_open(target.path, drafter.path, &(bee_engine_params){.n_threads = 1}, NULL);
+    bee_engine_costs(engine, &costs);
+    for (int i = 0; i < 11; i++) CHECK(costs.pass[i] > 0);
+    for (int k = 1; k < 8; k++) CHECK(costs.draft[k] > 0);
+    bee_engine_close(engine);
+    tiny_file_close(&target);
+    tiny_file_close(&drafter);
 }
 
 /* One NaN among the weights is enough for every logit; that ends the request, and the engine outlives it. */
@@ -976,6 +1003,7 @@ int main(void) {
     test_users();
     test_bad_requests();
     test_bad_engines();
+    test_known_costs();
     test_broken_weights();
     test_broken_neighbour();
     return check_report();
