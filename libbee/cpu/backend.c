@@ -655,17 +655,49 @@ static void copy(Worker *w, const float *from, size_t from_stride, float *to, si
         memcpy(to + i * to_stride, from + i * from_stride, (size_t)columns * sizeof(float));
 }
 
+/* Entries [first, last) of a row whose tokens the mask lacks become minus infinity. `first` is a multiple of 16. */
+static void forbid(float *logits, const int32_t *ids, const uint32_t *mask, int first, int last) {
+    for (int i = first; ids && i < last; i++)
+        if (!(mask[ids[i] / 32] >> ids[i] % 32 & 1)) logits[i] = -INFINITY;
+    if (ids) return;
+    for (int i = first; i < last; i += 16) {
+        const uint32_t allowed = mask[i / 32] >> i % 32 & 0xffff;
+        const int n = last - i < 16 ? last - i : 16;
+        for (int j = 0; j < n && !allowed; j++) logits[i + j] = -INFINITY; /* most words of most masks are empty */
+        for (int j = 0; j < n && allowed && allowed != 0xffff; j++)
+            if (!(allowed >> j & 1)) logits[i + j] = -INFINITY;
+    }
+}
+
+/* A worker's part of a row, before a token is chosen from it. */
+static void prepare(float *logits, const int32_t *ids, const Choice *choice, int first, int last) {
+    if (choice->unchanged) memcpy(choice->unchanged + first, logits + first, (size_t)(last - first) * sizeof *logits);
+    for (int e = 0; e < choice->n_edits; e++) {
+        const LogitEdit *edit = &choice->edits[e];
+        if (edit->token < first || edit->token >= last) continue;
+        const float logit = logits[edit->token] + edit->bias;
+        logits[edit->token] = (logit > 0 ? logit / edit->repetition : logit * edit->repetition) - edit->penalty;
+    }
+    if (choice->mask) forbid(logits, ids, choice->mask, first, last);
+}
+
+static double log_sum_exp(const Kernels *kernels, const float *x, int n) {
+    const float largest = kernels->largest(x, n);
+    return largest + log(kernels->sum_exp(x, n, largest));
+}
+
 /* Each worker looks through its part of every row, which it computed itself, and then puts together the parts of some
  * rows. */
-static void choose(Worker *w, const float *logits, size_t stride, int n_vocab, const int32_t *ids, Choice *choices,
-                   int n) {
+static void choose(Worker *w, float *logits, size_t stride, int n_vocab, const int32_t *ids, Choice *choices, int n) {
     Backend *backend = w->backend;
     const int blocks = (n_vocab + BLOCK_ROWS - 1) / BLOCK_ROWS;
     const int first = BLOCK_ROWS * share_begin(w, blocks, w->index);
     const int end = BLOCK_ROWS * share_begin(w, blocks, w->index + 1), last = end < n_vocab ? end : n_vocab;
     Draw draw = {.ids = ids, .n = n_vocab, .reductions = &backend->reductions};
     for (int i = 0; i < n; i++) {
-        draw.logits = logits + choices[i].logits_row * stride;
+        float *row = logits + choices[i].logits_row * stride;
+        if (first < last) prepare(row, ids, &choices[i], first, last);
+        draw.logits = row;
         draw.sampling = choices[i].sampling;
         draw.position = choices[i].position;
         w->parts[i] = first < last ? sample_part(&draw, first, last) : (Best){-INFINITY, -1, 0};
@@ -678,6 +710,7 @@ static void choose(Worker *w, const float *logits, size_t stride, int n_vocab, c
         draw.sampling = choices[i].sampling;
         draw.position = choices[i].position;
         choices[i].token = sample_finish(&draw, parts, w->count, (Candidate *)w->scratch);
+        if (choices[i].unchanged) choices[i].log_sum = log_sum_exp(backend->kernels, choices[i].unchanged, n_vocab);
     }
     barrier(w);
 }

@@ -125,6 +125,7 @@ enum {
     BEE_MAX_TAPS = 16,    /* target layers whose inputs can be kept as features */
     BEE_MAX_THREADS = 64, /* threads of one engine */
     BEE_MAX_STOP_TOKENS = 32,
+    BEE_MAX_TOP_LOGPROBS = 20,
     BEE_MAX_PASS_ROWS = 128 /* rows (session, position, token) of one pass; longer prompts take several */
 };
 
@@ -187,6 +188,46 @@ typedef struct bee_sampling {
     uint64_t seed;
 } bee_sampling;
 
+/* Changes to a token's logit before anything else looks at it. */
+typedef struct bee_logit_bias {
+    int32_t token; /* each at most once */
+    float bias;    /* -1000 to 1000, added */
+} bee_logit_bias;
+
+/* What was said before makes less likely what it repeats, as in llama.cpp: the logit of a token that stands c > 0 times
+ * among the last `last_n` tokens, prompt included, is divided by `repetition` (multiplied where it is negative), and
+ * loses c * frequency + presence. */
+typedef struct bee_penalties {
+    int32_t last_n;   /* -1: all tokens; 0: penalties are off */
+    float repetition; /* above 0 to 100; 1: off */
+    float frequency;  /* -100 to 100; 0: off */
+    float presence;   /* -100 to 100; 0: off */
+} bee_penalties;
+
+enum {
+    BEE_CONSTRAINT_FAILED = -2, /* the request ends with BEE_FINISH_CONSTRAINT */
+    BEE_CONSTRAINT_FREE = -1,   /* any token may follow */
+    BEE_CONSTRAINT_REFUSED = 0, /* this token may not follow */
+    BEE_CONSTRAINT_MASKED = 1   /* a mask says what may follow */
+};
+
+/* Decides which tokens may follow. `bee_engine_step` calls these functions on its own thread, around its passes: begin,
+ * then advance with -1, with the first draft, with the second ..., and commit. A mask has one bit per token of the
+ * vocabulary: bit t % 32 of word t / 32. It must allow some token. What is decided may depend on the committed tokens
+ * alone, never on drafts: else the output would depend on speculation. */
+typedef struct bee_constraint {
+    void *user;
+    /* A cycle begins after all committed tokens, whatever was advanced over before. Returns how many tokens are certain
+     * to follow, of which it writes at most `room` to `forced`, or FREE: no mask is asked for in this cycle. */
+    int32_t (*begin)(void *user, int32_t *forced, int32_t room);
+    /* Goes on over a draft, or with -1 nowhere. Returns MASKED and writes the mask of the token that follows; FREE
+     * where any may follow; or REFUSED, which leaves everything as it was. */
+    int32_t (*advance)(void *user, int32_t draft, uint32_t *mask);
+    /* These tokens were chosen. Returns how many of them stay; the others are void, and chosen anew by a cycle that
+     * begins behind the ones that stay. Where all stay, `complete` may be set: the request ends. */
+    int32_t (*commit)(void *user, const int32_t *tokens, int32_t n_tokens, bool *complete);
+} bee_constraint;
+
 /* Where drafts come from. The tokens are the same in every mode. */
 typedef enum bee_speculation {
     BEE_SPECULATION_OFF = 0,    /* nothing is drafted */
@@ -207,6 +248,13 @@ typedef struct bee_request {
     const int32_t *stop_tokens; /* generation ends after one of these */
     int32_t n_stop_tokens;
     bee_sampling sampling;
+    const bee_constraint *constraint; /* NULL: none. What its `user` points to must outlive the request */
+    /* The rest takes the full logit path where it is asked for. */
+    const bee_logit_bias *biases;
+    int32_t n_biases;
+    bee_penalties penalties;
+    bool logprobs;          /* keep log-probabilities of each step's tokens */
+    int32_t n_top_logprobs; /* and of the most likely tokens in their places, 0 to 20 */
 } bee_request;
 
 typedef enum bee_finish {
@@ -215,7 +263,9 @@ typedef enum bee_finish {
     BEE_FINISH_LENGTH = 2,  /* max_tokens reached */
     BEE_FINISH_CONTEXT = 3, /* the session's context is full */
     BEE_FINISH_CANCELLED = 4,
-    BEE_FINISH_NOT_FINITE = 5 /* the model's logits are not finite: the file's weights are broken. Without tokens */
+    BEE_FINISH_NOT_FINITE = 5, /* the model's logits are not finite: the file's weights are broken. Without tokens */
+    BEE_FINISH_COMPLETE = 6,   /* the constraint is complete */
+    BEE_FINISH_CONSTRAINT = 7  /* the constraint failed. Without tokens */
 } bee_finish;
 
 /* What one step did for one session. */
@@ -234,11 +284,12 @@ typedef struct bee_stats {
     int32_t cycles;          /* decode passes */
     int32_t drafted_tokens;  /* proposed to the target */
     int32_t accepted_tokens; /* of those, kept */
-    int32_t copied_tokens;   /* of the drafted ones, those that were copied; the others are the drafter's */
+    int32_t copied_tokens;   /* of the drafted ones, those that were copied */
     int32_t copied_accepted; /* of those, kept */
-    int32_t reduced_cycles;  /* cycles per logit path */
-    int32_t masked_cycles;
-    int32_t full_cycles;
+    int32_t forced_tokens;   /* of the drafted ones, those that the constraint forced; the others are the drafter's */
+    int32_t reduced_cycles;  /* cycles whose choice needed nothing but the logits themselves */
+    int32_t masked_cycles;   /* cycles with a constraint's masks */
+    int32_t full_cycles;     /* cycles with biases, penalties or log-probabilities, masks or not */
     int32_t accepted_histogram[16]; /* [k]: cycles that accepted k drafts */
     int32_t drafted_histogram[16];  /* [k]: cycles that verified k drafts, whatever their source */
     int32_t drafter_histogram[16];  /* [k]: cycles for which the drafter's model ran and drafted k; [0]: it did not */
@@ -262,6 +313,17 @@ BEE_API bee_status bee_engine_step(bee_engine *engine, bee_session *const *sessi
 /* Stop the session's request: a pass that runs for it returns within a layer, with finish CANCELLED.
  * Safe from any thread and from a signal handler. The next bee_session_begin clears it. */
 BEE_API void bee_session_cancel(bee_session *session);
+
+/* Of token i of the session's last step: the logarithm of its probability, and the most likely tokens in its place with
+ * theirs, most likely first, as the model has them before biases, penalties, masks, truncation and temperature. */
+typedef struct bee_logprobs {
+    float logprob;
+    int32_t n_top;
+    int32_t top_tokens[20];
+    float top_logprobs[20];
+} bee_logprobs;
+
+BEE_API bee_status bee_session_logprobs(const bee_session *session, int32_t i, bee_logprobs *out, bee_error *error);
 
 BEE_API void bee_session_stats(const bee_session *session, bee_stats *out);
 

@@ -8,6 +8,7 @@
 
 #include "dflash_draft.h"
 #include "error.h"
+#include "masked_path.h"
 
 /* A session's part of the pass: rows [first_row, first_row + n_pending + n_drafts). */
 typedef struct Part {
@@ -17,12 +18,25 @@ typedef struct Part {
     int n_pending; /* committed tokens that run now; 1 while decoding */
     DraftSource source;
     int n_drafts;
-    CopyMatch match;  /* what a copy follows, whether it is the source or not */
+    int draft_row;   /* of the drafter's logits, where it is the source */
+    CopyMatch match; /* what a copy follows, whether it is the source or not */
+    MaskedCycle masked;
     int first_choice; /* of n_choices logits rows: the last pending token and the drafts */
     int n_choices;    /* 0 where the prompt does not end in this pass */
     int n_new;        /* tokens gained */
+    bool cut;         /* the constraint kept fewer than were chosen */
     int32_t drafts[BEE_MAX_BLOCK];
 } Part;
+
+/* A request that its constraint ends takes no part in the pass. */
+static void fail_constraint(Part *p) {
+    p->step->finish = BEE_FINISH_CONSTRAINT;
+    p->session->active = false;
+    p->n_pending = p->n_drafts = p->n_choices = 0;
+    p->source = DRAFT_NOTHING;
+}
+
+static bool has_failed(const Part *p) { return p->step->finish != BEE_FINISH_NONE; }
 
 typedef struct Cycle {
     bee_engine *engine;
@@ -40,6 +54,17 @@ static bool prompt_left(const bee_session *s) { return s->n_tokens - s->n_cached
 
 static int waiting_prompt(const bee_session *s) { return s->stats.output_tokens ? 0 : s->n_tokens - s->n_cached; }
 
+static void choose_drafts(const Cycle *c, Part *p, int longest) {
+    const int room = longest < BEE_MAX_BLOCK - 1 ? longest : BEE_MAX_BLOCK - 1;
+    if (masked_begin(p->session, room, &p->masked) < 0) {
+        fail_constraint(p);
+        return;
+    }
+    const DraftChoice choice = session_choose_drafts(p->session, room, c->n_parts, p->masked.n_forced, &p->match);
+    p->source = choice.source;
+    p->n_drafts = choice.length;
+}
+
 /* Every session gets one row; drafts come next, evenly; prompts share what is left, evenly. */
 static void share_rows(Cycle *c) {
     int reading = 0, room = BEE_MAX_PASS_ROWS - c->n_parts;
@@ -47,10 +72,8 @@ static void share_rows(Cycle *c) {
     const int each_draft = c->n_parts > reading ? room / (c->n_parts - reading) : 0;
     for (int i = 0; i < c->n_parts; i++) {
         Part *p = &c->parts[i];
-        const DraftChoice choice = session_choose_drafts(p->session, each_draft, c->n_parts, &p->match);
         p->n_pending = 1;
-        p->source = choice.source;
-        p->n_drafts = choice.length;
+        if (session_decodes(p->session)) choose_drafts(c, p, each_draft);
         room -= p->n_drafts;
     }
     for (int i = 0; i < c->n_parts; i++) {
@@ -83,12 +106,14 @@ static int project_what_must(Cycle *c) {
 static void ask_drafter(Cycle *c) {
     DraftBlock blocks[BEE_MAX_PASS_ROWS];
     double predicted = 0;
-    int n = 0;
+    int n = 0, n_rows = 0;
     for (int i = 0; i < c->n_parts; i++) {
         Part *p = &c->parts[i];
         const bee_session *s = p->session;
-        if (p->source == DRAFT_MODEL)
-            blocks[n++] = (DraftBlock){p->session, s->tokens[s->n_tokens - 1], &s->sampling, p->n_drafts, p->drafts};
+        if (p->source != DRAFT_MODEL) continue;
+        p->draft_row = n_rows;
+        n_rows += p->n_drafts;
+        blocks[n++] = (DraftBlock){p->session, s->tokens[s->n_tokens - 1], &s->sampling, p->n_drafts, p->drafts};
     }
     for (int i = 0; i < n; i++) predicted += cost_of_draft(&c->engine->costs, blocks[i].n, n) / n;
     const double start = monotonic_seconds();
@@ -105,29 +130,59 @@ static void copy_drafts(Part *p) {
     for (int d = 0; d < p->n_drafts; d++) p->drafts[d] = copy_token(s->tokens, s->n_tokens, p->match, d);
 }
 
+/* Whether the pass reads the session's last token, behind which one is chosen. */
+static bool chooses(const Part *p) {
+    return p->n_pending && p->session->n_cached + p->n_pending == p->session->n_tokens;
+}
+
+/* Drafts that the constraint allows, and the masks behind them. */
+static void constrain_drafts(Part *p) {
+    bee_session *s = p->session;
+    if (!s->constrained || !chooses(p)) return;
+    if (!session_decodes(s) && masked_begin(s, 0, &p->masked) < 0) {
+        fail_constraint(p);
+        return;
+    }
+    if (p->n_drafts < p->masked.n_forced) p->masked.n_forced = p->n_drafts;
+    memcpy(p->drafts, p->masked.forced, (size_t)p->masked.n_forced * sizeof *p->drafts);
+    const int n = masked_drafts(s, &p->masked, p->drafts, p->n_drafts, p->source == DRAFT_MODEL ? p->draft_row : -1);
+    if (n < 0)
+        fail_constraint(p);
+    else
+        p->n_drafts = n;
+}
+
 static void propose_drafts(Cycle *c) {
     ask_drafter(c);
-    for (int i = 0; i < c->n_parts; i++)
+    for (int i = 0; i < c->n_parts; i++) {
         if (c->parts[i].source == DRAFT_COPY) copy_drafts(&c->parts[i]);
+        constrain_drafts(&c->parts[i]);
+    }
 }
 
 /* ---- verify and choose -------------------------------------------------------------------------- */
 
+/* What is chosen behind so many drafts, in the pass's last row so far. */
+static void add_choice(Cycle *c, Part *p, int position, int behind) {
+    bee_session *s = p->session;
+    Choice *choice = &c->choices[c->n_choices];
+    *choice = (Choice){
+        .sampling = &s->sampling, .position = position, .logits_row = c->n_choices, .mask = p->masked.masks[behind]};
+    full_path_prepare(&s->full, choice, s->tokens, s->n_tokens, p->drafts, behind);
+    c->head_rows[c->n_choices++] = c->n_rows - 1;
+}
+
 static void add_rows(Cycle *c, Part *p) {
     const bee_session *s = p->session;
-    const bool ends = s->n_cached + p->n_pending == s->n_tokens;
+    const bool ends = chooses(p);
     p->first_row = c->n_rows;
     p->first_choice = c->n_choices;
     p->n_choices = ends ? 1 + p->n_drafts : 0;
     for (int i = 0; i < p->n_pending + p->n_drafts; i++) {
-        const int position = s->n_cached + i;
-        const int32_t token = i < p->n_pending ? s->tokens[position] : p->drafts[i - p->n_pending];
-        if (ends && i >= p->n_pending - 1) {
-            c->head_rows[c->n_choices] = c->n_rows;
-            c->choices[c->n_choices] = (Choice){&s->sampling, position + 1, c->n_choices, -1};
-            c->n_choices++;
-        }
+        const int position = s->n_cached + i, behind = i - p->n_pending + 1;
+        const int32_t token = behind < 1 ? s->tokens[position] : p->drafts[behind - 1];
         c->rows[c->n_rows++] = (Row){s->cache, token, position, position + 1};
+        if (ends && behind >= 0) add_choice(c, p, position + 1, behind);
     }
 }
 
@@ -138,11 +193,12 @@ static bool any_cancelled(void *argument) {
     return false;
 }
 
-/* False where a session was cancelled: the pass ended early and counts for nobody. */
+/* False where nothing was run, or a session was cancelled: then the pass ended early and counts for nobody. */
 static bool verify_and_choose(Cycle *c) {
     bee_engine *e = c->engine;
     c->n_rows = c->n_choices = 0;
     for (int i = 0; i < c->n_parts; i++) add_rows(c, &c->parts[i]);
+    if (!c->n_rows) return false;
     TargetPass pass = {.ops = e->ops,
                        .model = e->target,
                        .work = &e->work,
@@ -167,10 +223,11 @@ static bool is_stop_token(const bee_session *s, int32_t token) {
     return false;
 }
 
-static bee_finish finish_of(const bee_session *s, int32_t token) {
+/* After `token`, the n-th that the cycle yields. */
+static bee_finish finish_of(const bee_session *s, int32_t token, int n) {
     if (is_stop_token(s, token)) return BEE_FINISH_STOP;
-    if (s->stats.output_tokens >= s->max_tokens) return BEE_FINISH_LENGTH;
-    return s->n_tokens >= s->n_ctx ? BEE_FINISH_CONTEXT : BEE_FINISH_NONE;
+    if (s->stats.output_tokens + n >= s->max_tokens) return BEE_FINISH_LENGTH;
+    return s->n_tokens + n >= s->n_ctx ? BEE_FINISH_CONTEXT : BEE_FINISH_NONE;
 }
 
 /* Whether all tokens that could be accepted were chosen: none is where logits are not finite. */
@@ -184,25 +241,45 @@ static bool all_chosen(const Cycle *c, const Part *p) {
 }
 
 /* The chosen tokens as long as the drafts before them agree. */
+static int agreed_tokens(const Cycle *c, const Part *p, int32_t *tokens, bee_finish *finish) {
+    int n = 0;
+    while (n < p->n_choices && !*finish) {
+        const int32_t token = c->choices[p->first_choice + n].token;
+        tokens[n++] = token;
+        *finish = finish_of(p->session, token, n);
+        if (n <= p->n_drafts && p->drafts[n - 1] != token) break;
+    }
+    return n;
+}
+
+/* Of those, what the constraint keeps. */
 static void accept(const Cycle *c, Part *p) {
     bee_session *s = p->session;
-    for (p->n_new = 0; p->n_new < p->n_choices && !p->step->finish;) {
-        const int32_t token = c->choices[p->first_choice + p->n_new].token;
-        p->step->tokens[p->n_new++] = token;
-        s->stats.output_tokens++;
-        if (s->n_tokens < s->n_ctx) s->tokens[s->n_tokens++] = token;
-        p->step->finish = finish_of(s, token);
-        if (p->n_new <= p->n_drafts && p->drafts[p->n_new - 1] != token) break;
-    }
-    p->step->n_tokens = p->n_new;
+    bee_step *step = p->step;
+    const int agreed = agreed_tokens(c, p, step->tokens, &step->finish);
+    bool complete;
+    const int kept = masked_commit(s, step->tokens, agreed, &complete);
+    p->n_new = kept < 0 ? 0 : kept;
+    p->cut = p->n_new < agreed;
+    if (p->cut) step->finish = kept < 0 ? BEE_FINISH_CONSTRAINT : BEE_FINISH_NONE;
+    if (complete && step->finish != BEE_FINISH_STOP) step->finish = BEE_FINISH_COMPLETE;
+    for (int i = 0; i < p->n_new && s->n_tokens < s->n_ctx; i++) s->tokens[s->n_tokens++] = step->tokens[i];
+    s->stats.output_tokens += p->n_new;
+    step->n_tokens = p->n_new;
+    full_path_report(&s->full, c->choices + p->first_choice, p->n_new);
 }
+
+static int kept_drafts(const Part *p) { return p->n_new > 1 ? p->n_new - 1 : 0; }
 
 static void count(const Part *p) {
     bee_stats *stats = &p->session->stats;
-    const int accepted = p->n_new - 1, copied = p->source == DRAFT_COPY, modelled = p->source == DRAFT_MODEL;
+    const int accepted = kept_drafts(p), copied = p->source == DRAFT_COPY, modelled = p->source == DRAFT_MODEL;
     stats->cycles++;
-    stats->reduced_cycles++;
+    (*(full_path_active(&p->session->full) ? &stats->full_cycles
+       : p->masked.active                  ? &stats->masked_cycles
+                                           : &stats->reduced_cycles))++;
     stats->drafted_tokens += p->n_drafts;
+    stats->forced_tokens += p->masked.n_forced;
     stats->accepted_tokens += accepted;
     stats->copied_tokens += copied * p->n_drafts;
     stats->copied_accepted += copied * accepted;
@@ -211,9 +288,11 @@ static void count(const Part *p) {
     stats->drafter_histogram[modelled * p->n_drafts]++;
 }
 
-/* What the cycle tells of the sources. A copy is known without drafting it, so every new token judges it. */
+/* What the cycle tells of the sources. A copy is known without drafting it, so every new token judges it. Where a
+ * constraint had its hand in the drafts, or in what was kept of them, nothing is learned. */
 static void observe_drafts(const Part *p) {
     bee_session *s = p->session;
+    if (p->cut || p->masked.n_forced) return;
     DraftChances *usual = &s->engine->usual;
     const int drafted = p->source == DRAFT_MODEL ? p->n_drafts : 0;
     if (s->uses_drafter) chances_observe_model(&s->chances, usual, drafted, p->n_new - 1);
@@ -227,8 +306,9 @@ static void observe_drafts(const Part *p) {
 
 /* ---- commit ------------------------------------------------------------------------------------- */
 
-/* Rows whose token was committed when the pass ran, or was accepted by it. */
-static int committed_rows(const Part *p) { return p->n_pending + (p->n_new > 1 ? p->n_new - 1 : 0); }
+/* Rows whose token was committed when the pass ran, or was accepted by it. Where no token was kept, the last row runs
+ * again: what is chosen behind it is still open. */
+static int committed_rows(const Part *p) { return p->n_pending + (p->n_choices ? p->n_new - 1 : 0); }
 
 static void commit(Part *p) {
     bee_session *s = p->session;
@@ -245,18 +325,19 @@ static bool is_decoding(const Part *p) { return p->n_pending == 1 && p->n_choice
 /* A pass that read no prompt tells what passes over so many rows cost. */
 static void observe_pass(const Cycle *c, double seconds) {
     for (int i = 0; i < c->n_parts; i++)
-        if (!is_decoding(&c->parts[i])) return;
+        if (!is_decoding(&c->parts[i]) || full_path_active(&c->parts[i].session->full)) return;
     costs_observe_pass(&c->engine->costs, c->n_rows, c->n_rows > c->n_parts, seconds);
 }
 
 static void conclude(const Cycle *c, Part *p) {
+    if (has_failed(p)) return;
     if (!all_chosen(c, p)) { /* its own numbers alone are broken: rows do not see each other */
         p->step->finish = BEE_FINISH_NOT_FINITE;
         p->session->active = false;
         return;
     }
     accept(c, p);
-    if (is_decoding(p)) {
+    if (is_decoding(p) && p->n_new) {
         count(p);
         if (!p->step->finish) observe_drafts(p);
     }

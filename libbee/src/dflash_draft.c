@@ -78,7 +78,7 @@ void draft_blocks(bee_engine *e, const DraftBlock *blocks, int n_blocks) {
             const bool mask = position > base;
             if (mask) {
                 head_rows[n_head] = n_rows;
-                choices[n_head] = (Choice){block->sampling, position, n_head, -1};
+                choices[n_head] = (Choice){.sampling = block->sampling, .position = position, .logits_row = n_head};
                 n_head++;
             }
             rows[n_rows++] = (Row){block->session->draft_cache, mask ? e->drafter->shape.mask_token : block->last_token,
@@ -97,4 +97,22 @@ void draft_blocks(bee_engine *e, const DraftBlock *blocks, int n_blocks) {
     const Choice *choice = choices;
     for (int i = 0; i < n_blocks; i++)
         for (int d = 0; d < blocks[i].n; d++, choice++) blocks[i].drafts[d] = choice->token < 0 ? 0 : choice->token;
+}
+
+typedef struct Redraft {
+    bee_engine *engine;
+    Choice choice;
+} Redraft;
+
+static void run_redraft(Worker *worker, void *argument) {
+    Redraft *redraft = argument;
+    const bee_engine *e = redraft->engine;
+    e->ops->choose(worker, e->draft_work.logits, e->draft_work.logit_stride, e->drafter->n_head_rows,
+                   e->drafter->draft_tokens, &redraft->choice, 1);
+}
+
+int32_t draft_allowed(bee_engine *e, const bee_sampling *sampling, int32_t position, int row, const uint32_t *mask) {
+    Redraft redraft = {e, {.sampling = sampling, .position = position, .logits_row = row, .mask = mask}};
+    e->ops->run(e->backend, run_redraft, &redraft);
+    return redraft.choice.token;
 }

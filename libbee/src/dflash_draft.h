@@ -37,4 +37,9 @@ typedef struct DraftBlock {
  * projected. */
 void draft_blocks(bee_engine *engine, const DraftBlock *blocks, int n_blocks);
 
+/* Another draft for `position`, of those that the mask allows, from row `row` of the last draft_blocks' drafts (those
+ * of the first block come first); -1 where the drafter knows none. */
+int32_t draft_allowed(bee_engine *engine, const bee_sampling *sampling, int32_t position, int row,
+                      const uint32_t *mask);
+
 #endif

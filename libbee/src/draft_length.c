@@ -201,9 +201,11 @@ static void consider(const DraftCosts *costs, const DraftChances *chances, const
     const int most = source == DRAFT_MODEL && costs->longest < options->longest ? costs->longest : options->longest;
     double tokens = 1, reached = 1;
     for (int k = 1; k <= most; k++) {
-        reached *= source == DRAFT_MODEL ? chances->model[k - 1] : chances->copy[copy_class(options->match + k - 1)];
+        if (k > options->forced)
+            reached *=
+                source == DRAFT_MODEL ? chances->model[k - 1] : chances->copy[copy_class(options->match + k - 1)];
         tokens += reached;
-        if (k < options->shortest) continue;
+        if (k < options->shortest || k < options->forced) continue;
         const double this_rate = rate(costs, source, k, options->n_sessions, tokens);
         if (this_rate <= *best_rate) continue;
         *best_rate = this_rate;
@@ -211,7 +213,18 @@ static void consider(const DraftCosts *costs, const DraftChances *chances, const
     }
 }
 
+/* Tokens that are known cost no more in one pass than in several, so all of them are drafted; a drafter that can go on
+ * behind them does where that promises more. */
+static DraftChoice choose_forced(const DraftCosts *costs, const DraftChances *chances, const DraftOptions *options) {
+    const int n = options->forced < options->longest ? options->forced : options->longest;
+    DraftChoice best = {n ? DRAFT_FORCED : DRAFT_NOTHING, n};
+    double best_rate = options->shortest > n ? 0 : rate(costs, DRAFT_FORCED, n, options->n_sessions, 1 + n);
+    if (options->model && n == options->forced) consider(costs, chances, options, DRAFT_MODEL, &best, &best_rate);
+    return best;
+}
+
 DraftChoice draft_choose(const DraftCosts *costs, const DraftChances *chances, const DraftOptions *options) {
+    if (options->forced) return choose_forced(costs, chances, options);
     DraftChoice best = {DRAFT_NOTHING, 0};
     const bool model = options->model && costs->longest > 0 && options->longest > 0;
     double best_rate = options->shortest ? 0 : MARGIN * rate(costs, DRAFT_NOTHING, 0, options->n_sessions, 1);

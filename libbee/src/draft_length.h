@@ -75,7 +75,8 @@ void chances_observe_copy(DraftChances *chances, DraftChances *usual, int length
 
 /* ---- the choice --------------------------------------------------------------------------------- */
 
-typedef enum DraftSource { DRAFT_NOTHING, DRAFT_MODEL, DRAFT_COPY } DraftSource;
+/* DRAFT_FORCED: what a constraint knows, and no other source behind it. */
+typedef enum DraftSource { DRAFT_NOTHING, DRAFT_MODEL, DRAFT_COPY, DRAFT_FORCED } DraftSource;
 
 typedef struct DraftChoice {
     DraftSource source;
@@ -86,6 +87,7 @@ typedef struct DraftChoice {
 typedef struct DraftOptions {
     bool model;            /* ask the drafter */
     int match;             /* tokens of the longest match to copy after; 0: there is nothing to copy */
+    int forced;            /* tokens that are certain to come first, whatever the source; 0 where there is a match */
     int shortest, longest; /* drafts; where `shortest` is not 0, a source that there is must be used */
     int n_sessions;        /* that share the pass and are taken to do the same */
 } DraftOptions;

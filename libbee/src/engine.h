@@ -7,6 +7,7 @@
 #include "copy_draft.h"
 #include "draft_length.h"
 #include "forward.h"
+#include "full_path.h"
 
 struct bee_engine {
     pthread_mutex_t mutex; /* one pass at a time; also guards the state of the engine's sessions */
@@ -47,17 +48,29 @@ struct bee_session {
     DraftChances chances;
     int32_t stop_tokens[BEE_MAX_STOP_TOKENS];
     int32_t n_stop_tokens;
+    bool constrained;
+    bool stalled; /* the last cycle yielded nothing, because its constraint kept none of its tokens */
+    bee_constraint constraint;
+    uint32_t *masks; /* [BEE_MAX_BLOCK][mask_words], NULL until a request is constrained */
+    FullPath full;
     bee_stats stats;
 };
 
 double monotonic_seconds(void);
 
+/* Of a constraint's mask. */
+static inline size_t mask_words(const bee_engine *e) { return ((size_t)e->target->shape.n_vocab + 31) / 32; }
+
 /* Refuses ids that are not in the vocabulary; `name` is what the message calls a token. */
 bee_status check_tokens(const bee_engine *engine, const char *name, const int32_t *tokens, int32_t n, bee_error *error);
 
-/* Drafts for a session's next cycle: what the request asks, as far as context, output and the drafter's state allow,
- * and at most `longest`, in a pass of so many sessions. `match` is what a copy would follow, chosen or not. */
-DraftChoice session_choose_drafts(bee_session *session, int longest, int n_sessions, CopyMatch *match);
+/* Whether the session's next pass decodes: its prompt has been read but for the last token. */
+static inline bool session_decodes(const bee_session *s) { return s->n_tokens - s->n_cached == 1; }
+
+/* Drafts for the next cycle of a session that decodes: what the request asks, as far as context, output and the
+ * drafter's state allow, and at most `longest`, in a pass of so many sessions. The first `n_forced` are known, where
+ * anything is drafted at all. `match` is what a copy would follow, chosen or not. */
+DraftChoice session_choose_drafts(bee_session *session, int longest, int n_sessions, int n_forced, CopyMatch *match);
 
 /* Fills engine->costs: with what is known, or else by running passes and drafts. */
 bee_status open_costs(bee_engine *engine, const bee_costs *known, bee_error *error);

@@ -130,7 +130,8 @@ static void time_cycle(bee_session *s, int n_rows, bool drafts, double *pass_sec
     Choice choices[BEE_MAX_PASS_ROWS];
     int32_t tokens[BEE_MAX_BLOCK];
     const int cached = s->n_cached;
-    for (int i = 0; i < n_rows; i++) choices[i] = (Choice){&greedy, cached + i + 1, i, -1};
+    for (int i = 0; i < n_rows; i++)
+        choices[i] = (Choice){.sampling = &greedy, .position = cached + i + 1, .logits_row = i};
     pthread_mutex_lock(&e->mutex);
     project_features(e, &s, 1);
     const double start = monotonic_seconds();

@@ -49,12 +49,24 @@ typedef struct Heads {
     float eps;                 /* of the query and key norms */
 } Heads;
 
-/* A token to choose from one row of logits. */
+/* A change to one logit: (logit + bias), divided by `repetition` where it is positive and multiplied where it is not,
+ * less `penalty`. */
+typedef struct LogitEdit {
+    int32_t token;
+    float bias, repetition, penalty;
+} LogitEdit;
+
+/* A token to choose from one row of logits, which edits and mask change in place. */
 typedef struct Choice {
     const bee_sampling *sampling;
     int32_t position; /* of the token that is chosen: it fixes the noise */
     int32_t logits_row;
-    int32_t token; /* out; -1 where the logits are not finite */
+    const uint32_t *mask; /* a bit for each token that may be chosen; NULL: all */
+    const LogitEdit *edits;
+    int32_t n_edits;
+    float *unchanged; /* gets the row as it was; NULL: not wanted */
+    double log_sum;   /* out, where `unchanged` is wanted: the logarithm of the sum of its exponentials */
+    int32_t token;    /* out; -1 where the logits are not finite */
 } Choice;
 
 /* OPERAND_OWN: what rms_norm and to_operand write, which each worker may compute for itself. */
@@ -104,8 +116,8 @@ typedef struct Ops {
     /* For what is read after the run; no barrier. */
     void (*copy)(Worker *worker, const float *from, size_t from_stride, float *to, size_t to_stride, int columns,
                  int n);
-    /* `ids` maps a row of the head to a token, or is NULL. */
-    void (*choose)(Worker *worker, const float *logits, size_t stride, int n_vocab, const int32_t *ids, Choice *choices,
+    /* `ids` maps a row of the head to a token, or is NULL; edits are for heads without it. */
+    void (*choose)(Worker *worker, float *logits, size_t stride, int n_vocab, const int32_t *ids, Choice *choices,
                    int n);
 
     /* `reread_bytes`: how many bytes a pass reads again and again. False where memory runs out. Not inside a run. */

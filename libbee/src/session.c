@@ -29,6 +29,8 @@ static void session_free(bee_session *s) {
     copy_index_free(&s->copies);
     s->engine->ops->cache_free(s->engine->backend, s->cache);
     s->engine->ops->cache_free(s->engine->backend, s->draft_cache);
+    full_path_end(&s->full);
+    free(s->masks);
     free(s->features);
     free(s->tokens);
     free(s);
@@ -103,7 +105,10 @@ static bee_status check_request(const bee_session *s, const bee_request *r, bee_
     bee_status status = check_prompt(s, r, error);
     if (!status) status = sampling_check(&r->sampling, error);
     if (!status) status = check_speculation(s, r, error);
+    if (!status) status = full_path_check(r, s->engine->target->shape.n_vocab, error);
     if (status) return status;
+    if (r->constraint && !(r->constraint->begin && r->constraint->advance && r->constraint->commit))
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "the constraint lacks one of its functions");
     if (r->max_tokens < 1)
         return bee_fail(error, BEE_ERROR_ARGUMENT, "max_tokens is %d; it must be at least 1", r->max_tokens);
     if (r->n_stop_tokens < 0 || r->n_stop_tokens > BEE_MAX_STOP_TOKENS)
@@ -133,6 +138,13 @@ static int reusable_prefix(const bee_session *s, const bee_request *r) {
     return n;
 }
 
+/* What the masked and the full logit path need beyond logits. */
+static bool prepare_paths(bee_session *s, const bee_request *r) {
+    const int n_vocab = s->engine->target->shape.n_vocab;
+    if (r->constraint && !s->masks) s->masks = malloc(BEE_MAX_BLOCK * mask_words(s->engine) * sizeof *s->masks);
+    return full_path_begin(&s->full, r, n_vocab, s->n_ctx) && (s->masks || !r->constraint);
+}
+
 static void start_request(bee_session *s, const bee_request *r) {
     set_speculation(s, r);
     const int reused = reusable_prefix(s, r);
@@ -145,6 +157,9 @@ static void start_request(bee_session *s, const bee_request *r) {
     s->max_tokens = r->max_tokens;
     s->n_stop_tokens = r->n_stop_tokens;
     if (r->n_stop_tokens) memcpy(s->stop_tokens, r->stop_tokens, (size_t)r->n_stop_tokens * sizeof *s->stop_tokens);
+    s->constrained = r->constraint != NULL;
+    if (r->constraint) s->constraint = *r->constraint;
+    s->stalled = false;
     s->stats = (bee_stats){.prompt_tokens = r->n_prompt, .reused_tokens = reused};
     atomic_store(&s->cancelled, false);
     s->active = true;
@@ -154,23 +169,25 @@ bee_status bee_session_begin(bee_session *s, const bee_request *request, bee_err
     const bee_status status = check_request(s, request, error);
     if (status) return status;
     pthread_mutex_lock(&s->engine->mutex);
-    start_request(s, request);
+    const bool ok = prepare_paths(s, request);
+    if (ok) start_request(s, request);
     pthread_mutex_unlock(&s->engine->mutex);
-    return BEE_OK;
+    return ok ? BEE_OK : bee_fail(error, BEE_ERROR_MEMORY, "out of memory for the masks or penalties of a request");
 }
 
 static int least(int a, int b) { return a < b ? a : b; }
 
-DraftChoice session_choose_drafts(bee_session *s, int longest, int n_sessions, CopyMatch *match) {
+DraftChoice session_choose_drafts(bee_session *s, int longest, int n_sessions, int n_forced, CopyMatch *match) {
     *match = (CopyMatch){0, 0};
-    if (s->speculation == BEE_SPECULATION_OFF || s->n_tokens - s->n_cached != 1) return (DraftChoice){DRAFT_NOTHING, 0};
-    if (s->speculation != BEE_SPECULATION_DFLASH) *match = copy_find(&s->copies, s->tokens, s->n_tokens);
+    if (s->speculation == BEE_SPECULATION_OFF) return (DraftChoice){DRAFT_NOTHING, 0};
+    if (s->speculation != BEE_SPECULATION_DFLASH && !n_forced) *match = copy_find(&s->copies, s->tokens, s->n_tokens);
     /* The cycle yields one token more than it keeps drafts. */
     const int output_left = s->max_tokens - s->stats.output_tokens - 1, room = s->n_ctx - s->n_tokens;
     longest = least(least(longest, BEE_MAX_BLOCK - 1), least(output_left, room));
     const int fixed = s->draft_length < 0 ? -1 : least(s->draft_length, longest);
     const DraftOptions options = {.model = s->uses_drafter && drafter_is_ready(s),
                                   .match = match->length,
+                                  .forced = n_forced,
                                   .shortest = fixed > 0 ? fixed : 0,
                                   .longest = fixed < 0 ? longest : fixed,
                                   .n_sessions = n_sessions};
@@ -183,6 +200,16 @@ void bee_session_stats(const bee_session *s, bee_stats *out) {
     pthread_mutex_lock(&s->engine->mutex);
     *out = s->stats;
     pthread_mutex_unlock(&s->engine->mutex);
+}
+
+bee_status bee_session_logprobs(const bee_session *s, int32_t i, bee_logprobs *out, bee_error *error) {
+    pthread_mutex_lock(&s->engine->mutex);
+    const int n = s->full.n_results;
+    if (i >= 0 && i < n) *out = s->full.results[i];
+    pthread_mutex_unlock(&s->engine->mutex);
+    if (i >= 0 && i < n) return BEE_OK;
+    return bee_fail(error, BEE_ERROR_ARGUMENT, "token %d has no log-probabilities; the last step has those of %d", i,
+                    n);
 }
 
 int32_t bee_session_tokens(const bee_session *s, const int32_t **tokens) {
