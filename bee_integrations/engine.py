@@ -30,13 +30,22 @@ import numpy.typing as npt
 
 from . import models
 from .chat_template import ChatTemplate
-from .errors import ContextLengthError, ModelFormatError, ParameterError, TemplateError, UnsupportedModelError
-from .generation import Completion, GenerationParams, Statistics, Step
+from .constraints import GrammarCompiler
+from .errors import (
+    ConstraintError,
+    ContextLengthError,
+    ModelFormatError,
+    ParameterError,
+    TemplateError,
+    UnsupportedModelError,
+)
+from .generation import Completion, GenerationParams, Statistics, Step, TokenLogprob
 from .library import check, ffi, lib, new_error
 from .model_file import ModelFile, Plan
 from .parameter_checks import INT32_MAX, integer, token_ids
 from .pass_costs import PassCosts
-from .scheduler import FINISH_STOP, Request, Scheduler
+from .scheduler import FINISH_CONTEXT, FINISH_LENGTH, FINISH_STOP, Request, Scheduler, SessionView
+from .steering import Steering, SteeringPlan
 from .stop_strings import StopStrings
 from .tokenizer import StreamDecoder, Tokenizer
 
@@ -91,6 +100,7 @@ class Engine:
         self.info: dict[str, Any] = self._scheduler.call(_describe)
         self.info |= {"n_ctx": self.n_ctx, "architecture": self._architecture, "n_parallel": n_parallel}
         self._block_size = int(self.info["block_size"])
+        self.grammars = GrammarCompiler(self.tokenizer)
         # A collected engine stops its thread; at the interpreter's exit the scheduler module does it.
         self._finalizer = weakref.finalize(self, self._scheduler.stop)
         self._finalizer.atexit = False
@@ -157,15 +167,21 @@ class Engine:
     # ---- generation --------------------------------------------------------------------------------------------------
 
     def generate(
-        self, prompt: str | Sequence[int], params: GenerationParams | None = None
+        self,
+        prompt: str | Sequence[int],
+        params: GenerationParams | None = None,
+        *,
+        steering: SteeringPlan | None = None,
     ) -> Generator[Step, None, None]:
         """Generate after `prompt` (text or token ids), a step per pass. Nothing runs before the first step is asked
         for; closing the generator, or an exception in its consumer, cancels what still runs.
 
-        Raises ParameterError, ContextLengthError for a prompt that does not fit, EngineClosedError.
+        steering: what decides which tokens may follow, in place of a constraint among the parameters.
+
+        Raises ParameterError, ContextLengthError for a prompt that does not fit, ConstraintError, EngineClosedError.
         """
         arrived: queue.SimpleQueue[Step | BaseException] = queue.SimpleQueue()
-        request = self._request(prompt, params or GenerationParams(), arrived.put)
+        request = self._request(prompt, params or GenerationParams(), steering, arrived.put)
         try:
             self._scheduler.submit(request)
             while True:
@@ -179,7 +195,11 @@ class Engine:
             self._scheduler.cancel(request)
 
     async def agenerate(
-        self, prompt: str | Sequence[int], params: GenerationParams | None = None
+        self,
+        prompt: str | Sequence[int],
+        params: GenerationParams | None = None,
+        *,
+        steering: SteeringPlan | None = None,
     ) -> AsyncGenerator[Step, None]:
         """As `generate`, for an event loop, which is never blocked. Cancelling the task cancels the generation."""
         loop = asyncio.get_running_loop()
@@ -188,8 +208,8 @@ class Engine:
         def deliver(item: Step | BaseException) -> None:
             loop.call_soon_threadsafe(arrived.put_nowait, item)  # raises in a closed loop, which ends the request
 
-        # Encoding a long prompt takes a while.
-        request = await asyncio.to_thread(self._request, prompt, params or GenerationParams(), deliver)
+        # Encoding a long prompt takes a while, and so does compiling a grammar.
+        request = await asyncio.to_thread(self._request, prompt, params or GenerationParams(), steering, deliver)
         try:
             self._scheduler.submit(request)
             while True:
@@ -202,9 +222,15 @@ class Engine:
         finally:
             self._scheduler.cancel(request)
 
-    def complete(self, prompt: str | Sequence[int], params: GenerationParams | None = None) -> Completion:
+    def complete(
+        self,
+        prompt: str | Sequence[int],
+        params: GenerationParams | None = None,
+        *,
+        steering: SteeringPlan | None = None,
+    ) -> Completion:
         """Generate to the end. Raises what `generate` raises."""
-        with closing(self.generate(prompt, params)) as steps:
+        with closing(self.generate(prompt, params, steering=steering)) as steps:
             collected = list(steps)
         last = collected[-1]
         assert last.finish_reason is not None
@@ -215,16 +241,23 @@ class Engine:
             finish_reason=last.finish_reason,
             stats=last.stats,
             stop_text=last.stop_text,
+            logprobs=tuple(logprob for step in collected for logprob in step.logprobs),
+            closed=last.closed,
         )
 
     def _request(
-        self, prompt: str | Sequence[int], params: GenerationParams, deliver: Callable[[Step | BaseException], None]
+        self,
+        prompt: str | Sequence[int],
+        params: GenerationParams,
+        plan: SteeringPlan | None,
+        deliver: Callable[[Step | BaseException], None],
     ) -> Request:
         tokens = self._prompt_tokens(prompt)
         speculation, draft_length = self._speculation(params)
         seed = random.SystemRandom().getrandbits(_DRAWN_SEED_BITS) if params.seed is None else params.seed
         sources = self._draft_sources(speculation, draft_length)
-        sink = _Generation(self.tokenizer, params.stop, seed, sources, deliver)
+        steering = self._steering(params, plan)
+        sink = _Generation(self.tokenizer, params, seed, sources, steering, deliver)
         return Request(
             prompt=tokens,
             max_tokens=params.max_tokens or INT32_MAX,
@@ -239,7 +272,32 @@ class Engine:
                 "seed": seed,
             },
             sink=sink,
+            full_path=self._full_path(params),
+            steering=steering,
         )
+
+    def _steering(self, params: GenerationParams, plan: SteeringPlan | None) -> Steering | None:
+        if plan is None and params.constraint is not None:
+            plan = SteeringPlan(grammar=self.grammars.compile(params.constraint))
+        return None if plan is None else Steering(plan, self.grammars, self.tokenizer)
+
+    def _full_path(self, params: GenerationParams) -> dict[str, Any]:
+        for token in params.logit_bias:
+            if token >= self.info["n_vocab"]:
+                raise ParameterError(
+                    f"logit_bias has token {token}; this model's ids are 0 to {self.info['n_vocab'] - 1}"
+                )
+        return {
+            "biases": list(params.logit_bias.items()),
+            "penalties": {
+                "last_n": params.penalty_window,
+                "repetition": params.repetition_penalty,
+                "frequency": params.frequency_penalty,
+                "presence": params.presence_penalty,
+            },
+            "logprobs": params.logprobs,
+            "n_top_logprobs": params.top_logprobs,
+        }
 
     def _prompt_tokens(self, prompt: str | Sequence[int]) -> npt.NDArray[np.int32]:
         ids = self.encode_prompt(prompt) if isinstance(prompt, str) else token_ids(prompt)
@@ -372,21 +430,25 @@ class _Generation:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        stop: tuple[str, ...],
+        params: GenerationParams,
         seed: int,
         speculation: str,
+        steering: Steering | None,
         deliver: Callable[[Step | BaseException], None],
     ) -> None:
-        self._decoder = StreamDecoder(tokenizer)
-        self._stops = StopStrings(stop)
+        self._tokenizer = tokenizer
+        self._decoder = StreamDecoder(tokenizer, spoken=params.spoken_controls)
+        self._stops = StopStrings(params.stop)
+        self._logprobs = params.logprobs
         self._seed = seed
         self._speculation = speculation
+        self._closes = steering if params.close_constraint else None
         self._deliver = deliver
         self._submitted = time.monotonic()
         self._first_token_s: float | None = None
         self._n_tokens = 0
 
-    def accept(self, tokens: list[int], finish: int, stats: Callable[[], Any]) -> bool:
+    def accept(self, tokens: list[int], finish: int, session: SessionView) -> bool:
         if self._first_token_s is None:
             self._first_token_s = time.monotonic() - self._submitted
         spoken = tokens[:-1] if finish == FINISH_STOP else tokens  # a stop token is control, not text
@@ -395,10 +457,19 @@ class _Generation:
             text, stop_text = self._last_text(text)
         if stop_text is not None:
             tokens = tokens[:used] if used < len(spoken) else tokens
+        closing_text = self._closing_text() if finish in _CUT and stop_text is None else ""
         self._n_tokens += len(tokens)
         reason = None if not finish and stop_text is None else _finish_reason(finish, stop_text)
-        statistics = None if reason is None else self._statistics(stats())
-        self._deliver(Step(text, tuple(tokens), reason, stop_text, statistics))
+        step = Step(
+            text=text + closing_text,
+            tokens=tuple(tokens),
+            finish_reason=reason,
+            stop_text=stop_text,
+            stats=None if reason is None else self._statistics(session.stats()),
+            logprobs=self._logprobs_of(tokens, session) if self._logprobs else (),
+            closed=bool(closing_text),
+        )
+        self._deliver(step)
         return reason is not None
 
     def fail(self, error: BaseException) -> None:
@@ -418,6 +489,26 @@ class _Generation:
         piece, stop_text = self._stops.push(self._decoder.flush())
         return text + piece + self._stops.flush(), stop_text
 
+    def _closing_text(self) -> str:
+        try:
+            return self._closes.closing_text() if self._closes is not None else ""
+        except ConstraintError:  # no short end: the answer stays as it was cut, which its finish reason says
+            return ""
+
+    def _logprobs_of(self, tokens: Sequence[int], session: SessionView) -> tuple[TokenLogprob, ...]:
+        def text(token: int) -> str:
+            return self._tokenizer.decode([token], skip_special=False)
+
+        return tuple(
+            TokenLogprob(
+                token,
+                text(token),
+                found.logprob,
+                tuple((i, text(i), found.top_logprobs[k]) for k, i in enumerate(found.top_tokens[0 : found.n_top])),
+            )
+            for token, found in zip(tokens, session.logprobs(len(tokens)), strict=True)
+        )
+
     def _statistics(self, stats: Any) -> Statistics:
         return Statistics(
             prompt_tokens=stats.prompt_tokens,
@@ -428,6 +519,7 @@ class _Generation:
             accepted_tokens=stats.accepted_tokens,
             copied_tokens=stats.copied_tokens,
             copied_accepted=stats.copied_accepted,
+            forced_tokens=stats.forced_tokens,
             logit_paths={"reduced": stats.reduced_cycles, "masked": stats.masked_cycles, "full": stats.full_cycles},
             accepted_histogram=tuple(stats.accepted_histogram),
             drafted_histogram=tuple(stats.drafted_histogram),
@@ -440,8 +532,11 @@ class _Generation:
         )
 
 
+_CUT = (FINISH_LENGTH, FINISH_CONTEXT)
+
+
 def _finish_reason(finish: int, stop_text: str | None) -> str:
-    return "stop" if stop_text is not None or finish == FINISH_STOP else "length"
+    return "length" if stop_text is None and finish in _CUT else "stop"
 
 
 # ---- opening ---------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "BeeError",
+    "ConstraintError",
     "ContextLengthError",
     "DrafterMismatchError",
     "EngineClosedError",
@@ -46,6 +47,13 @@ class UnsupportedModelError(BeeError):
 
 class DrafterMismatchError(BeeError):
     """The drafter was made for another target model."""
+
+
+class ConstraintError(BeeError, ValueError):
+    """A constraint is invalid, contradictory, unsupported or too large, or admits nothing.
+
+    The message names the schema path or the grammar's line.
+    """
 
 
 class ContextLengthError(BeeError, ValueError):

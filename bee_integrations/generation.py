@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .constraints import Constraint
 from .errors import ParameterError
-from .parameter_checks import INT32_MAX, integer, real, stop_strings
+from .parameter_checks import INT32_MAX, integer, logit_bias, real, stop_strings
 
-__all__ = ["Completion", "GenerationParams", "Statistics", "Step"]
+__all__ = ["Completion", "GenerationParams", "Statistics", "Step", "TokenLogprob"]
 
 _MAX_DRAFT_LENGTH = 15  # BEE_MAX_BLOCK - 1
 _MAX_TEMPERATURE = 100.0
 _MAX_SEED = 2**64 - 1
+_MAX_TOP_LOGPROBS = 20  # BEE_MAX_TOP_LOGPROBS
 _SPECULATION = ("auto", "dflash", "copy", "off")
 _DERIVED = ("tokens_per_cycle", "draft_acceptance", "accepted_share", "prefill_tokens_per_s", "decode_tokens_per_s")
 
@@ -33,8 +36,30 @@ class GenerationParams:
     """0 to 2**64 - 1. None draws one at random, which the statistics report."""
     max_tokens: int | None = None
     """At least 1. None: until the model ends or the context is full."""
+    repetition_penalty: float = 1.0
+    """Divides the logits of tokens that stand among the last `penalty_window` ones (multiplies negative ones); 1 is
+    off."""
+    frequency_penalty: float = 0.0
+    """Takes this much of a token's logit for each time it stands there."""
+    presence_penalty: float = 0.0
+    """Takes this much of a token's logit if it stands there at all."""
+    penalty_window: int = 64
+    """Tokens that the penalties look back over, prompt included; -1 is all of them."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    """Added to the logits of these tokens: -1000 to 1000."""
+    logprobs: bool = False
+    """Report the log-probability of each token, as the model has it before penalties, biases, grammar and sampling."""
+    top_logprobs: int = 0
+    """With `logprobs`, also those of so many most likely tokens in its place: 0 to 20."""
     stop: tuple[str, ...] = ()
     """Strings that end the generation and are not part of its text."""
+    constraint: Constraint | None = None
+    """What the answer must look like: a JSON schema, a regular expression, a grammar, a choice."""
+    close_constraint: bool = False
+    """Complete an answer that `max_tokens` cuts off under its constraint with the shortest text that is found. Its
+    finish reason remains "length"."""
+    spoken_controls: frozenset[str] = frozenset()
+    """Control tokens that the text spells, where others are left out of it: markers that the caller reads."""
     speculation: str = "auto"
     """Where drafts come from; the tokens are the same. "auto": each cycle what pays most on this machine and text: the
     drafter if there is one, a copy of what followed the last tokens where they stood before, or nothing. "dflash": a
@@ -53,6 +78,15 @@ class GenerationParams:
             set_field(self, "seed", integer("seed", self.seed, 0, _MAX_SEED))
         if self.max_tokens is not None:
             set_field(self, "max_tokens", integer("max_tokens", self.max_tokens, 1, INT32_MAX))
+        repetition = real("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True, note=" (1: off)")
+        set_field(self, "repetition_penalty", repetition)
+        for name in ("frequency_penalty", "presence_penalty"):
+            set_field(self, name, real(name, getattr(self, name), -100.0, 100.0, note=" (0: off)"))
+        set_field(self, "penalty_window", integer("penalty_window", self.penalty_window, -1, INT32_MAX))
+        set_field(self, "logit_bias", logit_bias(self.logit_bias))
+        set_field(self, "top_logprobs", integer("top_logprobs", self.top_logprobs, 0, _MAX_TOP_LOGPROBS))
+        if self.top_logprobs and not self.logprobs:
+            raise ParameterError(f"top_logprobs is {self.top_logprobs}, but logprobs is off: switch it on")
         set_field(self, "stop", stop_strings(self.stop))
         if self.speculation not in _SPECULATION:
             raise ParameterError(
@@ -72,8 +106,9 @@ class Statistics:
     cycles: int
     drafted_tokens: int  # proposed to the target
     accepted_tokens: int  # of those, kept
-    copied_tokens: int  # of the drafted ones, those that were copied from the text; the others are the drafter's
+    copied_tokens: int  # of the drafted ones, those that were copied from the text
     copied_accepted: int  # of those, kept
+    forced_tokens: int  # of the drafted ones, those that a constraint forced; the others are the drafter's
     logit_paths: dict[str, int]  # cycles per path: "reduced", "masked", "full"
     accepted_histogram: tuple[int, ...]  # [k]: cycles that accepted k drafts
     drafted_histogram: tuple[int, ...]  # [k]: cycles that verified k drafts, whatever their source
@@ -118,6 +153,16 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """A token, the logarithm of its probability, and the most likely tokens in its place with theirs."""
+
+    token: int
+    text: str  # of this token alone; parts of characters are U+FFFD
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Step:
     """What one pass brought."""
 
@@ -126,6 +171,8 @@ class Step:
     finish_reason: str | None = None  # "stop" or "length" on the last step
     stop_text: str | None = None  # the stop string that ended the generation; not part of the text
     stats: Statistics | None = None  # on the last step
+    logprobs: tuple[TokenLogprob, ...] = ()  # of the tokens, where asked for
+    closed: bool = False  # the end of the text completes a constraint, and the model did not say it
 
 
 @dataclass(frozen=True)
@@ -137,6 +184,8 @@ class Completion:
     finish_reason: str
     stats: Statistics
     stop_text: str | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    closed: bool = False
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .errors import ParameterError
 
-__all__ = ["INT32_MAX", "integer", "real", "stop_strings", "token_ids"]
+__all__ = ["INT32_MAX", "integer", "logit_bias", "real", "stop_strings", "token_ids"]
 
 INT32_MAX = 2**31 - 1
 
@@ -55,6 +55,17 @@ def stop_strings(stop: Any) -> tuple[str, ...]:
                 f"the stop string {string!r} has a lone surrogate at {error.start}; it can never match"
             ) from None
     return strings
+
+
+def logit_bias(bias: Any) -> dict[int, float]:
+    if not isinstance(bias, Mapping):
+        raise ParameterError(f"logit_bias is a {type(bias).__name__}; it must be a mapping from token ids to numbers")
+    # JSON has no numbers for keys.
+    ids = [int(token) if isinstance(token, str) and token.isdecimal() else token for token in bias]
+    return {
+        integer("a token of logit_bias", token, 0, INT32_MAX): real(f"logit_bias[{token}]", value, -1000.0, 1000.0)
+        for token, value in zip(ids, bias.values(), strict=True)
+    }
 
 
 def token_ids(tokens: Sequence[int]) -> list[int]:

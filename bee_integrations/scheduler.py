@@ -25,17 +25,18 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .errors import EngineClosedError, GenerationCancelled, ModelFormatError, OutOfMemoryError
+from .errors import ConstraintError, EngineClosedError, GenerationCancelled, ModelFormatError, OutOfMemoryError
 from .library import check, ffi, lib, new_error
 
-__all__ = ["Request", "Scheduler", "Sink"]
+__all__ = ["Request", "Scheduler", "SessionView", "Sink", "Steered"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _EXIT_WAIT_S = 10.0  # a cancelled pass ends within a layer; never hang the interpreter's exit
 
 # bee_finish
-FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_CONTEXT, FINISH_CANCELLED, FINISH_NOT_FINITE = range(6)
+(FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_CONTEXT, FINISH_CANCELLED, FINISH_NOT_FINITE, FINISH_COMPLETE,
+ FINISH_CONSTRAINT) = range(8)  # fmt: skip
 _SPECULATION = {
     "off": int(lib.BEE_SPECULATION_OFF),
     "auto": int(lib.BEE_SPECULATION_AUTO),
@@ -44,16 +45,47 @@ _SPECULATION = {
 }
 
 
+class SessionView:
+    """What a sink may ask of its session. Only asked where needed: a call of the library offers the interpreter to the
+    threads that the tokens woke."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def stats(self) -> Any:
+        """The `bee_stats` so far."""
+        stats = ffi.new("bee_stats *")
+        lib.bee_session_stats(self._handle, stats)
+        return stats
+
+    def logprobs(self, n: int) -> list[Any]:
+        """The `bee_logprobs` of the last step's first n tokens."""
+        results, error = [], new_error()
+        for index in range(n):
+            results.append(ffi.new("bee_logprobs *"))
+            check(lib.bee_session_logprobs(self._handle, index, results[-1], error), error)
+        return results
+
+
 class Sink(Protocol):
     """Receives what a request produces, on the scheduler's thread. Must not block."""
 
-    def accept(self, tokens: list[int], finish: int, stats: Callable[[], Any]) -> bool:
-        """New tokens, with the reason (`bee_finish`) and a way to the `bee_stats` so far. True: the request wants no
-        more."""
+    def accept(self, tokens: list[int], finish: int, session: SessionView) -> bool:
+        """New tokens, with the reason (`bee_finish`) and the session's view. True: the request wants no more."""
         ...
 
     def fail(self, error: BaseException) -> None:
         """The request ended with an error; nothing follows."""
+        ...
+
+
+class Steered(Protocol):
+    """What decides which tokens may follow: the Python side of `bee_constraint`."""
+
+    error: BaseException | None
+
+    def c_struct(self) -> Any:
+        """A `bee_constraint *`; it and this object are kept until the request has ended."""
         ...
 
 
@@ -68,8 +100,11 @@ class Request:
     stop_tokens: tuple[int, ...]
     sampling: dict[str, float | int]  # fields of bee_sampling
     sink: Sink
+    full_path: dict[str, Any] = field(default_factory=dict)  # those of bee_request that concern the full logit path
+    steering: Steered | None = None
     cancelled: bool = False
     session: _Session | None = field(default=None, repr=False)  # while it runs
+    constraint: Any = field(default=None, repr=False)  # the C side of `steering`
 
 
 class _Session:
@@ -289,6 +324,8 @@ class Scheduler:
 
     def _begin(self, request: Request, session: _Session) -> None:
         stop_tokens = ffi.new("int32_t[]", list(request.stop_tokens))
+        request.constraint = ffi.NULL if request.steering is None else request.steering.c_struct()
+        biases = ffi.new("bee_logit_bias[]", list(request.full_path.get("biases", ())))
         parameters = ffi.new(
             "bee_request *",
             {
@@ -300,6 +337,10 @@ class Scheduler:
                 "stop_tokens": stop_tokens,
                 "n_stop_tokens": len(request.stop_tokens),
                 "sampling": request.sampling,
+                "constraint": request.constraint,
+                **request.full_path,
+                "biases": biases,
+                "n_biases": len(biases),
             },
         )
         error = new_error()
@@ -338,9 +379,13 @@ class Scheduler:
         elif finish == FINISH_NOT_FINITE:
             broken = "the model's logits are not finite; the file's weights are broken"
             self._fail(request, ModelFormatError(broken))
+        elif finish == FINISH_CONSTRAINT:
+            cause = request.steering.error if request.steering is not None else None
+            self._fail(request, cause or ConstraintError("the constraint keeps no token that the model can choose"))
         elif step.n_tokens or finish:
             try:
-                done = request.sink.accept(list(step.tokens[0 : step.n_tokens]), finish, lambda: _stats(request))
+                tokens = ffi.unpack(step.tokens, step.n_tokens)
+                done = request.sink.accept(tokens, finish, SessionView(_handle(request)))
             except Exception as error:
                 self._fail(request, error)
                 return
@@ -389,13 +434,6 @@ class Scheduler:
 def _handle(request: Request) -> Any:
     assert request.session is not None
     return request.session.handle
-
-
-def _stats(request: Request) -> Any:
-    # Asked for at the end only: a call of the library offers the interpreter to the threads that the tokens woke.
-    stats = ffi.new("bee_stats *")
-    lib.bee_session_stats(_handle(request), stats)
-    return stats
 
 
 def _common_prefix(a: npt.NDArray[np.int32], b: npt.NDArray[np.int32]) -> int:

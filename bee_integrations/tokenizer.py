@@ -8,7 +8,7 @@ the same ids in both.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -168,16 +168,17 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD. Control tokens are left out or spelled."""
-        pieces = []
-        for token in ids:
-            pieces.append(self._bytes[self._checked(token)])
-            if not skip_special and self._kinds[token] in (_Kind.CONTROL, _Kind.UNKNOWN):
-                pieces.append(self._texts[token].encode())
-        return b"".join(pieces).decode("utf-8", errors="replace")
+        bytes_of = self.token_bytes if skip_special else self.spoken_bytes
+        return b"".join(map(bytes_of, ids)).decode("utf-8", errors="replace")
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token adds to the text: b"" for control tokens. May be part of a character."""
         return self._bytes[self._checked(token)]
+
+    def spoken_bytes(self, token: int) -> bytes:
+        """As `token_bytes`, but control tokens give their text."""
+        control = self._kinds[self._checked(token)] in (_Kind.CONTROL, _Kind.UNKNOWN)
+        return self._texts[token].encode() if control else self._bytes[token]
 
     def _checked(self, token: int) -> int:
         if not 0 <= token < len(self._texts):
@@ -233,16 +234,22 @@ class Tokenizer:
 class StreamDecoder:
     """Decodes tokens as they come, holding back bytes that do not yet form a whole character.
 
-    The concatenation of all results equals `Tokenizer.decode` of all tokens.
+    The concatenation of all results equals `Tokenizer.decode` of all tokens, but for the texts of the control tokens
+    that are to be `spoken`.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, spoken: Collection[str] = ()) -> None:
         self._tokenizer = tokenizer
+        self._spoken = {tokenizer.token_id(text) for text in spoken}
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, ids: Iterable[int]) -> str:
         """The text that these tokens complete."""
-        return self._decoder.decode(b"".join(self._tokenizer.token_bytes(token) for token in ids))
+        return self._decoder.decode(b"".join(map(self._bytes_of, ids)))
+
+    def _bytes_of(self, token: int) -> bytes:
+        shown = token in self._spoken
+        return self._tokenizer.spoken_bytes(token) if shown else self._tokenizer.token_bytes(token)
 
     def flush(self) -> str:
         """What is left: U+FFFD for an incomplete character, or nothing. The decoder can be used anew afterwards."""

@@ -224,7 +224,7 @@ typedef struct bee_constraint {
      * where any may follow; or REFUSED, which leaves everything as it was. */
     int32_t (*advance)(void *user, int32_t draft, uint32_t *mask);
     /* These tokens were chosen. Returns how many of them stay; the others are void, and chosen anew by a cycle that
-     * begins behind the ones that stay. Where all stay, `complete` may be set: the request ends. */
+     * begins behind the ones that stay, unless `complete` is set: then the request ends with them. */
     int32_t (*commit)(void *user, const int32_t *tokens, int32_t n_tokens, bool *complete);
 } bee_constraint;
 

@@ -49,6 +49,5 @@ int masked_commit(bee_session *s, const int32_t *tokens, int n, bool *complete) 
     /* A cycle may yield nothing, where its first token calls for a mask that it was chosen without: once. */
     if (kept < 0 || kept > n || (!kept && s->stalled)) return -1;
     s->stalled = !kept;
-    if (kept < n) *complete = false;
     return kept;
 }

@@ -1,0 +1,326 @@
+"""Which tokens may follow, token by token: grammars that hold from the start, grammars that a trigger starts, and
+thinking that must come to an end. The Python side of `bee_constraint` (libbee/include/bee.h).
+
+A request goes through phases. In a `_Bound` phase a grammar's masks decide, until nothing can follow in it; in a
+`_Watch` phase any token may come, until a text that is watched for is complete; a `_Free` phase never ends. `_phases`
+says which phase follows which. What is decided depends on committed tokens alone, so the output does not depend on
+speculation: tokens that were chosen behind the one with which a `_Bound` phase begins are void.
+
+The text that is watched for may be complete in the middle of a token (as in "<tool_call>{"). Such a token is void, too:
+what it said up to the end of that text is then demanded of the grammar, which allows the same token where its rest fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .constraints import CompiledGrammar, GrammarCompiler, Matcher
+from .library import ffi, lib
+from .reasoning import LoopGuard, ReasoningSpan, ThinkingBudget
+from .tokenizer import Tokenizer
+
+__all__ = ["LazyGrammar", "Steering", "SteeringPlan", "Thinking"]
+
+_FREE, _REFUSED, _MASKED, _FAILED = (
+    int(lib.BEE_CONSTRAINT_FREE),
+    int(lib.BEE_CONSTRAINT_REFUSED),
+    int(lib.BEE_CONSTRAINT_MASKED),
+    int(lib.BEE_CONSTRAINT_FAILED),
+)
+
+
+@dataclass(frozen=True)
+class LazyGrammar:
+    """A grammar that a text in the answer starts, and that ends with what it describes."""
+
+    trigger: str
+    rules: str  # Lark; the one that is called `after_trigger` follows the trigger
+    at_start: bool = False  # the trigger counts at the answer's beginning alone, after white space at most
+    again: bool = True  # watch for the trigger again when the grammar has ended; otherwise the answer ends then
+    demanded: bool = False  # the answer begins with the trigger
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """A span before the answer in which no grammar holds."""
+
+    span: ReasoningSpan
+    opened: bool  # the prompt ends inside the span; otherwise the answer may begin it
+    demanded: bool = False  # the answer begins with it: a grammar that follows would not allow it later
+    budget: int | None = None  # tokens after which it is ended; None: as long as it takes
+    guard: bool = True  # it is ended where it repeats itself
+
+
+@dataclass(frozen=True)
+class SteeringPlan:
+    """What steers a request: thinking, then a grammar for the whole answer, or one that lies in wait, or neither."""
+
+    grammar: CompiledGrammar | None = None
+    lazy: LazyGrammar | None = None
+    thinking: Thinking | None = None
+
+
+# ---- phases ----------------------------------------------------------------------------------------------------------
+
+
+class _Bound:
+    """A grammar decides, until nothing can follow in it."""
+
+    def __init__(self, grammar: CompiledGrammar) -> None:
+        self.matcher: Matcher = grammar.matcher()
+        self._drafts: list[int] = []  # that the matcher has consumed since the last commit
+
+    def forced(self, room: int) -> list[int]:
+        self._roll_back(0)
+        return self.matcher.forced(room) if room else []
+
+    def advance(self, draft: int) -> bool:
+        if not self.matcher.consume(draft):
+            return False
+        self._drafts.append(draft)
+        return True
+
+    def follow(self, tokens: Sequence[int]) -> tuple[int, bool]:
+        agreed = 0
+        while agreed < min(len(self._drafts), len(tokens)) and self._drafts[agreed] == tokens[agreed]:
+            agreed += 1
+        self._roll_back(agreed)
+        self._drafts.clear()
+        while agreed < len(tokens) and not self.matcher.finished:
+            if not self.matcher.consume(tokens[agreed]):
+                raise AssertionError(f"token {tokens[agreed]} was chosen against its mask")
+            agreed += 1
+        return agreed, self.matcher.finished
+
+    def _roll_back(self, kept: int) -> None:
+        if len(self._drafts) > kept:
+            self.matcher.rollback(len(self._drafts) - kept)
+            del self._drafts[kept:]
+
+
+class _Watch:
+    """Any token may come, until `text` is complete, can no longer begin (`at_start`), or the budget is used up."""
+
+    def __init__(
+        self, text: str, tokenizer: Tokenizer, *, at_start: bool = False, said: bytes = b"",
+        budget: ThinkingBudget | None = None,
+    ) -> None:  # fmt: skip
+        self._text = text.encode()
+        self._tokenizer = tokenizer
+        self._at_start = at_start
+        self._budget = budget
+        self.said = said  # with `at_start` all of the answer, otherwise its end, as far as the text may begin there
+        self.missing: str | None = None  # when the phase is over: what is still to be said of the text; None: it missed
+
+    def follow(self, tokens: Sequence[int]) -> tuple[int, bool]:
+        for used, token in enumerate(tokens):
+            spoken = self._tokenizer.spoken_bytes(token)
+            if self._is_complete(spoken):
+                return (used if self.missing else used + 1), True
+            if self._at_start and not self._may_begin(self.said + spoken):
+                return used, True
+            self.said = self._possible_beginning(self.said + spoken)
+            if self._budget is not None and self._budget.push((token,)) is not None:
+                self.missing = self._text[len(self.said) :].decode()
+                return used + 1, True
+        return len(tokens), False
+
+    def _is_complete(self, spoken: bytes) -> bool:
+        data = self.said + spoken
+        at = data.find(self._text)
+        if at < 0 or (self._at_start and data[:at].strip()):
+            return False
+        end = at + len(self._text)
+        # Text before it in the same token is said again, as far as it is whole characters.
+        self.missing = "" if end == len(data) else data[len(self.said) : end].decode(errors="ignore")
+        return True
+
+    def _may_begin(self, data: bytes) -> bool:
+        return self._text.startswith(data.lstrip()[: len(self._text)])
+
+    def _possible_beginning(self, data: bytes) -> bytes:
+        if self._at_start:
+            return data
+        for length in range(min(len(self._text) - 1, len(data)), 0, -1):
+            if self._text.startswith(data[-length:]):
+                return data[-length:]
+        return b""
+
+
+class _Free:
+    """Any token may come."""
+
+    def follow(self, tokens: Sequence[int]) -> tuple[int, bool]:
+        return len(tokens), False
+
+
+_Phase = _Bound | _Watch | _Free
+
+
+# ---- a request -------------------------------------------------------------------------------------------------------
+
+
+class Steering:
+    """Steers one request. `begin`, `advance` and `commit` run on the scheduler's thread, one at a time."""
+
+    def __init__(self, plan: SteeringPlan, compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+        """Raises ConstraintError where a grammar of the plan cannot be compiled."""
+        self._compiler = compiler
+        self._tokenizer = tokenizer
+        self._following = self._phases(plan)
+        self._phase: _Phase | None = None  # None: the answer is complete
+        self._enter_next()
+        self.error: BaseException | None = None  # why a callback failed
+        self._handle = ffi.new_handle(self)
+
+    def c_struct(self) -> Any:
+        """A `bee_constraint *`; keep this object and the pointer until the request has ended."""
+        return ffi.new("bee_constraint *", {**_CALLBACKS, "user": self._handle})
+
+    def closing_text(self) -> str:
+        """What completes an answer that was cut off under its grammar; "" where nothing is to be completed. Raises
+        ConstraintError where no short end is found."""
+        if not isinstance(self._phase, _Bound) or self._phase.matcher.accepting:
+            return ""
+        return self._phase.matcher.closing_text()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the tokens so far end inside a grammar, at a place where an answer may not end."""
+        return isinstance(self._phase, _Bound) and not self._phase.matcher.accepting
+
+    # ---- what follows what -------------------------------------------------------------------------------------------
+
+    def _phases(self, plan: SteeringPlan) -> Generator[_Phase, None, None]:
+        said = b""
+        if plan.thinking is not None:
+            said = yield from self._thinking(plan.thinking)
+        if plan.grammar is not None:
+            yield _Bound(plan.grammar)
+            return
+        if plan.lazy is not None:
+            yield from self._calls(plan.lazy, said)
+            if not plan.lazy.again:
+                return
+        yield _Free()
+
+    def _thinking(self, thinking: Thinking) -> Generator[_Phase, None, bytes]:
+        """Returns what the answer began with instead."""
+        if thinking.demanded and not thinking.opened:
+            yield self._demand(thinking.span.begin)
+        elif not thinking.opened:
+            begin = _Watch(thinking.span.begin.strip(), self._tokenizer, at_start=True)
+            yield begin
+            if begin.missing is None:
+                return begin.said
+            yield from self._rest(begin)
+        budget = ThinkingBudget(thinking.budget, LoopGuard() if thinking.guard else None)
+        end = _Watch(thinking.span.end, self._tokenizer, budget=budget)
+        if thinking.budget == 0:
+            yield self._demand(thinking.span.end)
+        else:
+            yield end
+            yield from self._rest(end)
+        return b""
+
+    def _calls(self, lazy: LazyGrammar, said: bytes) -> Generator[_Phase, None, None]:
+        missing: str | None = lazy.trigger
+        demanded = lazy.demanded
+        while True:
+            if not demanded:
+                watch = _Watch(lazy.trigger, self._tokenizer, at_start=lazy.at_start, said=said)
+                yield watch
+                missing = watch.missing
+            if missing is None:
+                yield _Free()
+            first = f"{self._compiler.literal(missing)} " if missing else ""
+            yield _Bound(self._compiler.compile_rules(f"start: {first}after_trigger\n{lazy.rules}"))
+            if not lazy.again or lazy.at_start:
+                return
+            demanded, said = False, b""
+
+    def _rest(self, watch: _Watch) -> Generator[_Phase, None, None]:
+        if watch.missing:
+            yield self._demand(watch.missing)
+
+    def _demand(self, text: str) -> _Bound:
+        return _Bound(self._compiler.compile_rules(f"start: {self._compiler.literal(text)}"))
+
+    def _enter_next(self) -> None:
+        self._phase = next(self._following, None)
+        while isinstance(self._phase, _Bound) and self._phase.matcher.finished:
+            self._phase = next(self._following, None)
+
+    # ---- what libbee asks --------------------------------------------------------------------------------------------
+
+    def begin(self, room: int) -> list[int] | None:
+        """Tokens that are certain to follow, at most `room`; None where any token may."""
+        return self._phase.forced(room) if isinstance(self._phase, _Bound) else None
+
+    def advance(self, draft: int, mask: int) -> int:
+        """As in `bee_constraint`; `mask` is an address."""
+        assert isinstance(self._phase, _Bound)
+        if draft >= 0 and (draft in self._tokenizer.stop_token_ids or not self._phase.advance(draft)):
+            return _REFUSED
+        if self._phase.matcher.finished:
+            return _FREE
+        self._phase.matcher.fill_mask(mask)
+        return _MASKED
+
+    def commit(self, tokens: Sequence[int]) -> tuple[int, bool]:
+        """How many of the tokens stay, and whether the answer is complete with them."""
+        spoken = [token for token in tokens if token not in self._tokenizer.stop_token_ids]
+        kept = 0
+        while kept < len(spoken) and self._phase is not None:
+            used, over = self._phase.follow(spoken[kept:])
+            kept += used
+            if over:
+                self._enter_next()
+                if isinstance(self._phase, _Bound):
+                    return kept, False
+        if self._phase is None:
+            return kept, True
+        return len(tokens), False
+
+
+# ---- callbacks -------------------------------------------------------------------------------------------------------
+
+
+@ffi.callback("int32_t(void *, int32_t *, int32_t)")  # type: ignore[untyped-decorator]
+def _begin(user: Any, forced: Any, room: int) -> int:
+    steering: Steering = ffi.from_handle(user)
+    try:
+        tokens = steering.begin(room)
+        if tokens is None:
+            return _FREE
+        forced[0 : len(tokens)] = tokens
+        return len(tokens)
+    except BaseException as error:  # nothing may pass through C
+        steering.error = error
+        return _FAILED
+
+
+@ffi.callback("int32_t(void *, int32_t, uint32_t *)")  # type: ignore[untyped-decorator]
+def _advance(user: Any, draft: int, mask: Any) -> int:
+    steering: Steering = ffi.from_handle(user)
+    try:
+        return steering.advance(draft, int(ffi.cast("uintptr_t", mask)))
+    except BaseException as error:
+        steering.error = error
+        return _FAILED
+
+
+@ffi.callback("int32_t(void *, int32_t *, int32_t, bool *)")  # type: ignore[untyped-decorator]
+def _commit(user: Any, tokens: Any, n_tokens: int, complete: Any) -> int:
+    steering: Steering = ffi.from_handle(user)
+    try:
+        kept, complete[0] = steering.commit(ffi.unpack(tokens, n_tokens))
+        return kept
+    except BaseException as error:
+        steering.error = error
+        return _FAILED
+
+
+_CALLBACKS = {"begin": _begin, "advance": _advance, "commit": _commit}
