@@ -103,6 +103,7 @@ class Choice:
 
 
 Constraint = JsonSchema | Regex | Grammar | Choice
+Mask = np.ndarray[Any, np.dtype[np.uint32]]
 
 
 def json_object() -> JsonSchema:
@@ -264,7 +265,7 @@ class CompiledGrammar:
             raise ConstraintError(f"{subject}: it admits nothing, or nothing that a bounded search finds")
         self._pristine = _checked(vocabulary.build(grammar), subject)
         # The first mask of a large expression is the dearest: taken here, it is there for every copy.
-        words = np.empty(vocabulary.mask_words, dtype=np.uint32)
+        words = vocabulary.mask_buffer()
         self._pristine.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
         _checked((self._pristine, self._pristine.get_error()), subject)
 
@@ -277,7 +278,7 @@ class CompiledGrammar:
         with self._lock:
             state = self._bytes.deep_copy()
         replay = self._vocabulary.bytewise(tokens)
-        if _consume(state, replay, self._vocabulary.tokenizer.stop_token_ids) != len(replay):
+        if state.try_consume_tokens(replay) != len(replay):
             raise ConstraintError(f"{self._subject}: what was said cannot be followed again ({state.get_error()})")
         closing = _ClosingSearch(self._vocabulary, state, self._hints, self._subject).run()
         if closing is None:
@@ -305,6 +306,7 @@ class Matcher:
         # For each state up to the present one: the tokens that must follow, or None where that is not known yet.
         self._plans: list[list[int] | None] = [None]
         self.mask_words = self._vocabulary.mask_words
+        self._buffer = self._vocabulary.mask_buffer()
 
     def forced(self, room: int) -> list[int]:
         """The tokens that must follow, at most `room`, in the tokenizer's own tokenisation.
@@ -320,15 +322,18 @@ class Matcher:
         text is complete or the grammar itself has one there.
         """
         plan = self._plan()
+        words = np.ctypeslib.as_array((ctypes.c_uint32 * self.mask_words).from_address(address))
         if plan or self._ended:
-            words = (ctypes.c_uint32 * self.mask_words).from_address(address)
-            ctypes.memset(address, 0, self.mask_words * 4)
-            for token in plan[:1] or self._stop:
-                words[token // 32] |= 1 << (token % 32)
-            return
-        self._engine.unsafe_compute_mask_ptr(address, self.mask_words * 4)
-        self._check()
-        if not np.ctypeslib.as_array((ctypes.c_uint32 * self.mask_words).from_address(address)).any():
+            words.fill(0)
+            for token in plan[:1]:
+                words[token // 32] = 1 << (token % 32)
+        else:
+            self._engine.unsafe_compute_mask_ptr(self._buffer.ctypes.data, self._buffer.nbytes)
+            self._check()
+            np.bitwise_and(self._buffer[: self.mask_words], self._vocabulary.own_tokens, out=words)
+        if not plan and self.accepting:
+            np.bitwise_or(words, self._vocabulary.stop_tokens, out=words)
+        elif not words.any():
             raise ConstraintError(f"{self._grammar._subject}: nothing can follow what was said, which is not complete")
 
     def consume(self, token: int) -> bool:
@@ -340,9 +345,7 @@ class Matcher:
             self._ended += 1
         elif self._ended:
             return False
-        elif token in self._stop and not self._mask_holds(token):
-            return False
-        elif _consume(self._engine, [token], self._stop) != 1:
+        elif self._engine.try_consume_tokens([token]) != 1:
             self._check()
             return False
         self._tokens.append(token)
@@ -384,11 +387,6 @@ class Matcher:
         spoken = self._tokens[: len(self._tokens) - self._ended]
         return self._grammar._closing(spoken)
 
-    def _mask_holds(self, token: int) -> bool:
-        words = np.empty(self.mask_words, dtype=np.uint32)
-        self.fill_mask(words.ctypes.data)
-        return bool(int(words[token // 32]) >> (token % 32) & 1)
-
     def _plan(self) -> list[int]:
         """The forced tokens of the present state, found once and then used up one by one, so that they come the same
         whether they are asked for together or singly."""
@@ -402,7 +400,7 @@ class Matcher:
         plan: list[int] = []
         while len(plan) < _MAX_FORCED and not self._engine.is_accepting():
             more = self._engine.compute_ff_tokens()
-            taken = _consume(self._engine, more, self._stop)
+            taken = self._engine.try_consume_tokens(more) if more else 0
             plan += more[:taken]
             if not taken or taken < len(more):
                 break
@@ -422,6 +420,8 @@ class _Vocabulary:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.mask_words = -(-tokenizer.n_vocab // 32)
+        self.own_tokens = self._bits(range(tokenizer.n_vocab))
+        self.stop_tokens = self._bits(tokenizer.stop_token_ids)
         self._limits = LLParserLimits(verbose_errors=False)
         self._lock = Lock()
         # Tokens that stand for no text of their own. A stop token is one whatever its kind.
@@ -433,6 +433,16 @@ class _Vocabulary:
             known = self._byte_tokens if bytewise else self._tokens
         matcher = LLMatcher(known, grammar, log_level=0, limits=self._limits)
         return matcher, matcher.get_error() if matcher.is_error() else ""
+
+    def mask_buffer(self, *, bytewise: bool = False) -> Mask:
+        """Room for a mask of the engine's, which has one token more."""
+        n_tokens = self.tokenizer.n_vocab + (256 if bytewise else 0) + 1
+        return np.empty(-(-n_tokens // 32), dtype=np.uint32)
+
+    def _bits(self, tokens: Collection[int]) -> Mask:
+        bits = np.zeros(self.mask_words * 32, dtype=np.uint8)
+        bits[list(tokens)] = 1
+        return np.packbits(bits, bitorder="little").view(np.uint32)
 
     def bytewise(self, tokens: Sequence[int]) -> list[int]:
         """Tokens as the second vocabulary has them, without part of a character at the end."""
@@ -471,13 +481,16 @@ class _Vocabulary:
         return self._build_tokenizer(texts, lambda text: [n_vocab + byte for byte in text.encode()])
 
     def _build_tokenizer(self, texts: list[bytes], encode: Callable[[str], list[int]]) -> LLTokenizer:
-        stop = sorted(self.tokenizer.stop_token_ids)
-        if not stop:
+        if not self.tokenizer.stop_token_ids:
             raise ConstraintError("the model's vocabulary has no token that ends a text, so no constraint can end")
         for token in self.control:
             texts[token] = self.tokenizer.token_text(token).encode()
-        shape = _EngineVocabulary(texts, self.control, stop[0], self.tokenizer.bos_token_id, encode)
-        return LLTokenizer(TokenizerWrapper(shape), n_vocab=len(texts), eos_token=stop)
+        # The engine cannot roll back over what it holds for the end of a text, and grammars may have stop tokens in
+        # them. So its end is a token of its own, and the stop tokens are control tokens like any other.
+        end = len(texts)
+        texts.append(b"<end of text>")
+        shape = _EngineVocabulary(texts, [*self.control, end], end, self.tokenizer.bos_token_id, encode)
+        return LLTokenizer(TokenizerWrapper(shape), n_vocab=len(texts), eos_token=end)
 
     def _encode(self, text: str) -> list[int]:
         """The tokenizer's own tokens for a piece of text; the longest that fit where those spell it otherwise (some
@@ -556,7 +569,7 @@ class _ClosingSearch:
         self._start = state
         self._subject = subject
         self._first_byte = vocabulary.tokenizer.n_vocab
-        self._words = np.empty(-(-(self._first_byte + 256) // 32), dtype=np.uint32)
+        self._words = vocabulary.mask_buffer(bytewise=True)
         self._control = np.array(vocabulary.control, dtype=np.int64)
         self._named = frozenset(hints.text.encode() + self._CLOSERS + self._USUAL)
         # Whatever was said, one of the ends of an example makes a string match that may match anywhere.
@@ -580,7 +593,7 @@ class _ClosingSearch:
             if self._complete(state):
                 return path
             step = next(iter(self._next_steps(state)), None)
-            if step is None or len(path) > _MAX_CLOSING or self._consume(state, step) != len(step):
+            if step is None or len(path) > _MAX_CLOSING or state.try_consume_tokens(step) != len(step):
                 self._check(state)
                 return None
             path += step
@@ -598,7 +611,7 @@ class _ClosingSearch:
                 steps += 1
                 if steps > _MAX_STEPS or len(path) + len(step) > _MAX_CLOSING:
                     return None
-                taken = self._consume(state, step)
+                taken = state.try_consume_tokens(step)
                 self._check(state)
                 if taken == len(step):
                     if self._complete(state):
@@ -613,11 +626,8 @@ class _ClosingSearch:
 
     def _stepped(self, state: LLMatcher, path: list[int], step: list[int]) -> tuple[LLMatcher, list[int]]:
         copy = state.deep_copy()
-        self._consume(copy, step)
+        copy.try_consume_tokens(step)
         return copy, path + step
-
-    def _consume(self, state: LLMatcher, step: list[int]) -> int:
-        return _consume(state, step, self._vocabulary.tokenizer.stop_token_ids)
 
     def _next_steps(self, state: LLMatcher) -> list[list[int]]:
         """What may follow, the most promising first."""
@@ -636,7 +646,7 @@ class _ClosingSearch:
         control = self._control[bits[self._control] != 0].tolist()
         return [[self._first_byte + byte] for byte in steps] + [[token] for token in control[:1]]
 
-    def _mask(self, state: LLMatcher) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    def _mask(self, state: LLMatcher) -> Mask:
         state.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
         self._check(state)
         return self._words
@@ -648,17 +658,6 @@ class _ClosingSearch:
 
     def _check(self, state: LLMatcher) -> None:
         _checked((state, state.get_error() if state.is_error() else ""), self._subject)
-
-
-def _consume(engine: LLMatcher, tokens: Sequence[int], stop: Collection[int]) -> int:
-    """How many of the tokens were taken. Stop tokens among them must be known to be allowed."""
-    if not any(token in stop for token in tokens):
-        return int(engine.try_consume_tokens(list(tokens))) if tokens else 0
-    for taken, token in enumerate(tokens):
-        # A stop token that is part of the grammar is taken by this method only, which breaks on any other.
-        if not (engine.consume_token(token) if token in stop else engine.try_consume_tokens([token])):
-            return taken
-    return len(tokens)
 
 
 def _checked(built: tuple[LLMatcher, str], subject: str) -> LLMatcher:
@@ -673,6 +672,10 @@ def _message(error: str) -> str:
     """What an error of the engine says, without its drawings."""
     lines = [line for line in error.splitlines() if line.strip() and line.strip() != "<non-verbose/>"]
     first = lines[0][:300] if lines else ""
+    if first.startswith("panic:"):
+        return "it is too large for the grammar engine"
+    if "Current row has" in first:
+        return "it is too large for the grammar engine: too much is possible at one place"
     cause = next((line for line in lines[1:] if line.startswith("error: ")), "")
     return f"{first.rstrip(':')}: {cause.removeprefix('error: ')}" if cause else first
 

@@ -442,7 +442,8 @@ class _Generation:
         self._logprobs = params.logprobs
         self._seed = seed
         self._speculation = speculation
-        self._closes = steering if params.close_constraint else None
+        self._steering = steering
+        self._closes = params.close_constraint
         self._deliver = deliver
         self._submitted = time.monotonic()
         self._first_token_s: float | None = None
@@ -491,7 +492,7 @@ class _Generation:
 
     def _closing_text(self) -> str:
         try:
-            return self._closes.closing_text() if self._closes is not None else ""
+            return self._steering.closing_text() if self._closes and self._steering is not None else ""
         except ConstraintError:  # no short end: the answer stays as it was cut, which its finish reason says
             return ""
 
@@ -514,6 +515,7 @@ class _Generation:
             prompt_tokens=stats.prompt_tokens,
             reused_tokens=stats.reused_tokens,
             output_tokens=self._n_tokens,
+            reasoning_tokens=self._steering.reasoning_tokens if self._steering is not None else 0,
             cycles=stats.cycles,
             drafted_tokens=stats.drafted_tokens,
             accepted_tokens=stats.accepted_tokens,

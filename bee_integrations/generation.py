@@ -103,6 +103,7 @@ class Statistics:
     prompt_tokens: int
     reused_tokens: int  # of the prompt, found in the cache
     output_tokens: int
+    reasoning_tokens: int  # of the output, those of a span of thinking that steering knows of
     cycles: int
     drafted_tokens: int  # proposed to the target
     accepted_tokens: int  # of those, kept

@@ -25,6 +25,8 @@ Node = dict[str, Any] | bool
 
 _MAX_CHARACTERS = 1_000_000
 _MAX_DEPTH = 64
+_MAX_PARTS = 4_000  # schemas within the schema
+_MAX_PROPERTIES = 1_000  # and properties or alternatives at one place: the engine's time grows with their square
 _MAX_LEAST = 4_096  # characters, items or properties that may be demanded
 _MAX_MOST = 1_000_000  # and allowed; larger limits are cut to it
 
@@ -38,6 +40,9 @@ _UNSUPPORTED = frozenset(
         "disallow", "divisibleBy",
     }
 )  # fmt: skip
+
+# Keywords that hold several schemas.
+_SCHEMA_GROUPS = frozenset({"properties", "patternProperties", "prefixItems", "allOf", "anyOf", "oneOf"})
 
 # Formats that say what a string is for, not how it is spelled.
 _FREE_FORMATS = frozenset({"password", "path", "file-path", "directory-path"})
@@ -153,6 +158,8 @@ class ReadSchema:
     def _read(self, node: Any, pointer: str, depth: int) -> Node:
         if depth > _MAX_DEPTH:
             raise schema_refusal(pointer, f"the schema is nested deeper than {_MAX_DEPTH} levels")
+        if len(self._parts) >= _MAX_PARTS:
+            raise schema_refusal("", f"it is too large: it has more than {_MAX_PARTS:,} schemas within it")
         if isinstance(node, bool):
             self._parts[pointer] = node
             return node
@@ -173,6 +180,8 @@ class ReadSchema:
 
     def _read_keyword(self, result: dict[str, Any], key: str, value: Any, pointer: str, depth: int) -> None:
         at = f"{pointer}/{_escaped(key)}"
+        if key in _SCHEMA_GROUPS and isinstance(value, (list, dict)) and len(value) > _MAX_PROPERTIES:
+            raise schema_refusal(at, f"{len(value):,} entries are too many; at most {_MAX_PROPERTIES:,} are read")
         if key in ("items", "additionalProperties"):
             result[key] = self._child(value, pointer, at, depth)
         elif key in ("properties", "patternProperties"):

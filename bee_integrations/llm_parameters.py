@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError, field_validator, model_validator
 
+from .constraints import Constraint, JsonSchema, json_object
 from .engine import GenerationParams, check_arguments
 from .errors import BeeError, ParameterError
 from .models import DEFAULT_MODEL
@@ -26,12 +27,14 @@ _ALIASES = {
     "num_predict": "max_tokens",
     "max_new_tokens": "max_tokens",
     "stop_sequences": "stop",
+    "repeat_penalty": "repetition_penalty",
+    "repeat_last_n": "penalty_window",
 }
 
 # Of use for hosted models only; taken and dropped, so that code written for those needs no change.
 _NOT_FOR_LOCAL_MODELS = frozenset({"api_key", "max_retries"})
 
-_NOT_YET = frozenset({"tools", "tool_choice", "response_format", "format", "functions"})
+_TOOL_WORDS = frozenset({"tools", "tool_choice", "functions"})
 
 
 class BeeParameters(BaseModel):
@@ -60,12 +63,41 @@ class BeeParameters(BaseModel):
     """Sample from the most likely tokens that reach this probability together; 1 is off."""
     min_p: float = 0.0
     """Drop tokens less likely than `min_p` times the most likely one; 0 is off."""
+    repetition_penalty: float = 1.0
+    """Divides the logits of tokens that stand among the last `penalty_window` ones; 1 is off."""
+    frequency_penalty: float = 0.0
+    """Taken from a token's logit for each time it stands there; 0 is off."""
+    presence_penalty: float = 0.0
+    """Taken from a token's logit if it stands there at all; 0 is off."""
+    penalty_window: int = 64
+    """Tokens that the penalties look back over, prompt included; -1 is all of them."""
+    logit_bias: dict[int, float] | None = None
+    """Added to the logits of these tokens: -1000 to 1000."""
+    logprobs: bool = False
+    """Report the log-probabilities of the answer's tokens in the response's metadata."""
+    top_logprobs: int = 0
+    """With `logprobs`, also those of so many most likely tokens in each place: 0 to 20."""
     seed: int | None = None
     """The same seed, prompt and parameters give the same text. None draws one, which the metadata report."""
     max_tokens: int | None = None
     """Tokens to generate at most; None means until the model ends or the context is full."""
     stop: list[str] | None = None
     """Strings that end the generation; they are not part of the text."""
+    constraint: Constraint | None = None
+    """What the answer must look like: a JsonSchema, Regex, Grammar or Choice of `bee_integrations.constraints`."""
+    response_format: dict[str, Any] | None = None
+    """The same in OpenAI's words: `{"type": "json_object"}`, or `{"type": "json_schema", "json_schema": {...}}`."""
+    close_constraint: bool = False
+    """Complete an answer that `max_tokens` cuts off under its constraint, so that it is valid all the same."""
+    tool_format: str | None = None
+    """How the model is told of tools and writes calls ("hermes", "mistral", ...); None: as its chat template says."""
+    enable_thinking: bool | None = None
+    """Switches a model's thinking through its chat template; None leaves that to the template."""
+    reasoning_span: str | tuple[str, str] | None = "auto"
+    """What a model's thinking stands between: a tag such as "<think>", or two texts; "auto" asks the chat template, and
+    None leaves the thinking in the text."""
+    reasoning_budget: int | None = None
+    """Tokens of thinking after which it is ended; None: as long as it takes."""
     timeout: float | None = None
     """Seconds after which a request is cancelled and TimeoutError raised; None waits as long as it takes."""
     chat_template: str | None = None
@@ -124,12 +156,28 @@ class BeeParameters(BaseModel):
             top_k=self.top_k,
             top_p=self.top_p,
             min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            penalty_window=self.penalty_window,
+            logit_bias=self.logit_bias or {},
+            logprobs=self.logprobs,
+            top_logprobs=self.top_logprobs,
             seed=self.seed,
             max_tokens=self.max_tokens,
             stop=tuple(self.stop or ()),
+            constraint=self.asked_constraint(),
+            close_constraint=self.close_constraint,
             speculation=self.speculation,
             draft_length=self.draft_length,
         )
+
+    def asked_constraint(self) -> Constraint | None:
+        """`constraint`, or what `response_format` says. Raises ParameterError."""
+        asked = _constraint_of(self.response_format)
+        if asked is not None and self.constraint is not None:
+            raise ParameterError("constraint and response_format are both given; give one of them")
+        return asked if self.constraint is None else self.constraint
 
     def parameters(self) -> dict[str, Any]:
         """The arguments of `BeeParameters` alone, whatever class they are mixed into."""
@@ -152,13 +200,29 @@ class BeeParameters(BaseModel):
             raise _parameter_error(error) from error
 
 
+def _constraint_of(response_format: Mapping[str, Any] | None) -> Constraint | None:
+    kind = "text" if response_format is None else response_format.get("type")
+    if response_format is None or kind == "text":
+        return None
+    if kind == "json_object":
+        return json_object()
+    named = response_format.get("json_schema")
+    schema = named.get("schema") if kind == "json_schema" and isinstance(named, Mapping) else None
+    if not isinstance(schema, Mapping):
+        raise ParameterError(
+            f"response_format is {response_format!r}; expected {{'type': 'text'}}, {{'type': 'json_object'}} or "
+            "{'type': 'json_schema', 'json_schema': {'name': ..., 'schema': {...}}}"
+        )
+    return JsonSchema(schema)
+
+
 def _path_text(path: Any) -> Any:
     return os.fspath(path) if isinstance(path, os.PathLike) else path
 
 
 def _unknown(name: str, known: set[str]) -> str:
-    if name in _NOT_YET:
-        return f"{name!r} cannot be given: tools and structured output are not part of this version"
+    if name in _TOOL_WORDS:
+        return f"{name!r} cannot be given here: tools belong to a call of a chat class; bind them there"
     near = difflib.get_close_matches(name, known, n=1)
     meant = f"; did you mean {_ALIASES.get(near[0], near[0])!r}?" if near else ""
     return f"there is no parameter {name!r}{meant}"

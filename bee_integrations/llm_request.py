@@ -17,6 +17,7 @@ from .deadline import steps_within, steps_within_blocking
 from .engine import Engine, GenerationParams, Statistics, Step
 from .errors import GenerationCancelled, ParameterError, TemplateError
 from .llm_parameters import BeeParameters
+from .steering import SteeringPlan
 
 __all__ = [
     "Answer",
@@ -27,6 +28,7 @@ __all__ = [
     "has_template",
     "response_metadata",
     "run_all",
+    "template_source",
     "token_usage",
 ]
 
@@ -116,6 +118,7 @@ class Request:
     prompt: str
     params: GenerationParams
     timeout: float | None = None
+    steering: SteeringPlan | None = None
 
     @classmethod
     def of(cls, engine: Engine, parameters: BeeParameters, prompt: str) -> Request:
@@ -149,16 +152,19 @@ class Request:
 
     def _all_steps(self) -> Generator[Step, None, None]:
         if self.timeout is None:
-            return self.engine.generate(self.prompt, self.params)
-        return steps_within_blocking(self.timeout, lambda: self.engine.agenerate(self.prompt, self.params))
+            return self.engine.generate(self.prompt, self.params, steering=self.steering)
+        return steps_within_blocking(self.timeout, self._engine_asteps)
 
     def _all_asteps(self) -> AsyncGenerator[Step, None]:
-        steps = self.engine.agenerate(self.prompt, self.params)
+        steps = self._engine_asteps()
         return steps if self.timeout is None else steps_within(self.timeout, steps)
+
+    def _engine_asteps(self) -> AsyncGenerator[Step, None]:
+        return self.engine.agenerate(self.prompt, self.params, steering=self.steering)
 
 
 def _matters(step: Step) -> bool:
-    return bool(step.text) or step.stats is not None
+    return bool(step.text) or bool(step.logprobs) or step.stats is not None
 
 
 def run_all(requests: Sequence[Request]) -> list[Answer]:
@@ -202,14 +208,30 @@ async def arun_all(requests: Sequence[Request]) -> list[Answer]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def chat_text(engine: Engine, parameters: BeeParameters, messages: list[dict[str, Any]]) -> str:
+def chat_text(
+    engine: Engine,
+    parameters: BeeParameters,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]] | None = None,
+) -> str:
     """A conversation, rendered by the parameters' chat template or else the model's own.
 
     Raises `TemplateError` where there is no template, or where it rejects the messages.
     """
     if not messages:
         raise ParameterError("there are no messages; a chat needs at least one")
-    return _template(engine, parameters).render(messages, **(parameters.chat_template_kwargs or {}))
+    switch = parameters.enable_thinking
+    # Templates know the switch by one of these names.
+    thinking = {} if switch is None else {"enable_thinking": switch, "thinking": switch}
+    variables = thinking | (parameters.chat_template_kwargs or {})
+    return _template(engine, parameters).render(messages, tools=tools, **variables)
+
+
+def template_source(engine: Engine, parameters: BeeParameters) -> str | None:
+    """The Jinja source that `chat_text` works with; None where there is none."""
+    if parameters.chat_template is not None:
+        return parameters.chat_template
+    return None if engine.chat_template is None else engine.chat_template.source
 
 
 def has_template(engine: Engine, parameters: BeeParameters) -> bool:
@@ -239,12 +261,13 @@ def _compiled(source: str, bos: str, eos: str) -> ChatTemplate:
 
 
 def token_usage(stats: Statistics) -> dict[str, int]:
-    """Counts of tokens: "input", "output", "total", and "reused" of the input."""
+    """Counts of tokens: "input", "output", "total", "reused" of the input, and "reasoning" of the output."""
     return {
         "input": stats.prompt_tokens,
         "output": stats.output_tokens,
         "total": stats.prompt_tokens + stats.output_tokens,
         "reused": stats.reused_tokens,
+        "reasoning": stats.reasoning_tokens,
     }
 
 
@@ -256,6 +279,8 @@ def response_metadata(engine: Engine, last: Step) -> dict[str, Any]:
         "finish_reason": last.finish_reason,
         "system_fingerprint": _fingerprint(engine.info),
     }
+    if last.closed:
+        metadata["closed"] = True
     if last.stop_text is not None:
         metadata["stop_sequence"] = last.stop_text
     stats = last.stats
@@ -271,6 +296,7 @@ def response_metadata(engine: Engine, last: Step) -> dict[str, Any]:
             "accepted_tokens": stats.accepted_tokens,
             "copied_tokens": stats.copied_tokens,
             "copied_accepted": stats.copied_accepted,
+            "forced_tokens": stats.forced_tokens,
             "logit_paths": dict(stats.logit_paths),
         }
         metadata["speed"] = {

@@ -6,8 +6,9 @@ A request goes through phases. In a `_Bound` phase a grammar's masks decide, unt
 says which phase follows which. What is decided depends on committed tokens alone, so the output does not depend on
 speculation: tokens that were chosen behind the one with which a `_Bound` phase begins are void.
 
-The text that is watched for may be complete in the middle of a token (as in "<tool_call>{"). Such a token is void, too:
-what it said up to the end of that text is then demanded of the grammar, which allows the same token where its rest fits.
+The text that is watched for may be complete in the middle of a token (as in "<tool_call>{"). Such a token is void,
+too: what it said up to the end of that text is demanded of the grammar, which allows the same token where its rest
+fits.
 """
 
 from __future__ import annotations
@@ -33,13 +34,11 @@ _FREE, _REFUSED, _MASKED, _FAILED = (
 
 @dataclass(frozen=True)
 class LazyGrammar:
-    """A grammar that a text in the answer starts, and that ends with what it describes."""
+    """A grammar that a text in the answer starts. The answer ends with it."""
 
     trigger: str
-    rules: str  # Lark; the one that is called `after_trigger` follows the trigger
+    rules: str  # Lark; the one that is called `rest` follows the trigger
     at_start: bool = False  # the trigger counts at the answer's beginning alone, after white space at most
-    again: bool = True  # watch for the trigger again when the grammar has ended; otherwise the answer ends then
-    demanded: bool = False  # the answer begins with the trigger
 
 
 @dataclass(frozen=True)
@@ -113,8 +112,14 @@ class _Watch:
         self._budget = budget
         self.said = said  # with `at_start` all of the answer, otherwise its end, as far as the text may begin there
         self.missing: str | None = None  # when the phase is over: what is still to be said of the text; None: it missed
+        self.n_tokens = 0  # of this phase
 
     def follow(self, tokens: Sequence[int]) -> tuple[int, bool]:
+        used, over = self._follow(tokens)
+        self.n_tokens += used
+        return used, over
+
+    def _follow(self, tokens: Sequence[int]) -> tuple[int, bool]:
         for used, token in enumerate(tokens):
             spoken = self._tokenizer.spoken_bytes(token)
             if self._is_complete(spoken):
@@ -169,6 +174,10 @@ class Steering:
         """Raises ConstraintError where a grammar of the plan cannot be compiled."""
         self._compiler = compiler
         self._tokenizer = tokenizer
+        self._thoughts: _Watch | None = None
+        if plan.lazy is not None:  # compiled by the thread that makes the request, not by the one that runs all of them
+            for missing in ("", plan.lazy.trigger):
+                self._rest_of_answer(plan.lazy, missing)
         self._following = self._phases(plan)
         self._phase: _Phase | None = None  # None: the answer is complete
         self._enter_next()
@@ -191,6 +200,11 @@ class Steering:
         """Whether the tokens so far end inside a grammar, at a place where an answer may not end."""
         return isinstance(self._phase, _Bound) and not self._phase.matcher.accepting
 
+    @property
+    def reasoning_tokens(self) -> int:
+        """Tokens of the thinking so far, its end included."""
+        return 0 if self._thoughts is None else self._thoughts.n_tokens
+
     # ---- what follows what -------------------------------------------------------------------------------------------
 
     def _phases(self, plan: SteeringPlan) -> Generator[_Phase, None, None]:
@@ -201,8 +215,10 @@ class Steering:
             yield _Bound(plan.grammar)
             return
         if plan.lazy is not None:
-            yield from self._calls(plan.lazy, said)
-            if not plan.lazy.again:
+            watch = _Watch(plan.lazy.trigger, self._tokenizer, at_start=plan.lazy.at_start, said=said)
+            yield watch
+            if watch.missing is not None:
+                yield _Bound(self._rest_of_answer(plan.lazy, watch.missing))
                 return
         yield _Free()
 
@@ -215,33 +231,21 @@ class Steering:
             yield begin
             if begin.missing is None:
                 return begin.said
-            yield from self._rest(begin)
+            yield from self._say_missing(begin)
         budget = ThinkingBudget(thinking.budget, LoopGuard() if thinking.guard else None)
-        end = _Watch(thinking.span.end, self._tokenizer, budget=budget)
+        self._thoughts = end = _Watch(thinking.span.end, self._tokenizer, budget=budget)
         if thinking.budget == 0:
-            yield self._demand(thinking.span.end)
+            end.missing = thinking.span.end
         else:
             yield end
-            yield from self._rest(end)
+        yield from self._say_missing(end)
         return b""
 
-    def _calls(self, lazy: LazyGrammar, said: bytes) -> Generator[_Phase, None, None]:
-        missing: str | None = lazy.trigger
-        demanded = lazy.demanded
-        while True:
-            if not demanded:
-                watch = _Watch(lazy.trigger, self._tokenizer, at_start=lazy.at_start, said=said)
-                yield watch
-                missing = watch.missing
-            if missing is None:
-                yield _Free()
-            first = f"{self._compiler.literal(missing)} " if missing else ""
-            yield _Bound(self._compiler.compile_rules(f"start: {first}after_trigger\n{lazy.rules}"))
-            if not lazy.again or lazy.at_start:
-                return
-            demanded, said = False, b""
+    def _rest_of_answer(self, lazy: LazyGrammar, missing: str) -> CompiledGrammar:
+        first = f"{self._compiler.literal(missing)} " if missing else ""
+        return self._compiler.compile_rules(f"start: {first}rest\n{lazy.rules}")
 
-    def _rest(self, watch: _Watch) -> Generator[_Phase, None, None]:
+    def _say_missing(self, watch: _Watch) -> Generator[_Phase, None, None]:
         if watch.missing:
             yield self._demand(watch.missing)
 

@@ -5,8 +5,8 @@ its reader as it comes:
 
     text of the model  ->  AnswerReader.push  ->  Text | Reasoning | CallBegin | CallArguments | CallEnd | CallBroken
 
-The text that a reader gets holds control tokens as they are spelled in the vocabulary ("<|channel|>"), except the token
-that ended the answer.
+The text that a reader gets holds those control tokens that a format names as its markers ("<|channel|>"), as they are
+spelled in the vocabulary, except the token that ended the answer.
 """
 
 from __future__ import annotations
@@ -129,8 +129,15 @@ class ToolFormat(ABC):
     """What users call the format."""
     trigger: ClassVar[str]
     """The text that begins a call. As soon as it appears, the grammar of the call is in force."""
+    markers: ClassVar[tuple[str, ...]] = ()
+    """The texts between which calls stand. Where a vocabulary has control tokens for them, the reader gets their text;
+    it never gets that of other control tokens."""
     trigger_at_start: ClassVar[bool] = False
     """A call is one only at the beginning of the answer, after white space at most."""
+    reads_all: ClassVar[bool] = False
+    """Answers without calls need the reader, too."""
+    answer_opening: ClassVar[str] = ""
+    """What stands before an answer that is no call, where `reads_all`."""
     ends_turn: ClassVar[bool] = False
     """Nothing follows a call, or a group of calls, in the same answer."""
 

@@ -1,0 +1,328 @@
+"""Chats with tools, structured answers and thinking: what both frameworks' chat classes ask of the engine.
+
+    messages, tools, parameters  ->  ChatRequest  ->  pieces of events, or a whole Reply
+
+A request puts together how the model is told of its tools (a `ToolFormat`), what it may say (a `SteeringPlan`), and how
+its text is read (thinking first, then calls).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from contextlib import aclosing, closing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from . import reasoning
+from .constraints import Constraint, JsonSchema
+from .engine import Engine, Step
+from .errors import ParameterError
+from .generation import TokenLogprob
+from .llm_parameters import BeeParameters
+from .llm_request import Request, chat_text, template_source
+from .reasoning import ReasoningSpan, ReasoningSplitter
+from .steering import LazyGrammar, SteeringPlan, Thinking
+from .tools import formats
+from .tools.tool_format import (
+    AnswerReader,
+    CallArguments,
+    CallBegin,
+    CallBroken,
+    CallEnd,
+    Event,
+    Reasoning,
+    Text,
+    Tool,
+    ToolFormat,
+)
+
+__all__ = ["ChatRequest", "Piece", "Reply", "ReplyCall", "ToolUse"]
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """The tools of a call, and whether they must be used. Raises ParameterError for tools that do not fit together."""
+
+    tools: tuple[Tool, ...] = ()
+    choice: str = "auto"
+    """"auto": as the model likes; "any" ("required"): at least one call; "none": no call; or a tool's name."""
+    parallel: bool = True
+    """An answer may hold several calls, where the model's format knows that."""
+
+    def __post_init__(self) -> None:
+        names = [tool.name for tool in self.tools]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ParameterError(f"there are two tools with the name {twice!r}; give each a name of its own")
+        if "" in names:
+            raise ParameterError("a tool has no name")
+        known = ("auto", "any", "required", "none", *names)
+        if self.choice not in known:
+            raise ParameterError(f"tool_choice is {self.choice!r}; it must be one of {', '.join(map(repr, known))}")
+        if self.choice not in ("auto", "none") and not self.tools:
+            raise ParameterError(f"tool_choice is {self.choice!r}, but there are no tools")
+
+    @property
+    def callable_tools(self) -> tuple[Tool, ...]:
+        """Those that the model may call."""
+        if self.choice == "none":
+            return ()
+        named = tuple(tool for tool in self.tools if tool.name == self.choice)
+        return named or self.tools
+
+    @property
+    def demanded(self) -> bool:
+        """Whether the answer must hold a call."""
+        return self.choice not in ("auto", "none")
+
+
+# ---- answers ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one step of the engine brought."""
+
+    events: tuple[Event, ...]
+    step: Step
+
+
+@dataclass
+class ReplyCall:
+    """A whole call of a tool."""
+
+    id: str
+    name: str
+    arguments: str = ""  # the JSON text of an object
+
+
+@dataclass
+class Reply:
+    """A whole answer."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: dict[int, ReplyCall] = field(default_factory=dict)  # by index
+    broken: list[CallBroken] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    last: Step = field(default_factory=lambda: Step("", ()))
+
+    def add(self, piece: Piece) -> None:
+        """Put the next piece to what came before."""
+        self.last = piece.step
+        self.logprobs += piece.step.logprobs
+        for event in piece.events:
+            match event:
+                case Text(text):
+                    self.text += text
+                case Reasoning(text):
+                    self.reasoning += text
+                case CallBegin(index, name, call_id):
+                    self.calls[index] = ReplyCall(call_id, name)
+                case CallArguments(index, json):
+                    self.calls[index].arguments += json
+                case CallEnd():
+                    pass
+                case CallBroken(index):
+                    self.calls.pop(index, None)
+                    self.broken.append(event)
+
+    @property
+    def finish_reason(self) -> str:
+        """ "tool_calls" where there are calls and the answer ended by itself; otherwise as the step says."""
+        return finish_reason(self.last, bool(self.calls))
+
+
+def finish_reason(last: Step, has_calls: bool) -> str:
+    """The reason of an answer's last step in OpenAI's words."""
+    return "tool_calls" if has_calls and last.finish_reason == "stop" else str(last.finish_reason)
+
+
+# ---- requests --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ChatRequest(Request):
+    """A conversation for an engine; nothing runs before `reply`, `pieces` or their async forms are called."""
+
+    format: ToolFormat | None = None  # reads calls; None: the answer holds none
+    tools: tuple[Tool, ...] = ()  # that may be called
+    span: ReasoningSpan | None = None
+    opened: bool = False  # the prompt ends inside the span
+
+    @classmethod
+    def of_chat(
+        cls,
+        engine: Engine,
+        parameters: BeeParameters,
+        messages: Sequence[Mapping[str, Any]],
+        use: ToolUse | None = None,
+    ) -> ChatRequest:
+        """A request for an answer to `messages` (of `messages.chat_message`).
+
+        Raises TemplateError, ParameterError, and ConstraintError for what no grammar can be made of.
+        """
+        use = use or ToolUse()
+        style = tool_format(engine, parameters)
+        prompt = chat_prompt(engine, parameters, messages, use, style)
+        tools = use.callable_tools
+        span = _span(engine, parameters)
+        opened = span is not None and reasoning.begins_open(span, prompt)
+        request = cls(
+            engine=engine,
+            prompt=prompt,
+            params=parameters.generation_params(),
+            timeout=parameters.timeout,
+            format=style if tools or style.reads_all else None,
+            tools=tools,
+            span=span,
+            opened=opened,
+        )
+        steering = request._steering(parameters, use)
+        params = replace(request.params, constraint=None, spoken_controls=request._spoken_controls())
+        return replace(request, params=params, steering=steering)
+
+    def pieces(self) -> Generator[Piece, None, None]:
+        """The answer as it comes; closing the generator cancels it. The last piece's step has the statistics."""
+        reader = _Reader(self)
+        with closing(self.steps()) as steps:
+            for step in steps:
+                yield Piece(tuple(reader.read(step)), step)
+
+    async def apieces(self) -> AsyncGenerator[Piece, None]:
+        """As `pieces`, for an event loop; cancelling the task cancels the answer."""
+        reader = _Reader(self)
+        async with aclosing(self.asteps()) as steps:
+            async for step in steps:
+                yield Piece(tuple(reader.read(step)), step)
+
+    def reply(self) -> Reply:
+        """The whole answer."""
+        reply = Reply()
+        with closing(self.pieces()) as pieces:
+            for piece in pieces:
+                reply.add(piece)
+        return reply
+
+    async def areply(self) -> Reply:
+        """As `reply`, for an event loop."""
+        reply = Reply()
+        async with aclosing(self.apieces()) as pieces:
+            async for piece in pieces:
+                reply.add(piece)
+        return reply
+
+    def _spoken_controls(self) -> frozenset[str]:
+        """The control tokens that the readers look for."""
+        markers = [
+            *(self.format.markers if self.format else ()),
+            *((self.span.begin, self.span.end) if self.span else ()),
+        ]
+        known = self.engine.tokenizer.special_tokens
+        return frozenset(text for text in known if any(text in marker for marker in markers))
+
+    def _steering(self, parameters: BeeParameters, use: ToolUse) -> SteeringPlan | None:
+        constraint = parameters.asked_constraint()
+        grammar = lazy = None
+        if self.tools and constraint is None and not use.demanded:
+            lazy = self._lazy_calls(use)
+        elif self.tools or (self.format is not None and constraint is not None):
+            grammar = self.engine.grammars.compile_rules(self._calls_or_value(constraint, use))
+        elif constraint is not None:
+            grammar = self.engine.grammars.compile(constraint)
+        thinking = self._thinking(parameters, bound=grammar is not None)
+        if grammar is None and lazy is None and thinking is None:
+            return None
+        return SteeringPlan(grammar, lazy, thinking)
+
+    def _lazy_calls(self, use: ToolUse) -> LazyGrammar:
+        assert self.format is not None
+        # A model that has called waits for the result: what follows a call is another one, or the end.
+        rules = f"rest: after_trigger{self._more_calls(use)}\n{self._call_rules(use)}"
+        return LazyGrammar(self.format.trigger, rules, at_start=self.format.trigger_at_start)
+
+    def _calls_or_value(self, constraint: Constraint | None, use: ToolUse) -> str:
+        """Rules of an answer that is calls, or a value of the schema where no call is demanded."""
+        assert self.format is not None
+        literal = self.engine.grammars.literal
+        kinds, rules = [], []
+        if self.tools:
+            kinds.append(f"{literal(self.format.trigger)} after_trigger{self._more_calls(use)}")
+            rules.append(self._call_rules(use))
+        if constraint is not None and not use.demanded:
+            if not isinstance(constraint, JsonSchema):
+                raise ParameterError(
+                    "where there are tools, or answers have channels, the answer can be constrained by a JSON schema "
+                    f"alone, not by a {type(constraint).__name__}"
+                )
+            opening = f"{literal(self.format.answer_opening)} " if self.format.answer_opening else ""
+            kinds.append(f"{opening}value")
+            rules.append(f"value: %json {constraint.text}")
+        return "\n".join([f"start: {' | '.join(kinds)}", *rules])
+
+    def _more_calls(self, use: ToolUse) -> str:
+        assert self.format is not None
+        if not use.parallel or self.format.ends_turn:
+            return ""
+        return f' ("\\n" {self.engine.grammars.literal(self.format.trigger)} after_trigger)*'
+
+    def _call_rules(self, use: ToolUse) -> str:
+        assert self.format is not None
+        return self.format.call_rules(self.tools, self.engine.grammars.literal, parallel=use.parallel)
+
+    def _thinking(self, parameters: BeeParameters, *, bound: bool) -> Thinking | None:
+        if self.span is None:
+            return None
+        # A prompt that closes an empty span has switched the thinking off.
+        switched_off = not self.opened and self.prompt.rstrip().endswith(self.span.end.rstrip())
+        if switched_off:
+            return None
+        return Thinking(self.span, self.opened, demanded=bound, budget=parameters.reasoning_budget)
+
+
+class _Reader:
+    """The text of one answer: thinking first, then what the tool format makes of the rest."""
+
+    def __init__(self, request: ChatRequest) -> None:
+        self._splitter = ReasoningSplitter(request.span, request.opened)
+        self._calls: AnswerReader | None = request.format.reader(request.tools) if request.format else None
+
+    def read(self, step: Step) -> list[Event]:
+        events = self._of_answer(self._splitter.push(step.text))
+        if step.finish_reason is not None:
+            events += self._of_answer(self._splitter.finish())
+            events += self._calls.finish() if self._calls is not None else []
+        return events
+
+    def _of_answer(self, split: Sequence[Text | Reasoning]) -> list[Event]:
+        events: list[Event] = []
+        for event in split:
+            events += self._calls.push(event.text) if isinstance(event, Text) and self._calls is not None else [event]
+        return events
+
+
+# ---- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def tool_format(engine: Engine, parameters: BeeParameters) -> ToolFormat:
+    """The format that the parameters name, or that of the chat template."""
+    if parameters.tool_format is not None:
+        return formats.by_name(parameters.tool_format)
+    return formats.recognise(template_source(engine, parameters))
+
+
+def chat_prompt(
+    engine: Engine, parameters: BeeParameters, messages: Sequence[Mapping[str, Any]], use: ToolUse, style: ToolFormat
+) -> str:
+    """The conversation as a prompt that shows the tools. Raises TemplateError and ParameterError."""
+    shown = () if use.choice == "none" else use.tools
+    touched = shown or any(message.get("tool_calls") or message.get("role") == "tool" for message in messages)
+    prepared, tools = style.prompt(messages, shown) if touched else ([dict(message) for message in messages], None)
+    return chat_text(engine, parameters, prepared, tools=tools)
+
+
+def _span(engine: Engine, parameters: BeeParameters) -> ReasoningSpan | None:
+    if parameters.reasoning_span is None:
+        return None
+    if parameters.reasoning_span == "auto":
+        return reasoning.recognise(template_source(engine, parameters))
+    return reasoning.named(parameters.reasoning_span)

@@ -1,0 +1,221 @@
+"""Recognition of formats over all real templates, and what every format keeps to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tool_format_checks as checks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bee_integrations.chat_template import ChatTemplate
+from bee_integrations.errors import ParameterError, TemplateError
+from bee_integrations.model_file import ModelFile
+from bee_integrations.tokenizer import Tokenizer
+from bee_integrations.tools.formats import FORMATS, by_name, recognise
+from bee_integrations.tools.tool_format import Tool, ToolFormat
+
+# Templates of every syntax that no format has are generic, as are those that know no tools.
+EXPECTED = {
+    "Apertus-8B-Instruct": "generic",
+    "Apriel-1.6-15b-Thinker-fixed": "generic",
+    "Bielik-11B-v3.0-Instruct": "hermes",
+    "ByteDance-Seed-OSS": "generic",
+    "Cohere2MoE": "generic",
+    "CohereForAI-c4ai-command-r-plus-tool_use": "generic",
+    "CohereForAI-c4ai-command-r7b-12-2024-tool_use": "generic",
+    "GLM-4.6": "generic",
+    "GLM-4.7-Flash": "generic",
+    "GigaChat3-10B-A1.8B": "generic",
+    "GigaChat3.1-10B-A1.8B": "generic",
+    "HuggingFaceTB-SmolLM3-3B": "generic",
+    "Kimi-K2-Instruct": "generic",
+    "Kimi-K2-Thinking": "generic",
+    "Kimi-K3": "generic",
+    "LFM2-8B-A1B": "generic",
+    "LFM2.5-8B-A1B": "generic",
+    "LFM2.5-Instruct": "generic",
+    "MiMo-VL": "hermes",
+    "MiniMax-M1": "generic",
+    "MiniMax-M2": "generic",
+    "MiniMax-M3": "generic",
+    "Mistral-Small-3.2-24B-Instruct-2506": "mistral-args",
+    "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": "qwen3_coder",
+    "NVIDIA-Nemotron-Nano-v2": "generic",
+    "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use": "hermes",
+    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use": "hermes",
+    "Qwen-QwQ-32B": "hermes",
+    "Qwen-Qwen2.5-7B-Instruct": "hermes",
+    "Qwen-Qwen3-0.6B": "hermes",
+    "Qwen3-Coder": "qwen3_coder",
+    "Qwen3.5-4B": "qwen3_coder",
+    "Reka-Edge": "hermes",
+    "Spark2.5": "generic",
+    "StepFun3.5-Flash": "qwen3_coder",
+    "deepseek-ai-DeepSeek-R1-Distill-Llama-8B": "generic",
+    "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": "generic",
+    "deepseek-ai-DeepSeek-V3.1": "generic",
+    "deepseek-ai-DeepSeek-V3.2": "generic",
+    "deepseek-ai-DeepSeek-V4": "generic",
+    "deepseek-ai-DeepSeek-V4-Flash-0731": "generic",
+    "fireworks-ai-llama-3-firefunction-v2": "generic",
+    "google-gemma-2-2b-it": "generic",
+    "google-gemma-4-31B-it": "gemma4",
+    "google-gemma-4-31B-it-interleaved": "gemma4",
+    "ibm-granite-granite-3.3-2B-Instruct": "generic",
+    "ibm-granite-granite-4.0": "hermes",
+    "ibm-granite-granite-4.1": "hermes",
+    "inclusionai-ling-3.0-flash": "generic",
+    "llama-cpp-deepseek-r1": "generic",
+    "llama-cpp-rwkv-world": "generic",
+    "meetkai-functionary-medium-v3.1": "generic",
+    "meetkai-functionary-medium-v3.2": "generic",
+    "meta-llama-Llama-3.1-8B-Instruct": "llama3",
+    "meta-llama-Llama-3.2-3B-Instruct": "llama3",
+    "meta-llama-Llama-3.3-70B-Instruct": "llama3",
+    "microsoft-Phi-3.5-mini-instruct": "generic",
+    "mistralai-Ministral-3-14B-Reasoning-2512": "mistral-args",
+    "mistralai-Mistral-Nemo-Instruct-2407": "mistral",
+    "moonshotai-Kimi-K2": "generic",
+    "muse-glimmer": "generic",
+    "openai-gpt-oss-120b": "harmony",
+    "openbmb-MiniCPM5-1B": "generic",
+    "poolside-Laguna-S-2.1": "generic",
+    "poolside-Laguna-XS-2.1": "generic",
+    "poolside-Laguna-XS.2": "generic",
+    "tencent-Hy3": "generic",
+    "unsloth-Apriel-1.5": "generic",
+    "unsloth-mistral-Devstral-Small-2507": "mistral-args",
+    "upstage-Solar-Open-100B": "generic",
+}
+NO_SYSTEM = {"google-gemma-2-2b-it"}
+# These render nothing unless they are given tools (the second calls them "functions"), whatever the messages are.
+ONLY_WITH_TOOLS = {"CohereForAI-c4ai-command-r-plus-tool_use", "fireworks-ai-llama-3-firefunction-v2"}
+
+WEATHER = Tool(
+    "get_weather",
+    "The weather in a city.",
+    {"type": "object", "properties": {"city": {"type": "string", "description": "A city."}}, "required": ["city"]},
+)
+by_format = pytest.mark.parametrize("tool_format", FORMATS, ids=[one.name for one in FORMATS])
+
+
+# ---- recognition -----------------------------------------------------------------------------------------------------
+
+
+@checks.needs_reference
+def test_the_format_of_every_real_template() -> None:
+    found = {
+        path.stem: recognise(path.read_text(encoding="utf-8")).name
+        for path in (checks.REFERENCE / "templates").glob("*.jinja")
+    }
+    assert found == EXPECTED
+
+
+@checks.needs_reference
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_no_two_formats_claim_a_template(name: str) -> None:
+    source = checks.reference_template(name).source
+    claims = [one.name for one in FORMATS if one.recognises(source)]
+    assert claims in ([EXPECTED[name], "generic"], ["generic"])
+
+
+def test_the_default_model_and_models_without_a_template_are_generic(model_path: Path) -> None:
+    with ModelFile(model_path) as file:
+        assert recognise(file.metadata["tokenizer.chat_template"]).name == "generic"
+    assert recognise(None).name == "generic"
+    assert recognise("").name == "generic"
+
+
+def test_a_long_template_is_looked_through_quickly() -> None:
+    # Quadratic searches would take minutes.
+    for part in ("<tool_call>" + "' \n" * 20, "<tool_call>\\n{{", "[TOOL_CALLS]<"):
+        assert recognise("tools" + part * (900_000 // len(part))).name
+
+
+def test_formats_by_name() -> None:
+    assert [by_name(one.name) for one in FORMATS] == list(FORMATS)
+    assert len({one.name for one in FORMATS}) == len(FORMATS)
+    assert by_name("Qwen3-Coder").name == "qwen3_coder"
+    with pytest.raises(
+        ParameterError, match=r"'hermse'; did you mean 'hermes'\? The formats are .*generic, .*hermes, "
+    ):
+        by_name("hermse")
+    with pytest.raises(ParameterError, match=r"'zzzzzz'\. The formats are"):
+        by_name("zzzzzz")
+
+
+# ---- every template with its format ----------------------------------------------------------------------------------
+
+
+@checks.needs_reference
+@pytest.mark.parametrize("name", sorted(set(EXPECTED) - NO_SYSTEM - ONLY_WITH_TOOLS))
+def test_every_template_takes_tools_calls_and_results(name: str) -> None:
+    template = checks.reference_template(name)
+    tool_format = recognise(template.source)
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "How is it in Paris?"},
+        checks.assistant_message([WEATHER], [{"city": "Paris, France"}]),
+        {"role": "tool", "tool_call_id": "call00000", "name": "get_weather", "content": "22 degrees"},
+    ]
+    prompt = checks.rendered(tool_format, template, messages, [WEATHER])
+    for part in ("How is it in Paris?", "The weather in a city.", "get_weather", "Paris, France", "22 degrees"):
+        assert part in prompt
+
+
+@checks.needs_reference
+@pytest.mark.parametrize("name", sorted(NO_SYSTEM | ONLY_WITH_TOOLS))
+def test_templates_that_cannot_show_tools_say_so(name: str) -> None:
+    template = checks.reference_template(name)
+    with pytest.raises(TemplateError, match=r"[Ss]ystem role|functions|iterable"):
+        checks.rendered(recognise(template.source), template, [{"role": "user", "content": "Hi"}], [WEATHER])
+
+
+# ---- every format ----------------------------------------------------------------------------------------------------
+
+
+@by_format
+@given(text=checks.texts())
+@settings(deadline=None, max_examples=50)
+def test_text_that_calls_nothing_is_kept(tool_format: ToolFormat, text: str) -> None:
+    events = checks.check_cuts(tool_format, [WEATHER], f"So: {text}")
+    if tool_format.trigger not in text and tool_format.name != "harmony":
+        assert checks.answer(events).text == f"So: {text}"
+
+
+@by_format
+@pytest.mark.parametrize("parallel", [False, True])
+@given(data=st.data(), seed=st.integers(0, 10_000))
+@settings(deadline=None, max_examples=20)
+def test_what_the_grammar_allows_is_a_valid_call(
+    tool_format: ToolFormat, parallel: bool, data: st.DataObject, seed: int, model_path: Path
+) -> None:
+    tools, _ = data.draw(
+        checks.tools_with_arguments(names=["a", "ab", "get_weather"], forbidden=["\n</parameter>", '<|"|>'])
+    )
+    result = checks.check_random_walk(tool_format, checks.model_vocabulary(model_path), tools, seed, parallel=parallel)
+    assert not result.text
+
+
+@by_format
+def test_no_rule_is_called_start(tool_format: ToolFormat, model_path: Path) -> None:
+    rules = tool_format.call_rules([WEATHER], checks.model_vocabulary(model_path).literal, parallel=True)
+    assert "\nafter_trigger:" in f"\n{rules}"
+    assert "\nstart:" not in f"\n{rules}"
+
+
+def test_the_default_template_renders_a_conversation_with_tools(model_path: Path) -> None:
+    with ModelFile(model_path) as file:
+        template = ChatTemplate.from_model_file(file, Tokenizer.from_model_file(file))
+    assert template is not None
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "How is it in Paris?"},
+        checks.assistant_message([WEATHER], [{"city": "Paris"}]),
+        {"role": "tool", "tool_call_id": "call00000", "content": "22 degrees"},
+    ]
+    prompt = checks.rendered(recognise(template.source), template, messages, [WEATHER])
+    assert "The weather in a city." in prompt
+    assert '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call><|im_end|>' in prompt
+    assert '<tool_response name="get_weather">\n22 degrees\n</tool_response>' in prompt
