@@ -528,6 +528,7 @@ class _Generation:
             drafter_histogram=tuple(stats.drafter_histogram),
             prefill_seconds=stats.prefill_seconds,
             decode_seconds=stats.decode_seconds,
+            steering_seconds=self._steering.seconds if self._steering is not None else 0.0,
             time_to_first_token_s=self._first_token_s or 0.0,
             seed=self._seed,
             speculation=self._speculation,

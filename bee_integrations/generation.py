@@ -116,6 +116,7 @@ class Statistics:
     drafter_histogram: tuple[int, ...]  # [k]: cycles for which the drafter's model drafted k; [0]: it did not run
     prefill_seconds: float
     decode_seconds: float
+    steering_seconds: float  # of both: masks, and whatever else decides which tokens may follow
     time_to_first_token_s: float  # since the request was made, waiting for its turn included
     seed: int
     speculation: str  # the sources in force: "dflash", "copy", both as "dflash+copy", or "off"

@@ -13,7 +13,8 @@ fits.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,6 +183,7 @@ class Steering:
         self._phase: _Phase | None = None  # None: the answer is complete
         self._enter_next()
         self.error: BaseException | None = None  # why a callback failed
+        self.seconds = 0.0  # spent in callbacks
         self._handle = ffi.new_handle(self)
 
     def c_struct(self) -> Any:
@@ -292,39 +294,42 @@ class Steering:
 # ---- callbacks -------------------------------------------------------------------------------------------------------
 
 
+def _answer(user: Any, ask: Callable[[Steering], int]) -> int:
+    steering: Steering = ffi.from_handle(user)
+    start = time.perf_counter()
+    try:
+        return ask(steering)
+    except BaseException as error:  # nothing may pass through C
+        steering.error = error
+        return _FAILED
+    finally:
+        steering.seconds += time.perf_counter() - start
+
+
 @ffi.callback("int32_t(void *, int32_t *, int32_t)")  # type: ignore[untyped-decorator]
 def _begin(user: Any, forced: Any, room: int) -> int:
-    steering: Steering = ffi.from_handle(user)
-    try:
+    def ask(steering: Steering) -> int:
         tokens = steering.begin(room)
         if tokens is None:
             return _FREE
         forced[0 : len(tokens)] = tokens
         return len(tokens)
-    except BaseException as error:  # nothing may pass through C
-        steering.error = error
-        return _FAILED
+
+    return _answer(user, ask)
 
 
 @ffi.callback("int32_t(void *, int32_t, uint32_t *)")  # type: ignore[untyped-decorator]
 def _advance(user: Any, draft: int, mask: Any) -> int:
-    steering: Steering = ffi.from_handle(user)
-    try:
-        return steering.advance(draft, int(ffi.cast("uintptr_t", mask)))
-    except BaseException as error:
-        steering.error = error
-        return _FAILED
+    return _answer(user, lambda steering: steering.advance(draft, int(ffi.cast("uintptr_t", mask))))
 
 
 @ffi.callback("int32_t(void *, int32_t *, int32_t, bool *)")  # type: ignore[untyped-decorator]
 def _commit(user: Any, tokens: Any, n_tokens: int, complete: Any) -> int:
-    steering: Steering = ffi.from_handle(user)
-    try:
+    def ask(steering: Steering) -> int:
         kept, complete[0] = steering.commit(ffi.unpack(tokens, n_tokens))
         return kept
-    except BaseException as error:
-        steering.error = error
-        return _FAILED
+
+    return _answer(user, ask)
 
 
 _CALLBACKS = {"begin": _begin, "advance": _advance, "commit": _commit}

@@ -23,6 +23,7 @@ from .limits import Limits, measure_limits
 from .llama_cpp_peer import REQUANTISED_TYPES, PeerProcess, requantise
 from .passes import PassCosts
 from .run import NO_PEER, Figure, Run, made_up_tokens
+from .structured import structured_figures
 
 __all__ = ["GROUPS", "measure_figures"]
 
@@ -311,6 +312,7 @@ GROUPS: dict[str, Callable[[Run], list[Figure]]] = {
     "prefill": _prefill,
     "speculation": speculation_figures,
     "repeat": repeat_figures,
+    "structured": structured_figures,
     "passes": _passes,
     "one-thread": _one_thread,
     "memory": _memory,

@@ -20,6 +20,7 @@ class Prompt:
 
     name: str
     messages: list[dict[str, Any]]
+    schema: dict[str, Any] | None = None  # of the answer
 
 
 def load_prompts(path: str | os.PathLike[str] | None = None, *, bundled: str = "benchmark") -> list[Prompt]:
@@ -59,4 +60,7 @@ def _prompt(entry: Any, where: str) -> Prompt:
     for message in messages:
         if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
             raise ParameterError(f'each message in {where} must have "role" and "content", both strings')
-    return Prompt(entry["name"], messages)
+    schema = entry.get("schema")
+    if schema is not None and not isinstance(schema, dict):
+        raise ParameterError(f'"schema" in {where} must be an object')
+    return Prompt(entry["name"], messages, schema)
