@@ -150,6 +150,7 @@ static void constrain_drafts(Part *p) {
         fail_constraint(p);
     else
         p->n_drafts = n;
+    if (p->masked.n_forced > p->n_drafts) p->masked.n_forced = p->n_drafts;
 }
 
 static void propose_drafts(Cycle *c) {
@@ -230,21 +231,12 @@ static bee_finish finish_of(const bee_session *s, int32_t token, int n) {
     return s->n_tokens + n >= s->n_ctx ? BEE_FINISH_CONTEXT : BEE_FINISH_NONE;
 }
 
-/* Whether all tokens that could be accepted were chosen: none is where logits are not finite. */
-static bool all_chosen(const Cycle *c, const Part *p) {
-    for (int i = 0; i < p->n_choices; i++) {
-        const int32_t token = c->choices[p->first_choice + i].token;
-        if (token < 0) return false;
-        if (is_stop_token(p->session, token) || (i < p->n_drafts && p->drafts[i] != token)) break;
-    }
-    return true;
-}
-
-/* The chosen tokens as long as the drafts before them agree. */
+/* The chosen tokens as long as the drafts before them agree, and the logits are finite. */
 static int agreed_tokens(const Cycle *c, const Part *p, int32_t *tokens, bee_finish *finish) {
     int n = 0;
     while (n < p->n_choices && !*finish) {
         const int32_t token = c->choices[p->first_choice + n].token;
+        if (token < 0) break;
         tokens[n++] = token;
         *finish = finish_of(p->session, token, n);
         if (n <= p->n_drafts && p->drafts[n - 1] != token) break;
@@ -262,7 +254,7 @@ static void accept(const Cycle *c, Part *p) {
     p->n_new = kept < 0 ? 0 : kept;
     p->cut = p->n_new < agreed;
     if (p->cut) step->finish = kept < 0 ? BEE_FINISH_CONSTRAINT : BEE_FINISH_NONE;
-    if (complete && step->finish != BEE_FINISH_STOP) step->finish = BEE_FINISH_COMPLETE;
+    if (complete && kept >= 0 && step->finish != BEE_FINISH_STOP) step->finish = BEE_FINISH_COMPLETE;
     for (int i = 0; i < p->n_new && s->n_tokens < s->n_ctx; i++) s->tokens[s->n_tokens++] = step->tokens[i];
     s->stats.output_tokens += p->n_new;
     step->n_tokens = p->n_new;
@@ -331,7 +323,8 @@ static void observe_pass(const Cycle *c, double seconds) {
 
 static void conclude(const Cycle *c, Part *p) {
     if (has_failed(p)) return;
-    if (!all_chosen(c, p)) { /* its own numbers alone are broken: rows do not see each other */
+    /* Its own numbers alone are broken: rows do not see each other. */
+    if (p->n_choices && c->choices[p->first_choice].token < 0) {
         p->step->finish = BEE_FINISH_NOT_FINITE;
         p->session->active = false;
         return;
@@ -375,6 +368,7 @@ static bee_status check_sessions(const bee_engine *engine, bee_session *const *s
 /* Cancelled sessions end here; the others take part in the pass. */
 static void enlist(Cycle *c, bee_session *const *sessions, int32_t n, bee_step *steps) {
     for (int i = 0; i < n; i++) {
+        sessions[i]->full.n_results = 0;
         steps[i] = (bee_step){.n_prompt_left = waiting_prompt(sessions[i])};
         if (atomic_load(&sessions[i]->cancelled)) {
             steps[i].finish = BEE_FINISH_CANCELLED;

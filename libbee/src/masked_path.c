@@ -13,8 +13,10 @@ int masked_begin(bee_session *s, int room, MaskedCycle *out) {
 }
 
 static int advance(bee_session *s, MaskedCycle *cycle, int32_t draft, int behind) {
+    if (behind && (draft < 0 || draft >= s->engine->target->shape.n_vocab)) return BEE_CONSTRAINT_FAILED;
     uint32_t *mask = s->masks + (size_t)behind * mask_words(s->engine);
     const int32_t result = s->constraint.advance(s->constraint.user, draft, mask);
+    if (result < BEE_CONSTRAINT_FAILED || result > BEE_CONSTRAINT_MASKED) return BEE_CONSTRAINT_FAILED;
     cycle->masks[behind] = result == BEE_CONSTRAINT_MASKED ? mask : NULL;
     return result;
 }

@@ -182,7 +182,8 @@ DraftChoice session_choose_drafts(bee_session *s, int longest, int n_sessions, i
     if (s->speculation == BEE_SPECULATION_OFF) return (DraftChoice){DRAFT_NOTHING, 0};
     if (s->speculation != BEE_SPECULATION_DFLASH && !n_forced) *match = copy_find(&s->copies, s->tokens, s->n_tokens);
     /* The cycle yields one token more than it keeps drafts. */
-    const int output_left = s->max_tokens - s->stats.output_tokens - 1, room = s->n_ctx - s->n_tokens;
+    const int output_left = s->max_tokens - s->stats.output_tokens - 1;
+    const int room = s->n_tokens < s->n_ctx ? s->n_ctx - s->n_tokens - 1 : 0;
     longest = least(least(longest, BEE_MAX_BLOCK - 1), least(output_left, room));
     const int fixed = s->draft_length < 0 ? -1 : least(s->draft_length, longest);
     const DraftOptions options = {.model = s->uses_drafter && drafter_is_ready(s),

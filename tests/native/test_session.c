@@ -1,148 +1,12 @@
 /* Tests of engines and sessions on tiny random models: the same tokens whatever the drafts, the company and the cache;
  * limits, cancellation, and refusals. */
-#include "check.h"
 #include "compiled_kernels.h"
-#include "engine.h"
-#include "random.h"
+#include "engine_exercise.h"
 #include "sample_row.h"
-#include "tiny_model.h"
 
 #include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
-#include <stdlib.h>
-
-enum { N_CTX = 96, MOST = 128 };
-
-static const TinyTarget plain_target = {
-    .n_vocab = 97, .n_layer = 2, .n_embd = 64, .n_ctx = 256, .seed = 1, .sharpness = 3};
-
-/* ---- helpers of the tests --------------------------------------------------------------------------- */
-
-static bee_engine *open_engine(const TinyTarget *target, const TinyDrafter *drafter, int threads, const char *isa) {
-    TinyFile file = tiny_target(target), drafter_file = {-1, ""};
-    if (drafter) drafter_file = tiny_drafter(target, drafter);
-    bee_error error = {BEE_OK, ""};
-    bee_engine *engine = bee_engine_open(file.path, drafter ? drafter_file.path : NULL,
-                                         &(bee_engine_params){.n_threads = threads, .instruction_set = isa}, &error);
-    if (!CHECK(engine != NULL)) {
-        printf("    %s\n", error.message);
-        exit(check_report());
-    }
-    tiny_file_close(&file);
-    if (drafter) tiny_file_close(&drafter_file);
-    return engine;
-}
-
-static bee_session *open_session(bee_engine *engine, int n_ctx) {
-    bee_error error = {BEE_OK, ""};
-    bee_session *session = bee_session_open(engine, n_ctx, false, &error);
-    if (!CHECK(session != NULL)) {
-        printf("    %s\n", error.message);
-        exit(check_report());
-    }
-    return session;
-}
-
-typedef struct Output {
-    int32_t tokens[MOST];
-    int n;
-    bee_finish finish;
-    bee_stats stats;
-} Output;
-
-static void take_step(const bee_step *step, Output *out) {
-    CHECK(step->n_tokens >= 0 && step->n_tokens <= BEE_MAX_BLOCK && out->n + step->n_tokens <= MOST);
-    CHECK(step->n_prompt_left >= 0);
-    CHECK(step->n_tokens == 0 || step->n_prompt_left == 0);
-    for (int i = 0; i < step->n_tokens; i++) out->tokens[out->n++] = step->tokens[i];
-    out->finish = step->finish;
-}
-
-/* The counts agree with each other and with what came out. */
-static void check_stats(const Output *out, int n_prompt) {
-    const bee_stats *s = &out->stats;
-    int cycles = 0, accepted = 0, drafted_cycles = 0, drafted = 0, drafter_cycles = 0, by_drafter = 0;
-    for (int k = 0; k < 16; k++) {
-        cycles += s->accepted_histogram[k];
-        accepted += k * s->accepted_histogram[k];
-        drafted_cycles += s->drafted_histogram[k];
-        drafted += k * s->drafted_histogram[k];
-        drafter_cycles += s->drafter_histogram[k];
-        by_drafter += k * s->drafter_histogram[k];
-    }
-    CHECK_EQ(s->prompt_tokens, n_prompt);
-    CHECK_EQ(s->output_tokens, out->n);
-    CHECK_EQ(cycles, s->cycles);
-    CHECK_EQ(accepted, s->accepted_tokens);
-    CHECK_EQ(drafted_cycles, s->cycles);
-    CHECK_EQ(drafted, s->drafted_tokens);
-    CHECK_EQ(drafter_cycles, s->cycles);
-    CHECK_EQ(by_drafter + s->copied_tokens, s->drafted_tokens);
-    CHECK(s->accepted_tokens <= s->drafted_tokens && s->copied_accepted <= s->copied_tokens);
-    CHECK(s->copied_accepted <= s->accepted_tokens);
-    CHECK_EQ(s->reduced_cycles + s->masked_cycles + s->full_cycles, s->cycles);
-    /* A pass that read several tokens of the prompt gave one token without being a cycle. */
-    const int without_cycle = out->n - s->cycles - s->accepted_tokens;
-    CHECK(without_cycle == 0 || without_cycle == 1);
-}
-
-static Output finish_request(bee_engine *engine, bee_session *session, int n_prompt) {
-    Output out = {.n = 0};
-    bee_error error = {BEE_OK, ""};
-    for (int i = 0; i < 1000 && !out.finish; i++) {
-        bee_step step;
-        if (!CHECK_EQ(bee_engine_step(engine, &session, 1, &step, &error), BEE_OK)) {
-            printf("    %s\n", error.message);
-            break;
-        }
-        take_step(&step, &out);
-    }
-    CHECK(out.finish != BEE_FINISH_NONE);
-    bee_session_stats(session, &out.stats);
-    check_stats(&out, n_prompt);
-    return out;
-}
-
-static Output generate(bee_engine *engine, bee_session *session, const bee_request *request) {
-    bee_error error = {BEE_OK, ""};
-    if (!CHECK_EQ(bee_session_begin(session, request, &error), BEE_OK)) printf("    %s\n", error.message);
-    return finish_request(engine, session, request->n_prompt);
-}
-
-static Output generate_fresh(bee_engine *engine, const bee_request *request) {
-    bee_session *session = open_session(engine, N_CTX);
-    const Output out = generate(engine, session, request);
-    bee_session_close(session);
-    return out;
-}
-
-static bool same_output(const Output *a, const Output *b) {
-    return a->n == b->n && a->finish == b->finish && !memcmp(a->tokens, b->tokens, (size_t)a->n * sizeof *a->tokens);
-}
-
-static void random_prompt(Random *random, int32_t *prompt, int n, int n_vocab) {
-    for (int i = 0; i < n; i++) prompt[i] = random_below(random, n_vocab);
-}
-
-static bee_sampling random_sampling(Random *random) {
-    static const float temperatures[] = {0, 0, 0.7f, 1.5f, 8, 40};
-    bee_sampling s = {.temperature = temperatures[random_below(random, 6)], .top_p = 1, .seed = random_bits(random)};
-    if (random_below(random, 4) == 0) s.top_k = 1 + random_below(random, 20);
-    if (random_below(random, 4) == 0) s.top_p = 0.9f;
-    if (random_below(random, 4) == 0) s.min_p = 0.05f;
-    return s;
-}
-
-/* Any mode that the engine can run, with any length that it takes. */
-static void random_speculation(Random *random, const bee_engine_info *info, bee_request *request) {
-    request->speculation = (bee_speculation)random_below(random, 4);
-    if (request->speculation == BEE_SPECULATION_DFLASH && !info->has_drafter)
-        request->speculation = BEE_SPECULATION_AUTO;
-    const bool copies = request->speculation == BEE_SPECULATION_COPY || !info->has_drafter;
-    const int longest = copies ? BEE_MAX_BLOCK - 1 : info->block_size - 1;
-    request->draft_length = random_below(random, 2) ? -1 : 1 + random_below(random, longest);
-}
 
 /* ---- the same tokens whatever the drafts ------------------------------------------------------------ */
 
@@ -482,13 +346,6 @@ static void test_copies(void) {
     bee_engine_close(engine);
 }
 
-/* Drafts cost next to nothing, or so much that they never pay. */
-static void set_costs(bee_engine *engine, bool cheap) {
-    for (int i = 0; i < COST_POINTS; i++) engine->costs.pass[i] = cheap ? 1 + 1e-6 * i : 1 + 1e6 * i;
-    for (int k = 1; k < BEE_MAX_BLOCK; k++) engine->costs.draft[k] = 1e-3;
-    costs_complete(&engine->costs, 0);
-}
-
 /* Features wait while nothing is drafted, longer than there is room for, and are then what they would have been. */
 static void test_waiting_features(void) {
     enum { N_PROMPT = 7, N_OUT = 150, N_DRAFTS = 7 };
@@ -737,14 +594,6 @@ static void test_users(void) {
 }
 
 /* ---- refusals --------------------------------------------------------------------------------------- */
-
-#define EXPECT(call, expected, part)           \
-    do {                                       \
-        bee_error error = {BEE_OK, ""};        \
-        CHECK_EQ((call), (expected));          \
-        CHECK_EQ(error.status, (expected));    \
-        CHECK_CONTAINS(error.message, (part)); \
-    } while (0)
 
 static void test_bad_requests(void) {
     bee_engine *engine = open_engine(&plain_target, &(TinyDrafter){.block_size = 8, .seed = 2}, 2, NULL);
