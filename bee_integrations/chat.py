@@ -16,7 +16,7 @@ from typing import Any
 from . import reasoning
 from .constraints import Constraint, JsonSchema
 from .engine import Engine, Step
-from .errors import ParameterError
+from .errors import ParameterError, TemplateError
 from .generation import TokenLogprob
 from .llm_parameters import BeeParameters
 from .llm_request import Request, chat_text, template_source
@@ -148,6 +148,7 @@ class ChatRequest(Request):
     tools: tuple[Tool, ...] = ()  # that may be called
     span: ReasoningSpan | None = None
     opened: bool = False  # the prompt ends inside the span
+    demanded: bool = False  # the answer is a call
 
     @classmethod
     def of_chat(
@@ -176,6 +177,7 @@ class ChatRequest(Request):
             tools=tools,
             span=span,
             opened=opened,
+            demanded=use.demanded,
         )
         steering = request._steering(parameters, use)
         params = replace(request.params, constraint=None, spoken_controls=request._spoken_controls())
@@ -285,13 +287,21 @@ class _Reader:
     def __init__(self, request: ChatRequest) -> None:
         self._splitter = ReasoningSplitter(request.span, request.opened)
         self._calls: AnswerReader | None = request.format.reader(request.tools) if request.format else None
+        self._trigger = request.format.trigger if request.format and request.demanded else ""
 
     def read(self, step: Step) -> list[Event]:
         events = self._of_answer(self._splitter.push(step.text))
         if step.finish_reason is not None:
             events += self._of_answer(self._splitter.finish())
             events += self._calls.finish() if self._calls is not None else []
+            events = [self._as_cut_call(event) for event in events]
         return events
+
+    def _as_cut_call(self, event: Event) -> Event:
+        """What is left of a call that was cut off before its beginning was complete is no text."""
+        if isinstance(event, Text) and self._trigger.startswith(event.text):
+            return CallBroken(0, event.text, "the call is cut off before it has begun")
+        return event
 
     def _of_answer(self, split: Sequence[Text | Reasoning]) -> list[Event]:
         events: list[Event] = []
@@ -316,8 +326,28 @@ def chat_prompt(
     """The conversation as a prompt that shows the tools. Raises TemplateError and ParameterError."""
     shown = () if use.choice == "none" else use.tools
     touched = shown or any(message.get("tool_calls") or message.get("role") == "tool" for message in messages)
-    prepared, tools = style.prompt(messages, shown) if touched else ([dict(message) for message in messages], None)
-    return chat_text(engine, parameters, prepared, tools=tools)
+    if not touched:
+        return chat_text(engine, parameters, [dict(message) for message in messages])
+    prepared, tools = style.prompt(messages, shown)
+    try:
+        return chat_text(engine, parameters, prepared, tools=tools)
+    except TemplateError:
+        joined = _system_joined_to_user(messages, prepared)
+        if joined is None:
+            raise
+        return chat_text(engine, parameters, joined, tools=tools)
+
+
+def _system_joined_to_user(
+    given: Sequence[Mapping[str, Any]], prepared: list[dict[str, Any]]
+) -> list[dict[str, Any]] | None:
+    """For templates that take no system message (Gemma 2), where only the description of tools needs one: it goes to
+    the first user's."""
+    begins = [str(message.get("role")) for message in prepared[:2]]
+    if begins != ["system", "user"] or (given and given[0].get("role") == "system"):
+        return None
+    system, user, *others = prepared
+    return [{**user, "content": f"{system['content']}\n\n{user['content']}"}, *others]
 
 
 def _span(engine: Engine, parameters: BeeParameters) -> ReasoningSpan | None:

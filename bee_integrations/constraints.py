@@ -25,7 +25,15 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import any_to_lark
 
 from .errors import ConstraintError, ParameterError
-from .json_schema import Node, ReadSchema, read_schema, schema_refusal, schema_text
+from .json_schema import (
+    MAX_CHAIN,
+    Node,
+    ReadSchema,
+    is_chain_too_long,
+    read_schema,
+    schema_refusal,
+    schema_text,
+)
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -44,7 +52,8 @@ __all__ = [
 ]
 
 _CACHED_GRAMMARS = 128
-_MAX_SOURCE = 200_000  # characters of a grammar, a regular expression, or all options
+_MAX_SOURCE = 200_000  # characters of a grammar, or of all options
+_MAX_REGEX = 10_000  # characters: the engine's time grows with their square
 _MAX_FORCED = 256  # tokens looked ahead
 _MAX_CLOSING = 16_384  # bytes
 _MAX_EXAMPLES = 50  # of patterns
@@ -126,7 +135,9 @@ class GrammarCompiler:
         if isinstance(constraint, JsonSchema):
             return self._cached("schema", constraint.text, self._compile_schema)
         if isinstance(constraint, Regex):
-            return self._cached("regex", _source(constraint.pattern, "the regular expression"), self._compile_regex)
+            return self._cached(
+                "regex", _source(constraint.pattern, "the regular expression", _MAX_REGEX), self._compile_regex
+            )
         if isinstance(constraint, Grammar):
             source = _source(constraint.source, "the grammar")
             if constraint.syntax == "lark":
@@ -203,6 +214,7 @@ class GrammarCompiler:
 
     def _compile_lark(self, text: str) -> CompiledGrammar:
         strict, schemas = _strict_inner_schemas(text)
+        _check_rule_chain(strict)
         hints = self._hints(schemas)
         hints.text += text
         return self._compile(LLMatcher.grammar_from_lark(strict), hints, "the grammar", str)
@@ -214,6 +226,8 @@ class GrammarCompiler:
             raise ConstraintError("the grammar is nested too deeply") from None
         except Exception as error:  # the converter raises plain exceptions for what is undefined or defined twice
             raise ConstraintError(f"the grammar, {_with_gbnf_line(str(error), text)}") from None
+
+        _check_rule_chain(lark)
 
         def line(lark_line: int) -> str:
             return _line_of_rule(text, lark.splitlines()[:lark_line])
@@ -422,7 +436,9 @@ class _Vocabulary:
         self.mask_words = -(-tokenizer.n_vocab // 32)
         self.own_tokens = self._bits(range(tokenizer.n_vocab))
         self.stop_tokens = self._bits(tokenizer.stop_token_ids)
-        self._limits = LLParserLimits(verbose_errors=False)
+        # All requests wait for a step of one grammar: with the engine's own limits it may take seconds, with these a
+        # tenth of one.
+        self._limits = LLParserLimits(max_items_in_row=500, step_max_items=5000, verbose_errors=False)
         self._lock = Lock()
         # Tokens that stand for no text of their own. A stop token is one whatever its kind.
         self.control = sorted({*tokenizer.special_tokens.values(), *tokenizer.stop_token_ids})
@@ -680,11 +696,11 @@ def _message(error: str) -> str:
     return f"{first.rstrip(':')}: {cause.removeprefix('error: ')}" if cause else first
 
 
-def _source(text: str, subject: str) -> str:
+def _source(text: str, subject: str, most: int = _MAX_SOURCE) -> str:
     if not isinstance(text, str):
         raise ConstraintError(f"{subject} is a {type(text).__name__}, expected a string")
-    if len(text) > _MAX_SOURCE:
-        raise ConstraintError(f"{subject} has {len(text):,} characters; at most {_MAX_SOURCE:,} are read")
+    if len(text) > most:
+        raise ConstraintError(f"{subject} has {len(text):,} characters; at most {most:,} are read")
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -700,7 +716,8 @@ def _choice_source(options: Sequence[str]) -> str:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    # The grammar engine's lexer takes no U+007F as it stands.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _strict_inner_schemas(lark: str) -> tuple[str, list[ReadSchema]]:
@@ -735,6 +752,30 @@ def _strict_inner_schemas(lark: str) -> tuple[str, list[ReadSchema]]:
 def _quoted_breaks(document: Mapping[str, Any], breaks: str) -> str:
     text = json.dumps(document, ensure_ascii=False)
     return text[:-1] + breaks + text[-1]
+
+
+def _check_rule_chain(lark: str) -> None:
+    """Refuse rules that refer to one another in so long a row that the engine would exhaust the stack."""
+    graph: dict[str, list[str]] = {}
+    rule = ""
+    brackets = 0
+    for line in lark.splitlines():
+        head = re.match(r"\s*([?!]?[A-Za-z_][\w-]*)[^:]*:", line)
+        if head:
+            rule = head[1].lstrip("?!")
+            brackets = 0
+        for name, bracket in re.findall(r"([A-Za-z_][\w-]*)|([()\[\]])", line[head.end() :] if head else line):
+            # What stands in brackets is a rule of its own, of which the engine makes a level, too.
+            inner = f"{rule} {brackets}" if brackets else rule
+            if bracket and bracket in "([":
+                brackets += 1
+                graph.setdefault(inner, []).append(f"{rule} {brackets}")
+            elif bracket:
+                brackets = max(brackets - 1, 0)
+            else:
+                graph.setdefault(inner, []).append(name)
+    if is_chain_too_long(graph, "start"):
+        raise ConstraintError(f"the grammar: more than {MAX_CHAIN} rules and brackets lead into one another in a row")
 
 
 def _plain_escapes(gbnf: str) -> str:

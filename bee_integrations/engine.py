@@ -454,11 +454,13 @@ class _Generation:
             self._first_token_s = time.monotonic() - self._submitted
         spoken = tokens[:-1] if finish == FINISH_STOP else tokens  # a stop token is control, not text
         text, used, stop_text = self._text_of(spoken)
-        if stop_text is None and finish:
+        closing_text = self._closing_text() if finish in _CUT and stop_text is None else ""
+        if closing_text:  # it follows the last whole character
+            text += self._stops.flush()
+        elif stop_text is None and finish:
             text, stop_text = self._last_text(text)
         if stop_text is not None:
             tokens = tokens[:used] if used < len(spoken) else tokens
-        closing_text = self._closing_text() if finish in _CUT and stop_text is None else ""
         self._n_tokens += len(tokens)
         reason = None if not finish and stop_text is None else _finish_reason(finish, stop_text)
         step = Step(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -19,14 +19,18 @@ from urllib.parse import unquote
 
 from .errors import ConstraintError
 
-__all__ = ["ReadSchema", "read_schema", "schema_refusal", "schema_text"]
+__all__ = ["MAX_CHAIN", "ReadSchema", "is_chain_too_long", "read_schema", "schema_refusal", "schema_text"]
 
 Node = dict[str, Any] | bool
+
+MAX_CHAIN = 600
+"""Parts that may lie within, or refer to, one another in a row: the engine recurses along them on the native stack."""
 
 _MAX_CHARACTERS = 1_000_000
 _MAX_DEPTH = 64
 _MAX_PARTS = 4_000  # schemas within the schema
 _MAX_PROPERTIES = 1_000  # and properties or alternatives at one place: the engine's time grows with their square
+_MAX_PATTERN = 10_000  # characters of a regular expression
 _MAX_LEAST = 4_096  # characters, items or properties that may be demanded
 _MAX_MOST = 1_000_000  # and allowed; larger limits are cut to it
 
@@ -112,6 +116,8 @@ class ReadSchema:
         while self._pending:
             pointer = self._pending.pop()
             self._definitions[self._names[pointer]] = self._part(pointer)
+        if is_chain_too_long(self._children, ""):
+            raise schema_refusal("", f"more than {MAX_CHAIN} parts refer to one another in a row")
         ending = self._with_an_end()
         self._endless = self._definitions.keys() - ending
         if not self._has_end(root, ending):
@@ -364,6 +370,22 @@ class ReadSchema:
         return node
 
 
+def is_chain_too_long(graph: Mapping[str, Sequence[str]], start: str) -> bool:
+    """Whether a walk down a graph, which enters each node once, gets deeper than `MAX_CHAIN`."""
+    entered = {start}
+    path = [iter(graph.get(start, ()))]
+    while path:
+        child = next(path[-1], None)
+        if child is None:
+            path.pop()
+        elif child not in entered:
+            entered.add(child)
+            path.append(iter(graph.get(child, ())))
+            if len(path) > MAX_CHAIN:
+                return True
+    return False
+
+
 # ---- the parts of a schema ------------------------------------------------------------------------------------------
 
 
@@ -543,6 +565,8 @@ def _read_pattern(value: Any, pointer: str) -> str:
     negations are put so that they hold for all three. Set operations in classes exist only in the engine's dialect.
     """
     pattern = _text(value, pointer)
+    if len(pattern) > _MAX_PATTERN:
+        raise schema_refusal(pointer, f"the pattern has {len(pattern):,} characters; at most {_MAX_PATTERN:,} are read")
     if pattern in _KNOWN_PATTERNS:
         return _KNOWN_PATTERNS[pattern]
     part = r"\\(?:x\{[^}]*\}|u\{[^}]*\}|x..|u....|U.{8}|c.|.)|\[\^?\]?(?:\\.|[^\]\\])*\]|[\x00-\x1f\x7f]"

@@ -62,6 +62,9 @@ def logit_bias(bias: Any) -> dict[int, float]:
         raise ParameterError(f"logit_bias is a {type(bias).__name__}; it must be a mapping from token ids to numbers")
     # JSON has no numbers for keys.
     ids = [int(token) if isinstance(token, str) and token.isdecimal() else token for token in bias]
+    if len(set(ids)) < len(ids):
+        twice = next(token for token in ids if ids.count(token) > 1)
+        raise ParameterError(f"logit_bias has token {twice} twice; give it once")
     return {
         integer("a token of logit_bias", token, 0, INT32_MAX): real(f"logit_bias[{token}]", value, -1000.0, 1000.0)
         for token, value in zip(ids, bias.values(), strict=True)

@@ -48,7 +48,7 @@ class Thinking:
 
     span: ReasoningSpan
     opened: bool  # the prompt ends inside the span; otherwise the answer may begin it
-    demanded: bool = False  # the answer begins with it: a grammar that follows would not allow it later
+    demanded: bool = False  # the answer begins with it: the grammar that follows would not allow it later
     budget: int | None = None  # tokens after which it is ended; None: as long as it takes
     guard: bool = True  # it is ended where it repeats itself
 
@@ -101,26 +101,24 @@ class _Bound:
 
 
 class _Watch:
-    """Any token may come, until `text` is complete, can no longer begin (`at_start`), or the budget is used up."""
+    """Any token may come, until `text` is complete, can no longer begin (`at_start`), or the budget is used up.
+
+    Where the text is `demanded`, the answer cannot end before it: instead of a stop token comes what is missing of it.
+    """
 
     def __init__(
-        self, text: str, tokenizer: Tokenizer, *, at_start: bool = False, said: bytes = b"",
+        self, text: str, tokenizer: Tokenizer, *, at_start: bool = False, said: bytes = b"", demanded: bool = False,
         budget: ThinkingBudget | None = None,
     ) -> None:  # fmt: skip
         self._text = text.encode()
         self._tokenizer = tokenizer
         self._at_start = at_start
         self._budget = budget
+        self.demanded = demanded
         self.said = said  # with `at_start` all of the answer, otherwise its end, as far as the text may begin there
         self.missing: str | None = None  # when the phase is over: what is still to be said of the text; None: it missed
-        self.n_tokens = 0  # of this phase
 
     def follow(self, tokens: Sequence[int]) -> tuple[int, bool]:
-        used, over = self._follow(tokens)
-        self.n_tokens += used
-        return used, over
-
-    def _follow(self, tokens: Sequence[int]) -> tuple[int, bool]:
         for used, token in enumerate(tokens):
             spoken = self._tokenizer.spoken_bytes(token)
             if self._is_complete(spoken):
@@ -128,10 +126,18 @@ class _Watch:
             if self._at_start and not self._may_begin(self.said + spoken):
                 return used, True
             self.said = self._possible_beginning(self.said + spoken)
-            if self._budget is not None and self._budget.push((token,)) is not None:
-                self.missing = self._text[len(self.said) :].decode()
+            spent = self._budget is not None and self._budget.push((token,)) is not None
+            if spent and self._rest_is_whole():
+                self.close()
                 return used + 1, True
         return len(tokens), False
+
+    def close(self) -> None:
+        """End the phase: the rest of the text is to be said now."""
+        self.missing = self._text[len(self.said) :].decode(errors="ignore")
+
+    def _rest_is_whole(self) -> bool:
+        return not self._text[len(self.said) :].decode(errors="replace").startswith("\N{REPLACEMENT CHARACTER}")
 
     def _is_complete(self, spoken: bytes) -> bool:
         data = self.said + spoken
@@ -175,7 +181,8 @@ class Steering:
         """Raises ConstraintError where a grammar of the plan cannot be compiled."""
         self._compiler = compiler
         self._tokenizer = tokenizer
-        self._thoughts: _Watch | None = None
+        self._thinks = False
+        self.reasoning_tokens = 0  # of the thinking so far, its end included
         if plan.lazy is not None:  # compiled by the thread that makes the request, not by the one that runs all of them
             for missing in ("", plan.lazy.trigger):
                 self._rest_of_answer(plan.lazy, missing)
@@ -191,28 +198,25 @@ class Steering:
         return ffi.new("bee_constraint *", {**_CALLBACKS, "user": self._handle})
 
     def closing_text(self) -> str:
-        """What completes an answer that was cut off under its grammar; "" where nothing is to be completed. Raises
-        ConstraintError where no short end is found."""
-        if not isinstance(self._phase, _Bound) or self._phase.matcher.accepting:
-            return ""
-        return self._phase.matcher.closing_text()
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether the tokens so far end inside a grammar, at a place where an answer may not end."""
-        return isinstance(self._phase, _Bound) and not self._phase.matcher.accepting
-
-    @property
-    def reasoning_tokens(self) -> int:
-        """Tokens of the thinking so far, its end included."""
-        return 0 if self._thoughts is None else self._thoughts.n_tokens
+        """What completes an answer that was cut off under its grammar, or in thinking before it; "" where nothing is to
+        be completed. Asked last of all. Raises ConstraintError where no short end is found."""
+        text = ""
+        while True:
+            phase = self._phase
+            if isinstance(phase, _Bound):
+                text += "" if phase.matcher.accepting else phase.matcher.closing_text()
+            elif isinstance(phase, _Watch) and phase.demanded:
+                phase.close()
+            else:
+                return text
+            self._phase = next(self._following, None)
 
     # ---- what follows what -------------------------------------------------------------------------------------------
 
     def _phases(self, plan: SteeringPlan) -> Generator[_Phase, None, None]:
         said = b""
         if plan.thinking is not None:
-            said = yield from self._thinking(plan.thinking)
+            said = yield from self._thinking(plan.thinking, demanded=plan.grammar is not None)
         if plan.grammar is not None:
             yield _Bound(plan.grammar)
             return
@@ -224,8 +228,8 @@ class Steering:
                 return
         yield _Free()
 
-    def _thinking(self, thinking: Thinking) -> Generator[_Phase, None, bytes]:
-        """Returns what the answer began with instead."""
+    def _thinking(self, thinking: Thinking, *, demanded: bool) -> Generator[_Phase, None, bytes]:
+        """Returns what the answer began with instead. Where the end is `demanded`, the answer cannot end before it."""
         if thinking.demanded and not thinking.opened:
             yield self._demand(thinking.span.begin)
         elif not thinking.opened:
@@ -235,12 +239,14 @@ class Steering:
                 return begin.said
             yield from self._say_missing(begin)
         budget = ThinkingBudget(thinking.budget, LoopGuard() if thinking.guard else None)
-        self._thoughts = end = _Watch(thinking.span.end, self._tokenizer, budget=budget)
+        end = _Watch(thinking.span.end, self._tokenizer, demanded=demanded, budget=budget)
+        self._thinks = True
         if thinking.budget == 0:
-            end.missing = thinking.span.end
+            end.close()
         else:
             yield end
         yield from self._say_missing(end)
+        self._thinks = False
         return b""
 
     def _rest_of_answer(self, lazy: LazyGrammar, missing: str) -> CompiledGrammar:
@@ -277,17 +283,23 @@ class Steering:
 
     def commit(self, tokens: Sequence[int]) -> tuple[int, bool]:
         """How many of the tokens stay, and whether the answer is complete with them."""
-        spoken = [token for token in tokens if token not in self._tokenizer.stop_token_ids]
+        stops = self._tokenizer.stop_token_ids
+        end = next((index for index, token in enumerate(tokens) if token in stops), len(tokens))
         kept = 0
-        while kept < len(spoken) and self._phase is not None:
-            used, over = self._phase.follow(spoken[kept:])
+        while kept < end and self._phase is not None:
+            used, over = self._phase.follow(tokens[kept:end])
             kept += used
+            self.reasoning_tokens += used if self._thinks else 0
             if over:
                 self._enter_next()
                 if isinstance(self._phase, _Bound):
                     return kept, False
         if self._phase is None:
             return kept, True
+        if end < len(tokens) and isinstance(self._phase, _Watch) and self._phase.demanded:
+            self._phase.close()
+            self._enter_next()
+            return kept, False
         return len(tokens), False
 
 

@@ -26,7 +26,8 @@ from bee_integrations.errors import (
     TemplateError,
     UnsupportedContentError,
 )
-from bee_integrations.llama_index import Bee, template_messages
+from bee_integrations.llama_index import Bee
+from bee_integrations.llama_index_messages import template_messages
 
 QUESTION = "Name three colours."
 PROMPTS = ["The capital of France is", "Once upon a time", "1, 2, 3, 4,", "Water is made of"]
@@ -77,11 +78,12 @@ def test_metadata(llm: Bee, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (metadata.context_window, metadata.num_output) == (1024, 32)
     assert metadata.model_name == llm.engine.model_name
     assert metadata.is_chat_model
-    assert not metadata.is_function_calling_model
+    assert metadata.is_function_calling_model
     small = Bee(model=llm.model, n_ctx=256, threads=1).metadata
     assert (small.context_window, small.num_output) == (256, 128)
     monkeypatch.setattr(Engine, "chat_template", None)
     assert not llm.metadata.is_chat_model
+    assert not llm.metadata.is_function_calling_model
 
 
 def test_storing(model_path: Path) -> None:
