@@ -8,16 +8,17 @@ its text is read (thinking first, then calls).
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from contextlib import aclosing, closing
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import reasoning
 from .constraints import Constraint, JsonSchema
 from .engine import Engine, Step
-from .errors import ParameterError, TemplateError
+from .errors import ConstraintError, ParameterError, TemplateError
 from .generation import TokenLogprob
+from .json_schema import read_schema, schema_text
 from .llm_parameters import BeeParameters
 from .llm_request import Request, chat_text, template_source
 from .reasoning import ReasoningSpan, ReasoningSplitter
@@ -179,23 +180,25 @@ class ChatRequest(Request):
             opened=opened,
             demanded=use.demanded,
         )
-        steering = request._steering(parameters, use)
+        with _naming_tools(tools):
+            steering = request._steering(parameters, use)
         params = replace(request.params, constraint=None, spoken_controls=request._spoken_controls())
         return replace(request, params=params, steering=steering)
 
     def pieces(self) -> Generator[Piece, None, None]:
         """The answer as it comes; closing the generator cancels it. The last piece's step has the statistics."""
         reader = _Reader(self)
-        with closing(self.steps()) as steps:
+        with _naming_tools(self.tools), closing(self.steps()) as steps:
             for step in steps:
                 yield Piece(tuple(reader.read(step)), step)
 
     async def apieces(self) -> AsyncGenerator[Piece, None]:
         """As `pieces`, for an event loop; cancelling the task cancels the answer."""
         reader = _Reader(self)
-        async with aclosing(self.asteps()) as steps:
-            async for step in steps:
-                yield Piece(tuple(reader.read(step)), step)
+        with _naming_tools(self.tools):
+            async with aclosing(self.asteps()) as steps:
+                async for step in steps:
+                    yield Piece(tuple(reader.read(step)), step)
 
     def reply(self) -> Reply:
         """The whole answer."""
@@ -279,6 +282,20 @@ class ChatRequest(Request):
         if switched_off:
             return None
         return Thinking(self.span, self.opened, demanded=bound, budget=parameters.reasoning_budget)
+
+
+@contextmanager
+def _naming_tools(tools: Sequence[Tool]) -> Iterator[None]:
+    """Refusals of a schema inside name the tool that it belongs to, besides the path in the schema."""
+    try:
+        yield
+    except ConstraintError as error:
+        for tool in tools:
+            try:
+                read_schema(schema_text(tool.parameters))
+            except ConstraintError as found:
+                raise ConstraintError(f"the parameters of the tool {tool.name!r}: {found}") from error
+        raise
 
 
 class _Reader:

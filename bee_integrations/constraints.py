@@ -217,6 +217,7 @@ class GrammarCompiler:
         _check_rule_chain(strict)
         hints = self._hints(schemas)
         hints.text += text
+        hints.ends = _ends_of_text(text)
         return self._compile(LLMatcher.grammar_from_lark(strict), hints, "the grammar", str)
 
     def _compile_gbnf(self, text: str) -> CompiledGrammar:
@@ -562,6 +563,7 @@ class _Hints:
 
     text: str  # the sources of regular expressions
     examples: list[str] = field(default_factory=list)  # texts that match those that may match anywhere in a string
+    ends: list[str] = field(default_factory=list)  # texts that may end a run of free text in a grammar
 
 
 class _ClosingSearch:
@@ -578,6 +580,7 @@ class _ClosingSearch:
     _SHORT_PATH = 1_000
     _LONG_PATH = 4_000
     _LEVEL_WIDTH = 32
+    _FEW = 8  # possible bytes, where a text has ended
     _MANY = 64  # possible bytes, beyond which only those are tried that close something or that the grammar names
 
     def __init__(self, vocabulary: _Vocabulary, state: LLMatcher, hints: _Hints, subject: str) -> None:
@@ -592,6 +595,10 @@ class _ClosingSearch:
         spelled = [json.dumps(example, ensure_ascii=False)[1:-1].encode() for example in hints.examples]
         ends = {text[at:] for text in spelled for at in range(max(len(text) - 64, 0), len(text))}
         self._ends = [[self._first_byte + byte for byte in end] for end in sorted(ends, key=len)]
+
+        # Free text ends with one of these, of which the beginning may have been said.
+        tails = {text.encode()[at:] for text in hints.ends for at in range(len(text.encode()))}
+        self._text_ends = [[self._first_byte + byte for byte in tail] for tail in sorted(tails, key=len)]
 
     def run(self) -> str | None:
         """The text, or None where none was found."""
@@ -608,12 +615,28 @@ class _ClosingSearch:
         for _ in range(steps):
             if self._complete(state):
                 return path
-            step = next(iter(self._next_steps(state)), None)
+            step = self._end_of_text(state) or next(iter(self._next_steps(state)), None)
             if step is None or len(path) > _MAX_CLOSING or state.try_consume_tokens(step) != len(step):
                 self._check(state)
                 return None
             path += step
         return None
+
+    def _end_of_text(self, state: LLMatcher) -> list[int] | None:
+        """Where nearly anything may follow: what would leave little choice."""
+        if self._n_allowed(state) <= self._MANY:
+            return None
+        for end in self._text_ends:
+            taken = state.try_consume_tokens(end)
+            ends = taken == len(end) and (self._complete(state) or self._n_allowed(state) <= self._FEW)
+            state.rollback(taken)
+            if ends:
+                return end
+        return None
+
+    def _n_allowed(self, state: LLMatcher) -> int:
+        bits = np.unpackbits(self._mask(state).view(np.uint8), bitorder="little")
+        return int(bits[self._first_byte : self._first_byte + 256].sum())
 
     def _along_many_paths(self) -> list[int] | None:
         level: list[tuple[LLMatcher, list[int]]] = [(self._start.deep_copy(), [])]
@@ -713,6 +736,14 @@ def _choice_source(options: Sequence[str]) -> str:
         raise ConstraintError("a choice needs at least one option, and each is a string")
     # One terminal, not a rule: thousands of options are no burden to the lexer, but are to the parser.
     return _source("start: OPTION\nOPTION: " + " | ".join(map(_quoted, dict.fromkeys(options))), "the choice")
+
+
+def _ends_of_text(lark: str) -> list[str]:
+    """The literal texts of a grammar, and those at the ends of its regular expressions."""
+    strings = [json.loads(match) for match in re.findall(r'"(?:[^"\\\n]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})+"', lark)]
+    tails = re.findall(r"((?:\\.|[^\\/()\[\]{}|*+?.^$\n])+)/", lark)
+    plain = [re.sub(r"\\(.)", lambda match: {"n": "\n", "t": "\t"}.get(match[1], match[1]), tail) for tail in tails]
+    return sorted({text for text in (*strings, *plain) if len(text) <= 64}, key=len)[:64]
 
 
 def _quoted(text: str) -> str:

@@ -8,49 +8,43 @@ for chunk in ChatBee(max_tokens=64).stream("Why is the sky blue?"):
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from typing import Any
+from functools import lru_cache
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LangSmithParams
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.language_models.llms import BaseLLM
-from langchain_core.messages import (
-    AIMessage,
-    AIMessageChunk,
-    BaseMessage,
-    ChatMessage,
-    FunctionMessage,
-    HumanMessage,
-    SystemMessage,
-    ToolMessage,
-)
-from langchain_core.messages.ai import UsageMetadata
-from langchain_core.outputs import (
-    ChatGeneration,
-    ChatGenerationChunk,
-    ChatResult,
-    Generation,
-    GenerationChunk,
-    LLMResult,
-)
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult, Generation, GenerationChunk, LLMResult
+from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from pydantic import ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from .engine import Engine, Statistics, Step
-from .errors import UnsupportedContentError
-from .llm_parameters import BeeParameters
-from .llm_request import (
-    Answer,
-    HeldEngines,
-    Request,
-    arun_all,
-    chat_text,
-    response_metadata,
-    run_all,
-    token_usage,
+from . import langchain_structured_output as structured
+from . import models, reasoning
+from .chat import ChatRequest, ToolUse, chat_prompt, tool_format
+from .closed_schema import closed
+from .engine import DEFAULT_N_CTX, Engine, Step
+from .errors import ParameterError
+from .langchain_messages import (
+    AnswerChunks,
+    chat_result,
+    openai_tools,
+    template_messages,
+    tool_use,
+    usage_metadata,
 )
-from .messages import chat_message, text_and_reasoning, tool_call
+from .llm_parameters import BeeParameters
+from .llm_request import Answer, HeldEngines, Request, arun_all, response_metadata, run_all, token_usage
+from .model_file import ModelFile
+
+if TYPE_CHECKING:
+    from langchain_core.language_models import ModelProfile
 
 __all__ = ["BeeLLM", "ChatBee"]
 
@@ -104,12 +98,18 @@ class ChatBee(_BeeModel, BaseChatModel):
     each can be given again per call, as in `llm.invoke("Hello", temperature=0.7, seed=1)` or
     `llm.bind(max_tokens=9)`. The model is loaded on first use, and objects that ask for the same model share it.
 
-    Answers carry `usage_metadata` (`cache_read` counts the prompt's tokens that an earlier turn had processed)
-    and `response_metadata` (finish reason, seed, speed, and how speculation did).
+    Tools are bound with `bind_tools` or given per call (`tools`, `tool_choice`, `parallel_tool_calls`); answers of a
+    schema come from `with_structured_output`. A model's thinking is in `additional_kwargs["reasoning_content"]`, and a
+    block of `content_blocks`. A call that is malformed or cut off is in `invalid_tool_calls`.
+
+    Answers carry `usage_metadata` (`cache_read` counts the prompt's tokens that an earlier turn had processed,
+    `reasoning` those of thinking) and `response_metadata` (finish reason, seed, speed, log-probabilities where asked
+    for, and how speculation did).
 
     Raises a `BeeError`: `ContextLengthError` for a prompt that does not fit, `TemplateError` for a model without
     a chat template (pass `chat_template`), `UnsupportedContentError` for images and sound, `ParameterError`
-    for bad values. Raises `TimeoutError` after `timeout` seconds.
+    for bad values and tools, `ConstraintError` for schemas that cannot be enforced. Raises `TimeoutError` after
+    `timeout` seconds.
     """
 
     streaming: bool = False
@@ -122,13 +122,119 @@ class ChatBee(_BeeModel, BaseChatModel):
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         return super()._get_ls_params(stop=stop or self.stop, **kwargs)
 
-    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
-        """Tokens that these messages take as a prompt, with everything that the chat template adds.
+    def _resolve_model_profile(self) -> ModelProfile | None:
+        """What a model of this kind can do. Reads the header of the model's file where it is here; downloads none."""
+        path = models.resolve_model(self.model, download=False)
+        n_ctx_train, template = _header(path, path.stat().st_mtime_ns)
+        span = self.reasoning_span
+        thinks = span is not None and (
+            span != "auto" or reasoning.recognise(self.chat_template or template) is not None
+        )
+        return {
+            "max_input_tokens": self.n_ctx or min(n_ctx_train, DEFAULT_N_CTX),
+            "text_inputs": True,
+            "image_inputs": False,
+            "image_url_inputs": False,
+            "pdf_inputs": False,
+            "audio_inputs": False,
+            "video_inputs": False,
+            "image_tool_message": False,
+            "pdf_tool_message": False,
+            "text_outputs": True,
+            "image_outputs": False,
+            "audio_outputs": False,
+            "video_outputs": False,
+            "reasoning_output": thinks,
+            "tool_calling": True,
+            "tool_choice": True,
+            "structured_output": True,
+        }
 
-        Tools are not counted: a prompt of this class holds none. Raises as `invoke` does.
+    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
+        """Tokens that these messages and tools take as a prompt, with everything that the chat template adds.
+
+        Raises as `invoke` does.
         """
         engine = self.engine
-        return len(engine.encode_prompt(chat_text(engine, self, template_messages(messages))))
+        prompt = chat_prompt(engine, self, template_messages(messages), tool_use(tools), tool_format(engine, self))
+        return len(engine.encode_prompt(prompt))
+
+    # ---- tools and structured output -------------------------------------------------------------------------
+
+    def bind_tools(
+        self,
+        tools: Sequence[Any],
+        *,
+        tool_choice: str | bool | dict[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """This model with tools that it may call.
+
+        tools: functions, LangChain tools, Pydantic classes, TypedDicts or dictionaries. tool_choice: "auto" (None)
+        leaves the call to the model; "any" ("required", True) demands one, and a name, or OpenAI's dictionary with it,
+        a call of that tool; "none" forbids calls. parallel_tool_calls: False allows one call in an answer; others take
+        as many as the model's format knows. strict: False or True is told to the model; arguments fit their schema
+        in any case. kwargs: parameters for every call.
+
+        Raises `ParameterError` for tools that are none, or that do not fit the choice. A schema that cannot be
+        enforced raises `ConstraintError` when the model is called.
+        """
+        described = openai_tools(tools, strict)
+        # Wrong names are told here already; that two tools share one is told when the model is called.
+        by_name = {str(tool["function"].get("name")): tool for tool in described}
+        tool_use(list(by_name.values()), tool_choice, parallel_tool_calls)
+        given = {"tool_choice": tool_choice, "parallel_tool_calls": parallel_tool_calls}
+        bound = {name: value for name, value in given.items() if value is not None}
+        if kwargs.get("response_format") is not None:
+            kwargs["response_format"] = closed(kwargs["response_format"])
+        return self.bind(tools=described, **bound, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: Any = None,
+        *,
+        method: Literal["json_schema", "function_calling", "json_mode"] = "json_schema",
+        include_raw: bool = False,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """This model with answers that are values of a schema: Pydantic objects for a Pydantic class, otherwise
+        dictionaries.
+
+        schema: a Pydantic class, a TypedDict, a JSON schema, or a function as OpenAI describes it. method:
+        "json_schema" lets the model write nothing but a value of the schema; "function_calling" has it call a
+        function with such arguments; "json_mode" demands a JSON object, of the schema as far as that can be enforced
+        (it may be None), and leaves the rest to the prompt. Of the three, "function_calling" alone shows the schema to
+        the model. include_raw: the result is a dictionary of "raw" (the message), "parsed" and "parsing_error"
+        instead. strict: as in `bind_tools`. kwargs: parameters for every call.
+
+        Raises `ParameterError` and `ConstraintError` for schemas that are none or cannot be enforced. An answer that
+        `max_tokens` cuts off raises LangChain's `OutputParserException`, or is completed with
+        `close_constraint=True`; a function call that is cut off is None.
+        """
+        if method not in ("json_schema", "function_calling", "json_mode"):
+            raise ParameterError(
+                f"method is {method!r}; it must be one of 'json_schema', 'function_calling', 'json_mode'"
+            )
+        if schema is None and method != "json_mode":
+            raise ParameterError(f"the method {method!r} needs a schema")
+        options = {"method": method} if strict is None else {"method": method, "strict": strict}
+        traced = {"ls_structured_output_format": {"kwargs": options, "schema": structured.traced_schema(schema)}}
+        if method == "function_calling":
+            tool = structured.tool_of(schema)
+            name = tool["function"]["name"]
+            parser = structured.call_parser(schema, name)
+            llm = self.bind_tools(
+                [tool], tool_choice=name, parallel_tool_calls=False, strict=strict, **traced, **kwargs
+            )
+        else:
+            wanted = structured.json_mode_format if method == "json_mode" else structured.response_format
+            asked = wanted(schema, strict)
+            parser = structured.answer_parser(schema)
+            llm = self.bind(response_format=asked, **(traced if schema is not None else {}), **kwargs)
+        return _with_raw(llm, parser) if include_raw else llm | parser
 
     # ---- the four forms of a generation --------------------------------------------------------------------
 
@@ -140,7 +246,8 @@ class ChatBee(_BeeModel, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         request = self._request(messages, stop, kwargs)
-        return _chat_result(request.engine, request.run())
+        with closing(request.pieces()) as pieces:
+            return chat_result(request.engine, list(pieces))
 
     async def _agenerate(
         self,
@@ -150,7 +257,8 @@ class ChatBee(_BeeModel, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         request = await self._arequest(messages, stop, kwargs)
-        return _chat_result(request.engine, await request.arun())
+        async with aclosing(request.apieces()) as pieces:
+            return chat_result(request.engine, [piece async for piece in pieces])
 
     def _stream(
         self,
@@ -160,12 +268,13 @@ class ChatBee(_BeeModel, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         request = self._request(messages, stop, kwargs)
-        with closing(request.steps()) as steps:
-            for step in steps:
-                chunk = _chat_chunk(request.engine, step)
-                if run_manager:
-                    run_manager.on_llm_new_token(step.text, chunk=chunk)
-                yield chunk
+        chunks = AnswerChunks(request.engine)
+        with closing(request.pieces()) as pieces:
+            for piece in pieces:
+                for chunk in chunks.of(piece):
+                    if run_manager:
+                        run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
 
     async def _astream(
         self,
@@ -175,26 +284,49 @@ class ChatBee(_BeeModel, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         request = await self._arequest(messages, stop, kwargs)
-        async with aclosing(request.asteps()) as steps:
-            async for step in steps:
-                chunk = _chat_chunk(request.engine, step)
-                if run_manager:
-                    await run_manager.on_llm_new_token(step.text, chunk=chunk)
-                yield chunk
+        chunks = AnswerChunks(request.engine)
+        async with aclosing(request.apieces()) as pieces:
+            async for piece in pieces:
+                for chunk in chunks.of(piece):
+                    if run_manager:
+                        await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
 
-    def _request(self, messages: list[BaseMessage], stop: list[str] | None, overrides: dict[str, Any]) -> Request:
-        parameters = self._for_call(stop, overrides)
-        return _chat_request(self.held_engines.open(parameters), parameters, messages)
+    def _request(self, messages: list[BaseMessage], stop: list[str] | None, overrides: dict[str, Any]) -> ChatRequest:
+        use, parameters = self._for_call(stop, overrides)
+        return _chat_request(self.held_engines.open(parameters), parameters, messages, use)
 
     async def _arequest(
         self, messages: list[BaseMessage], stop: list[str] | None, overrides: dict[str, Any]
-    ) -> Request:
-        parameters = self._for_call(stop, overrides)
-        return _chat_request(await self.held_engines.aopen(parameters), parameters, messages)
+    ) -> ChatRequest:
+        use, parameters = self._for_call(stop, overrides)
+        engine = await self.held_engines.aopen(parameters)
+        # Compiling a grammar takes a while.
+        return await asyncio.to_thread(_chat_request, engine, parameters, messages, use)
 
-    def _for_call(self, stop: list[str] | None, overrides: dict[str, Any]) -> BeeParameters:
+    def _for_call(self, stop: list[str] | None, overrides: dict[str, Any]) -> tuple[ToolUse, BeeParameters]:
         overrides.pop("stream", None)  # LangChain's own switch between `_generate` and `_stream`
-        return self.for_call(stop, overrides)
+        named = [overrides.pop(name, None) for name in ("tools", "tool_choice", "parallel_tool_calls")]
+        return tool_use(*named), self.for_call(stop, overrides)
+
+
+def _chat_request(engine: Engine, parameters: BeeParameters, messages: list[BaseMessage], use: ToolUse) -> ChatRequest:
+    return ChatRequest.of_chat(engine, parameters, template_messages(messages), use)
+
+
+def _with_raw(llm: Runnable[Any, Any], parser: Runnable[Any, Any]) -> Runnable[Any, Any]:
+    parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
+    failed = RunnablePassthrough.assign(parsed=lambda _: None)
+    # The model comes first, so that it gets the arguments of the call.
+    return llm | RunnableMap(raw=RunnablePassthrough()) | parsed.with_fallbacks([failed], exception_key="parsing_error")
+
+
+@lru_cache(maxsize=16)
+def _header(path: Path, modified: int) -> tuple[int, str | None]:
+    """(tokens of context that the model was trained for, chat template). `modified` makes a changed file another."""
+    with ModelFile(path) as file:
+        template = file.metadata.get("tokenizer.chat_template")
+        return file.plan().n_ctx_train, template if isinstance(template, str) else None
 
 
 class BeeLLM(_BeeModel, BaseLLM):
@@ -271,88 +403,10 @@ class BeeLLM(_BeeModel, BaseLLM):
                 yield chunk
 
 
-# ---- from LangChain ----------------------------------------------------------------------------------------
-
-
-def template_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
-    """LangChain's messages as chat templates take them.
-
-    Raises `UnsupportedContentError` for content other than text, and for messages that are none, as
-    `RemoveMessage`.
-    """
-    return [_template_message(message) for message in messages]
-
-
-def _template_message(message: BaseMessage) -> dict[str, Any]:
-    role = _role(message)
-    text, reasoning = text_and_reasoning(message.content, role)
-    if isinstance(message, AIMessage):
-        reasoning = reasoning or str(message.additional_kwargs.get("reasoning_content") or "")
-        calls = [tool_call(call["name"], call["args"], call["id"]) for call in message.tool_calls]
-        return chat_message(role, text, reasoning=reasoning, name=message.name, tool_calls=calls)
-    call_id = message.tool_call_id if isinstance(message, ToolMessage) else None
-    return chat_message(role, text, name=message.name, tool_call_id=call_id)
-
-
-def _role(message: BaseMessage) -> str:
-    if isinstance(message, ChatMessage):
-        return message.role
-    if isinstance(message, HumanMessage):
-        return "user"
-    if isinstance(message, AIMessage):
-        return "assistant"
-    if isinstance(message, SystemMessage):
-        return "system"
-    if isinstance(message, ToolMessage | FunctionMessage):
-        return "tool"
-    raise UnsupportedContentError(
-        f"a {type(message).__name__} cannot be given to a model; expected human, AI, system, tool or chat messages"
-    )
-
-
-def _chat_request(engine: Engine, parameters: BeeParameters, messages: list[BaseMessage]) -> Request:
-    return Request.of(engine, parameters, chat_text(engine, parameters, template_messages(messages)))
-
-
-# ---- to LangChain ------------------------------------------------------------------------------------------
-
-
-def _usage(stats: Statistics) -> UsageMetadata:
-    tokens = token_usage(stats)
-    return UsageMetadata(
-        input_tokens=tokens["input"],
-        output_tokens=tokens["output"],
-        total_tokens=tokens["total"],
-        input_token_details={"cache_read": tokens["reused"]},
-    )
-
-
-def _chat_result(engine: Engine, answer: Answer) -> ChatResult:
-    message = AIMessage(
-        content=answer.text,
-        response_metadata=response_metadata(engine, answer.last),
-        usage_metadata=_usage(answer.stats),
-    )
-    info = {"finish_reason": answer.last.finish_reason}
-    return ChatResult(generations=[ChatGeneration(message=message, generation_info=info)])
-
-
-def _chat_chunk(engine: Engine, step: Step) -> ChatGenerationChunk:
-    if step.stats is None:
-        return ChatGenerationChunk(message=AIMessageChunk(content=step.text))
-    last = AIMessageChunk(
-        content=step.text,
-        response_metadata=response_metadata(engine, step),
-        usage_metadata=_usage(step.stats),
-        chunk_position="last",
-    )
-    return ChatGenerationChunk(message=last, generation_info={"finish_reason": step.finish_reason})
-
-
 def _generation_info(engine: Engine, step: Step) -> dict[str, Any] | None:
     if step.stats is None:
         return None
-    return response_metadata(engine, step) | {"usage_metadata": dict(_usage(step.stats))}
+    return response_metadata(engine, step) | {"usage_metadata": dict(usage_metadata(step.stats))}
 
 
 def _llm_result(engine: Engine, answers: list[Answer]) -> LLMResult:

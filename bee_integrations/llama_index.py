@@ -8,6 +8,7 @@ for part in Bee(max_tokens=64).stream_complete("Why is the sky blue?"):
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing, closing
 from typing import TYPE_CHECKING, Any
@@ -356,7 +357,9 @@ class Bee(FunctionCallingLLM, BeeParameters):
     async def _achat_request(self, messages: Sequence[ChatMessage], arguments: dict[str, Any]) -> ChatRequest:
         use, overrides = self._tool_use(arguments)
         parameters = self.for_call(None, overrides)
-        return self._chat_request_for(await self._held.aopen(parameters), parameters, messages, use)
+        engine = await self._held.aopen(parameters)
+        # Compiling a grammar takes a while.
+        return await asyncio.to_thread(self._chat_request_for, engine, parameters, messages, use)
 
     def _chat_request_for(
         self, engine: Engine, parameters: BeeParameters, messages: Sequence[ChatMessage], use: ToolUse

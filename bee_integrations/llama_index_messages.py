@@ -21,10 +21,10 @@ from llama_index.core.program.utils import FlexibleModel, create_flexible_model
 from llama_index.core.tools.types import BaseTool
 from llama_index.core.types import Model
 from pydantic import BaseModel, ValidationError
-from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import from_json
 
 from .chat import Piece, Reply, ToolUse
+from .closed_schema import closed
 from .engine import Engine
 from .errors import ConstraintError, ParameterError
 from .generation import TokenLogprob
@@ -232,28 +232,9 @@ def _logprobs(engine: Engine, token: TokenLogprob) -> list[LogProb]:
 # ---- answers that are objects ----------------------------------------------------------------------------------------
 
 
-class _ClosedSchema(GenerateJsonSchema):
-    """Objects of classes without further members, which pydantic ignores and a model would only make up."""
-
-    def model_schema(self, schema: Any) -> dict[str, Any]:
-        return _closed(super().model_schema(schema))
-
-    def dataclass_schema(self, schema: Any) -> dict[str, Any]:
-        return _closed(super().dataclass_schema(schema))
-
-    def typed_dict_schema(self, schema: Any) -> dict[str, Any]:
-        return _closed(super().typed_dict_schema(schema))
-
-
-def _closed(schema: dict[str, Any]) -> dict[str, Any]:
-    if "properties" in schema:
-        schema.setdefault("additionalProperties", False)
-    return schema
-
-
 def closed_schema(output_cls: type[BaseModel]) -> dict[str, Any]:
     """The JSON schema of a class, whose objects have no members but its fields."""
-    return output_cls.model_json_schema(schema_generator=_ClosedSchema)
+    return dict(closed(output_cls.model_json_schema()))
 
 
 def with_schema(messages: Sequence[ChatMessage], output_cls: type[BaseModel]) -> list[ChatMessage]:

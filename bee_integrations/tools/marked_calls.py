@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..closed_schema import closed
 from .json_scan import parse_json
 from .tool_format import (
     AnswerReader,
@@ -223,15 +224,12 @@ def parsed(text: str) -> Any:
 
 
 def arguments_schema(tool: Tool) -> dict[str, Any]:
-    """The schema of a tool's arguments for a grammar: an object, and closed unless it says otherwise.
-
-    JSON schema lets an object have any further members; a model would only make them up. What this schema allows, the
-    tool's own schema allows too.
-    """
+    """The schema of a tool's arguments for a grammar: an object, and closed unless it says otherwise. What this schema
+    allows, the tool's own schema allows too."""
     schema = dict(tool.parameters)
     if "$ref" not in schema:
         schema.setdefault("type", "object")
     properties = schema.get("properties", {})
     if _OPEN_KEYWORDS.isdisjoint(schema) and set(schema.get("required", ())) <= set(properties):
         schema.update(properties=properties, additionalProperties=False)
-    return schema
+    return dict(closed(schema))

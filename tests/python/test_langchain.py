@@ -42,7 +42,8 @@ from bee_integrations.errors import (
     TemplateError,
     UnsupportedContentError,
 )
-from bee_integrations.langchain import BeeLLM, ChatBee, template_messages
+from bee_integrations.langchain import BeeLLM, ChatBee
+from bee_integrations.langchain_messages import template_messages
 
 QUESTION = "Name three colours."
 PROMPTS = ["The capital of France is", "Once upon a time", "1, 2, 3, 4,", "Water is made of"]
@@ -109,7 +110,6 @@ def test_other_words_for_lengths_and_threads() -> None:
         ({"threads": 65}, "threads is 65"),
         ({"device": "cuda"}, "no CUDA backend"),
         ({"speculation": "always"}, "speculation"),
-        ({"tools": []}, "tools"),
     ],
 )
 @pytest.mark.parametrize("model", [ChatBee, BeeLLM])
@@ -119,6 +119,14 @@ def test_bad_arguments_are_named(model: type[Any], arguments: dict[str, Any], ex
     if "num_predict" not in arguments:
         with pytest.raises(ParameterError, match=expected):
             model().invoke("Hello", **arguments)
+
+
+def test_tools_belong_to_calls_of_a_chat() -> None:
+    for model in (ChatBee, BeeLLM):
+        with pytest.raises(ValidationError, match="tools"):
+            model(tools=[])
+    with pytest.raises(ParameterError, match="tools"):
+        BeeLLM().invoke("Hello", tools=[])
 
 
 def test_missing_model_file() -> None:
@@ -134,13 +142,6 @@ print([name for name in sys.modules if name.split(".")[0] in ("langchain_core", 
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
-
-
-def test_tools_and_structured_output_are_not_offered() -> None:
-    with pytest.raises(NotImplementedError):
-        ChatBee().bind_tools([])
-    with pytest.raises(NotImplementedError):
-        ChatBee().with_structured_output({"title": "x", "type": "object", "properties": {}})
 
 
 # ---- storing and copying -----------------------------------------------------------------------------------
