@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 from langchain.agents import create_agent
 from langchain.agents.middleware import ModelRequest, ModelResponse, wrap_model_call
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import BaseTool, tool
+from pydantic import Field
 
 from bee_integrations.langchain import ChatBee
 
@@ -28,7 +29,7 @@ def get_weather(city: str) -> str:
 
 
 @tool
-def find_hotel(city: str, nights: int) -> str:
+def find_hotel(city: str, nights: Annotated[int, Field(ge=1, le=14)]) -> str:
     """Find a free hotel in a city."""
     return f"Hotel Central in {city}, {nights} nights, 90 euros a night"
 

@@ -82,7 +82,7 @@ def main() -> None:
     found = store.similarity_search(question, k=2)
     result = answer(question, found)
     source = next(one.metadata["source"] for one in found if one.page_content == result["quote"])
-    print(f"{question}\n\n{result['answer']}\n\n  \"{result['quote']}\" ({source})")
+    print(f'{question}\n\n{result["answer"]}\n\n  "{result["quote"]}" ({source})')
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Tools for models whose template does not show them.
 
-The tools and the way to call them go into the system message, calls of earlier turns into the text of the assistant's
-messages, and results into messages of the user. Calls are written as Hermes models write them, since that form is the
-one that small models have seen most.
+The tools and the way to call them go into the system message. Calls are written as Hermes models write them, since that
+form is the one that small models have seen most. What was called, and what came of it, is told in the user's message,
+as in `get_weather(city="Paris") returned: rain`: models that were not trained on tools take a call among their own
+messages for what they are to say again, and its result for a form to imitate.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from .call_history import plain_messages
-from .hermes import BEGIN, END, HermesFormat, call_text
+from .hermes import BEGIN, END, HermesFormat
 from .tool_format import Tool
 
 __all__ = ["GenericFormat"]
@@ -33,12 +34,13 @@ class GenericFormat(HermesFormat):
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool]
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
         """Messages without tools in them, for a template that knows none."""
-        given = plain_messages(messages)
-        names = _names_by_id(given)
-        prepared = [_as_plain(message, names) for message in given]
+        history = _History()
+        for message in plain_messages(messages):
+            history.add(message)
+        prepared = history.finish()
         if tools:
             _add_to_system(prepared, _description(tools))
-        return _with_joined_results(prepared), None
+        return prepared, None
 
 
 def _description(tools: Sequence[Tool]) -> str:
@@ -48,7 +50,7 @@ def _description(tools: Sequence[Tool]) -> str:
         f"<tools>\n{functions}\n</tools>\n"
         "To call a function, write its name and its arguments as JSON in this form, and nothing after it:\n"
         f'{BEGIN}\n{{"name": <name>, "arguments": <arguments>}}\n{END}\n'
-        "The result of the call is in the next message. Once you have what you need, answer in plain text."
+        "You are told what it returned. Once you know what you need, answer in plain text."
     )
 
 
@@ -63,28 +65,58 @@ def _add_to_system(messages: list[dict[str, Any]], description: str) -> None:
         messages.insert(0, {"role": "system", "content": description})
 
 
-def _names_by_id(messages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Messages with results often give only the id of the call."""
-    calls = [call for message in messages for call in message.get("tool_calls", ())]
-    return {call["id"]: call["function"]["name"] for call in calls if "id" in call}
+class _History:
+    """A conversation in which calls and results become a part of what the user says."""
+
+    def __init__(self) -> None:
+        self._messages: list[dict[str, Any]] = []
+        self._calls: dict[str, str] = {}  # that wait for their results, as text by id
+        self._told = False  # the last message ends with results
+
+    def add(self, message: dict[str, Any]) -> None:
+        if message.get("role") == "tool":
+            self._tell(f"{self._call_of(message)} returned: {_text(message.get('content'))}")
+            return
+        self._give_up_waiting()
+        calls = message.pop("tool_calls", ())
+        if not calls or message["content"]:
+            self._say(message)
+        for index, call in enumerate(calls):
+            function = call["function"]
+            self._calls[call.get("id") or f"call {index}"] = _as_code(function["name"], function["arguments"])
+
+    def finish(self) -> list[dict[str, Any]]:
+        self._give_up_waiting()
+        return self._messages
+
+    def _call_of(self, message: Mapping[str, Any]) -> str:
+        call = self._calls.pop(str(message.get("tool_call_id")), None)
+        return call or str(message.get("name") or "A function")
+
+    def _give_up_waiting(self) -> None:
+        for call in self._calls.values():
+            self._tell(f"{call} was called.")
+        self._calls.clear()
+
+    def _tell(self, line: str) -> None:
+        last = self._messages[-1] if self._messages else {}
+        if last.get("role") == "user" and isinstance(last["content"], str):
+            last["content"] += ("\n" if self._told else "\n\n") + line
+        else:
+            self._messages.append({"role": "user", "content": line})
+        self._told = True
+
+    def _say(self, message: dict[str, Any]) -> None:
+        if self._told and message.get("role") == "user" and isinstance(message["content"], str):
+            self._messages[-1]["content"] += "\n\n" + message["content"]  # many templates want turns to alternate
+        else:
+            self._messages.append(message)
+        self._told = False
 
 
-def _as_plain(message: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    if message.get("role") == "tool":
-        name = message.get("name") or names.get(message.get("tool_call_id") or "")
-        return {"role": "user", "content": _result_text(name, _text(message.get("content"))), "tool_result": True}
-    plain = dict(message)
-    calls = plain.pop("tool_calls", None)
-    if calls:
-        functions = [call["function"] for call in calls]
-        written = [call_text(one["name"], json.dumps(one["arguments"], ensure_ascii=False)) for one in functions]
-        plain["content"] = "\n".join(filter(None, [_text(plain.get("content")), *written]))
-    return plain
-
-
-def _result_text(name: str | None, result: str) -> str:
-    begin = f"<tool_response name={json.dumps(name, ensure_ascii=False)}>" if name else "<tool_response>"
-    return f"{begin}\n{result}\n</tool_response>"
+def _as_code(name: str, arguments: Mapping[str, Any]) -> str:
+    given = (f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in arguments.items())
+    return f"{name}({', '.join(given)})"
 
 
 def _text(content: Any) -> str:
@@ -94,18 +126,3 @@ def _text(content: Any) -> str:
     if isinstance(content, Sequence):
         return "\n".join(part if isinstance(part, str) else str(part.get("text", "")) for part in content)
     return str(content)
-
-
-def _with_joined_results(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Results, and what the user says next, as one message: many templates want turns to alternate."""
-    joined: list[dict[str, Any]] = []
-    after_result = False
-    for message in messages:
-        result = message.pop("tool_result", False)
-        mergeable = message.get("role") == "user" and isinstance(message.get("content"), str)
-        if after_result and mergeable:
-            joined[-1]["content"] += "\n" + message["content"]
-        else:
-            joined.append(message)
-        after_result = bool(result)
-    return joined

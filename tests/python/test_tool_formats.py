@@ -217,5 +217,4 @@ def test_the_default_template_renders_a_conversation_with_tools(model_path: Path
     ]
     prompt = checks.rendered(recognise(template.source), template, messages, [WEATHER])
     assert "The weather in a city." in prompt
-    assert '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call><|im_end|>' in prompt
-    assert '<tool_response name="get_weather">\n22 degrees\n</tool_response>' in prompt
+    assert 'How is it in Paris?\n\nget_weather(city="Paris") returned: 22 degrees<|im_end|>' in prompt

@@ -11,15 +11,11 @@ import tool_format_checks as checks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bee_integrations.chat_template import ChatTemplate
 from bee_integrations.tools.generic import GenericFormat
+from bee_integrations.tools.hermes import call_text
 from bee_integrations.tools.tool_format import Tool
 
 GENERIC = GenericFormat()
-CHATML = ChatTemplate(
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 WEATHER = Tool(
     "get_weather", "The weather.", {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 )
@@ -63,39 +59,52 @@ def test_without_tools_nothing_is_added() -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"city": "Paris"}, '{"city": "Paris"}'])
-@pytest.mark.parametrize(("content", "expected"), [("Look.", f"Look.\n{CALL}"), ("", CALL), (None, CALL)])
-def test_calls_become_text(arguments: Any, content: Any, expected: str) -> None:
-    message = checks.assistant_message([WEATHER], [arguments], content)
-    assert prepared(QUESTION, message) == [QUESTION, {"role": "assistant", "content": expected}]
+@pytest.mark.parametrize("content", ["", None])
+def test_a_call_and_its_result_are_told_with_the_question(arguments: Any, content: Any) -> None:
+    call = checks.assistant_message([WEATHER], [arguments], content)
+    result = {"role": "tool", "tool_call_id": "call00000", "content": "22 degrees"}
+    told = 'Hi\n\nget_weather(city="Paris") returned: 22 degrees'
+    assert prepared(QUESTION, call, result) == [{"role": "user", "content": told}]
+    assert prepared(QUESTION, call) == [{"role": "user", "content": 'Hi\n\nget_weather(city="Paris") was called.'}]
+    assert QUESTION["content"] == "Hi"
 
 
-def test_results_become_messages_of_the_user_with_the_tools_name() -> None:
+def test_text_beside_a_call_is_kept() -> None:
+    call = checks.assistant_message([WEATHER], [{"city": "Paris"}], "Let me see.")
+    result = {"role": "tool", "tool_call_id": "call00000", "content": "22 degrees"}
+    assert prepared(QUESTION, call, result) == [
+        QUESTION,
+        {"role": "assistant", "content": "Let me see."},
+        {"role": "user", "content": 'get_weather(city="Paris") returned: 22 degrees'},
+    ]
+
+
+def test_results_of_several_calls_and_what_comes_after_them() -> None:
     calls = checks.assistant_message([WEATHER, NOW], [{"city": "Paris"}, {}])
     first = {"role": "tool", "tool_call_id": "call00000", "content": "22 degrees"}
     second = {"role": "tool", "name": "now", "tool_call_id": "?", "content": [{"type": "text", "text": "noon"}]}
     third = {"role": "tool", "tool_call_id": "unknown", "content": "lost"}
-    messages = prepared(QUESTION, calls, first, second, third, {"role": "user", "content": "So?"}, QUESTION)
-    assert [message["role"] for message in messages] == ["user", "assistant", "user", "user"]
-    assert messages[2]["content"] == (
-        '<tool_response name="get_weather">\n22 degrees\n</tool_response>\n'
-        '<tool_response name="now">\nnoon\n</tool_response>\n'
-        "<tool_response>\nlost\n</tool_response>\nSo?"
+    answered = {"role": "assistant", "content": "It is warm."}
+    messages = prepared(QUESTION, calls, first, second, third, {"role": "user", "content": "So?"}, answered, QUESTION)
+    assert [message["role"] for message in messages] == ["user", "assistant", "user"]
+    assert messages[0]["content"] == (
+        'Hi\n\nget_weather(city="Paris") returned: 22 degrees\nnow returned: noon\nA function returned: lost\n'
+        "now() was called.\n\nSo?"
     )
-    assert messages[3] == QUESTION
+    assert messages[1:] == [answered, QUESTION]
 
 
 @given(data=st.data())
 @settings(deadline=None, max_examples=60)
-def test_what_is_rendered_is_read_back_and_allowed(data: st.DataObject, model_path: Path) -> None:
+def test_calls_as_described_are_read_and_allowed(data: st.DataObject, model_path: Path) -> None:
     tools, arguments = data.draw(checks.tools_with_arguments(names=[*checks.NAMES, *checks.QUOTED_NAMES]))
-    message = checks.assistant_message(tools, arguments, "Let me see.")
-    written = checks.rendered_answer(GENERIC, CHATML, message, tools, "<|im_end|>")
-    result = checks.answer(checks.read(GENERIC, tools, [written]))
+    calls = [call_text(one.name, json.dumps(given)) for one, given in zip(tools, arguments, strict=True)]
+    result = checks.answer(checks.read(GENERIC, tools, ["Let me see.\n" + "\n".join(calls)]))
     assert result.text == "Let me see."
     assert not result.broken
     assert result.calls == [(tool.name, given) for tool, given in zip(tools, arguments, strict=True)]
     if len(tools) == 1:
-        text = written[written.index("<tool_call>") :]
+        text = call_text(tools[0].name, json.dumps(arguments[0], ensure_ascii=False))
         checks.check_accepts(GENERIC, checks.model_vocabulary(model_path), tools, text)
 
 
