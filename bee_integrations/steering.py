@@ -14,8 +14,10 @@ fits.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+import weakref
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 from .constraints import CompiledGrammar, GrammarCompiler, Matcher
@@ -25,10 +27,11 @@ from .tokenizer import Tokenizer
 
 __all__ = ["LazyGrammar", "Steering", "SteeringPlan", "Thinking"]
 
-_FREE, _REFUSED, _MASKED, _FAILED = (
+_FREE, _REFUSED, _MASKED, _COMPLETE, _FAILED = (
     int(lib.BEE_CONSTRAINT_FREE),
     int(lib.BEE_CONSTRAINT_REFUSED),
     int(lib.BEE_CONSTRAINT_MASKED),
+    int(lib.BEE_CONSTRAINT_COMPLETE),
     int(lib.BEE_CONSTRAINT_FAILED),
 )
 
@@ -191,6 +194,7 @@ class Steering:
         self._enter_next()
         self.error: BaseException | None = None  # why a callback failed
         self.seconds = 0.0  # spent in callbacks
+        self.answering = _Answering(self)
         self._handle = ffi.new_handle(self)
 
     def c_struct(self) -> Any:
@@ -265,6 +269,11 @@ class Steering:
         while isinstance(self._phase, _Bound) and self._phase.matcher.finished:
             self._phase = next(self._following, None)
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether a grammar decides what may follow."""
+        return isinstance(self._phase, _Bound)
+
     # ---- what libbee asks --------------------------------------------------------------------------------------------
 
     def begin(self, room: int) -> list[int] | None:
@@ -306,42 +315,56 @@ class Steering:
 # ---- callbacks -------------------------------------------------------------------------------------------------------
 
 
-def _answer(user: Any, ask: Callable[[Steering], int]) -> int:
-    steering: Steering = ffi.from_handle(user)
-    start = time.perf_counter()
-    try:
-        return ask(steering)
-    except BaseException as error:  # nothing may pass through C
-        steering.error = error
-        return _FAILED
-    finally:
-        steering.seconds += time.perf_counter() - start
+class _Answering:
+    """Around what a callback does: nothing that is raised may pass through C, and its time counts."""
+
+    def __init__(self, steering: Steering) -> None:
+        self._steering = weakref.proxy(steering)
+        self._start = 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        self._steering.seconds += time.perf_counter() - self._start
+        if error is not None:
+            self._steering.error = error
+        return True
 
 
 @ffi.callback("int32_t(void *, int32_t *, int32_t)")  # type: ignore[untyped-decorator]
 def _begin(user: Any, forced: Any, room: int) -> int:
-    def ask(steering: Steering) -> int:
+    steering: Steering = ffi.from_handle(user)
+    with steering.answering:
         tokens = steering.begin(room)
         if tokens is None:
             return _FREE
         forced[0 : len(tokens)] = tokens
         return len(tokens)
-
-    return _answer(user, ask)
+    return _FAILED
 
 
 @ffi.callback("int32_t(void *, int32_t, uint32_t *)")  # type: ignore[untyped-decorator]
 def _advance(user: Any, draft: int, mask: Any) -> int:
-    return _answer(user, lambda steering: steering.advance(draft, int(ffi.cast("uintptr_t", mask))))
+    steering: Steering = ffi.from_handle(user)
+    with steering.answering:
+        return steering.advance(draft, int(ffi.cast("uintptr_t", mask)))
+    return _FAILED
 
 
-@ffi.callback("int32_t(void *, int32_t *, int32_t, bool *)")  # type: ignore[untyped-decorator]
-def _commit(user: Any, tokens: Any, n_tokens: int, complete: Any) -> int:
-    def ask(steering: Steering) -> int:
-        kept, complete[0] = steering.commit(ffi.unpack(tokens, n_tokens))
+@ffi.callback("int32_t(void *, int32_t *, int32_t, int32_t *)")  # type: ignore[untyped-decorator]
+def _commit(user: Any, tokens: Any, n_tokens: int, following: Any) -> int:
+    steering: Steering = ffi.from_handle(user)
+    with steering.answering:
+        kept, complete = steering.commit(ffi.unpack(tokens, n_tokens))
+        if complete:
+            following[0] = _COMPLETE
+        elif not steering.is_bound:
+            following[0] = _FREE
         return kept
-
-    return _answer(user, ask)
+    return _FAILED
 
 
 _CALLBACKS = {"begin": _begin, "advance": _advance, "commit": _commit}

@@ -4,7 +4,7 @@
 
 int masked_begin(bee_session *s, int room, MaskedCycle *out) {
     *out = (MaskedCycle){.active = false};
-    if (!s->constrained) return 0;
+    if (!s->constrained || s->free) return 0;
     const int32_t n = s->constraint.begin(s->constraint.user, out->forced, room);
     if (n < BEE_CONSTRAINT_FREE) return -1;
     out->active = n != BEE_CONSTRAINT_FREE;
@@ -47,9 +47,12 @@ int masked_drafts(bee_session *s, MaskedCycle *cycle, int32_t *drafts, int n, in
 int masked_commit(bee_session *s, const int32_t *tokens, int n, bool *complete) {
     *complete = false;
     if (!s->constrained || !n) return n;
-    const int32_t kept = s->constraint.commit(s->constraint.user, tokens, n, complete);
+    int32_t next = BEE_CONSTRAINT_MASKED;
+    const int32_t kept = s->constraint.commit(s->constraint.user, tokens, n, &next);
     /* A cycle may yield nothing, where its first token calls for a mask that it was chosen without: once. */
     if (kept < 0 || kept > n || (!kept && s->stalled)) return -1;
     s->stalled = !kept;
+    s->free = next == BEE_CONSTRAINT_FREE;
+    *complete = next == BEE_CONSTRAINT_COMPLETE;
     return kept;
 }

@@ -197,23 +197,32 @@ static bool take_token(Guide *g, int i, int32_t token) {
     return true;
 }
 
-static int32_t guide_commit(void *user, const int32_t *tokens, int32_t n, bool *complete) {
+static int32_t guide_commit(void *user, const int32_t *tokens, int32_t n, int32_t *next) {
     Guide *g = user;
     CHECK(pthread_equal(pthread_self(), g->thread));
     CHECK(g->phase == (g->free_cycle ? BEGUN : ADVANCING));
-    CHECK(n >= 1 && n <= BEE_MAX_BLOCK && complete && !*complete);
+    CHECK(n >= 1 && n <= BEE_MAX_BLOCK && next && *next == BEE_CONSTRAINT_MASKED);
     if (!g->free_cycle) CHECK(n <= g->n_drafts + 1 && !memcmp(tokens, g->drafts, (size_t)(n - 1) * sizeof *tokens));
     g->phase = IDLE;
     if (strikes(g, ++g->commits, g->wrong.commit)) {
-        *complete = g->wrong.complete;
+        if (g->wrong.complete) *next = BEE_CONSTRAINT_COMPLETE;
         return g->wrong.result == INT32_MAX ? n + 1 : g->wrong.result;
     }
     int32_t kept = 0;
-    while (kept < n && !*complete && take_token(g, kept, tokens[kept])) {
+    bool complete = false;
+    while (kept < n && !complete && take_token(g, kept, tokens[kept])) {
         kept++;
-        *complete = is_complete(&g->rules, g->at);
+        complete = is_complete(&g->rules, g->at);
     }
-    if (*complete) g->phase = ENDED;
+    if (complete) {
+        *next = BEE_CONSTRAINT_COMPLETE;
+        g->phase = ENDED;
+    } else if (is_free(g, g->at) && roll(g->at.hash, 11) % 2) { /* the next cycle need not ask */
+        *next = BEE_CONSTRAINT_FREE;
+        g->phase = BEGUN;
+        g->free_cycle = true;
+        g->free_cycles++;
+    }
     g->cuts += kept < n;
     g->nothing_kept += kept == 0;
     return kept;
@@ -1099,8 +1108,8 @@ static int32_t allow_all(void *user, int32_t draft, uint32_t *mask) {
     return BEE_CONSTRAINT_MASKED;
 }
 
-static int32_t keep_all(void *user, const int32_t *tokens, int32_t n, bool *complete) {
-    (void)user, (void)tokens, (void)complete;
+static int32_t keep_all(void *user, const int32_t *tokens, int32_t n, int32_t *next) {
+    (void)user, (void)tokens, (void)next;
     return n;
 }
 

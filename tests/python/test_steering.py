@@ -22,10 +22,11 @@ from bee_integrations.reasoning import ReasoningSpan
 from bee_integrations.steering import LazyGrammar, Steering, SteeringPlan, Thinking
 from bee_integrations.tokenizer import Tokenizer
 
-FREE, REFUSED, MASKED, FAILED = (
+FREE, REFUSED, MASKED, COMPLETE, FAILED = (
     int(lib.BEE_CONSTRAINT_FREE),
     int(lib.BEE_CONSTRAINT_REFUSED),
     int(lib.BEE_CONSTRAINT_MASKED),
+    int(lib.BEE_CONSTRAINT_COMPLETE),
     int(lib.BEE_CONSTRAINT_FAILED),
 )
 LIMIT = 100
@@ -120,6 +121,7 @@ class Request:
         self._limit = limit
         self._words = -(-speaker.n_vocab // 32)
         self.forced = self.voided = self.refused = 0
+        self._free = False
 
     def run(self, draft: Draft) -> Said:
         said = Said()
@@ -145,7 +147,9 @@ class Request:
         masks: list[npt.NDArray[np.uint32] | None] = [None] * (len(drafts) + 1)
         room = len(drafts)
         forced = ffi.new("int32_t[]", max(room, 1))
-        n_forced = self._constraint.begin(self._constraint.user, forced, room)
+        # Where any token may follow, libbee need not ask, and both ways must come to the same.
+        skips = self._free and len(said) % 2
+        n_forced = FREE if skips else self._constraint.begin(self._constraint.user, forced, room)
         assert n_forced >= FREE, self.steering.error
         if n_forced != FREE:
             assert n_forced <= room
@@ -181,11 +185,12 @@ class Request:
         return result, mask if result == MASKED else None
 
     def _commit(self, tokens: list[int]) -> tuple[int, bool]:
-        complete = ffi.new("bool *")
+        following = ffi.new("int32_t *", MASKED)
         chosen = ffi.new("int32_t[]", tokens)
-        kept = int(self._constraint.commit(self._constraint.user, chosen, len(tokens), complete))
+        kept = int(self._constraint.commit(self._constraint.user, chosen, len(tokens), following))
         assert 0 <= kept <= len(tokens), self.steering.error
-        return kept, bool(complete[0])
+        self._free = following[0] == FREE
+        return kept, following[0] == COMPLETE
 
 
 def nothing(said: list[int]) -> list[int]:
@@ -648,7 +653,7 @@ def test_errors_do_not_pass_through_c(desk: Desk, name: str, monkeypatch: pytest
         raise failure
 
     monkeypatch.setattr(steering, name, fail)
-    tokens, mask, complete = ffi.new("int32_t[4]"), ffi.new("uint32_t[]", 49152 // 32), ffi.new("bool *")
+    tokens, mask, complete = ffi.new("int32_t[4]"), ffi.new("uint32_t[]", 49152 // 32), ffi.new("int32_t *")
     arguments = {"begin": (tokens, 4), "advance": (-1, mask), "commit": (tokens, 1, complete)}[name]
     assert steering.error is None
     assert getattr(constraint, name)(constraint.user, *arguments) == FAILED
@@ -659,7 +664,7 @@ def test_a_token_against_its_mask_is_an_error(desk: Desk) -> None:
     steering = desk.steering(SteeringPlan(grammar=desk.compiler.compile(Regex(DIGITS))))
     constraint = steering.c_struct()
     tokens = ffi.new("int32_t[]", desk.pieces("a"))
-    assert constraint.commit(constraint.user, tokens, 1, ffi.new("bool *")) == FAILED
+    assert constraint.commit(constraint.user, tokens, 1, ffi.new("int32_t *")) == FAILED
     assert isinstance(steering.error, AssertionError)
 
 
