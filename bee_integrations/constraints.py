@@ -126,6 +126,7 @@ class GrammarCompiler:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._vocabulary = _Vocabulary(tokenizer)
         self._cache: OrderedDict[tuple[str, str], CompiledGrammar] = OrderedDict()
+        self._beginnings: dict[str, Mask] = {}
         self._lock = Lock()
         special = sorted(tokenizer.special_tokens, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
@@ -164,6 +165,16 @@ class GrammarCompiler:
         if at < len(text) or not parts:
             parts.append(_quoted(text[at:]))
         return parts[0] if len(parts) == 1 else f"({' '.join(parts)})"
+
+    def tokens_that_begin(self, text: str) -> Mask:
+        """A mask of the tokens with which a text may begin: those that hold all of it, or end with its beginning."""
+        with self._lock:
+            mask = self._beginnings.get(text)
+        if mask is None:
+            mask = self._vocabulary.tokens_that_begin(text.encode())
+            with self._lock:
+                self._beginnings[text] = mask
+        return mask
 
     def _cached(self, kind: str, text: str, build: Callable[[str], CompiledGrammar]) -> CompiledGrammar:
         key = (kind, text)
@@ -450,6 +461,17 @@ class _Vocabulary:
             known = self._byte_tokens if bytewise else self._tokens
         matcher = LLMatcher(known, grammar, log_level=0, limits=self._limits)
         return matcher, matcher.get_error() if matcher.is_error() else ""
+
+    def tokens_that_begin(self, text: bytes) -> Mask:
+        """As `GrammarCompiler` has it."""
+
+        def begins(spoken: bytes) -> bool:
+            if text[0] not in spoken:
+                return False
+            return text in spoken or any(spoken.endswith(text[:length]) for length in range(1, len(text)))
+
+        tokenizer = self.tokenizer
+        return self._bits([token for token in range(tokenizer.n_vocab) if begins(tokenizer.spoken_bytes(token))])
 
     def mask_buffer(self, *, bytewise: bool = False) -> Mask:
         """Room for a mask of the engine's, which has one token more."""

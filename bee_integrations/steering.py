@@ -27,11 +27,12 @@ from .tokenizer import Tokenizer
 
 __all__ = ["LazyGrammar", "Steering", "SteeringPlan", "Thinking"]
 
-_FREE, _REFUSED, _MASKED, _COMPLETE, _FAILED = (
+_FREE, _REFUSED, _MASKED, _COMPLETE, _WATCHING, _FAILED = (
     int(lib.BEE_CONSTRAINT_FREE),
     int(lib.BEE_CONSTRAINT_REFUSED),
     int(lib.BEE_CONSTRAINT_MASKED),
     int(lib.BEE_CONSTRAINT_COMPLETE),
+    int(lib.BEE_CONSTRAINT_WATCHING),
     int(lib.BEE_CONSTRAINT_FAILED),
 )
 
@@ -135,6 +136,11 @@ class _Watch:
                 return used + 1, True
         return len(tokens), False
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether only a token that begins the text can change anything."""
+        return not (self.said or self._at_start or self._budget)
+
     def close(self) -> None:
         """End the phase: the rest of the text is to be said now."""
         self.missing = self._text[len(self.said) :].decode(errors="ignore")
@@ -184,6 +190,7 @@ class Steering:
         """Raises ConstraintError where a grammar of the plan cannot be compiled."""
         self._compiler = compiler
         self._tokenizer = tokenizer
+        self._watched = compiler.tokens_that_begin(plan.lazy.trigger) if plan.lazy and not plan.lazy.at_start else None
         self._thinks = False
         self.reasoning_tokens = 0  # of the thinking so far, its end included
         if plan.lazy is not None:  # compiled by the thread that makes the request, not by the one that runs all of them
@@ -199,7 +206,8 @@ class Steering:
 
     def c_struct(self) -> Any:
         """A `bee_constraint *`; keep this object and the pointer until the request has ended."""
-        return ffi.new("bee_constraint *", {**_CALLBACKS, "user": self._handle})
+        watched = ffi.NULL if self._watched is None else ffi.from_buffer("uint32_t[]", self._watched)
+        return ffi.new("bee_constraint *", {**_CALLBACKS, "user": self._handle, "watched": watched})
 
     def closing_text(self) -> str:
         """What completes an answer that was cut off under its grammar, or in thinking before it; "" where nothing is to
@@ -270,9 +278,12 @@ class Steering:
             self._phase = next(self._following, None)
 
     @property
-    def is_bound(self) -> bool:
-        """Whether a grammar decides what may follow."""
-        return isinstance(self._phase, _Bound)
+    def next_cycle(self) -> int:
+        """What libbee need not ask or tell in the next cycle, as `bee_constraint` has it."""
+        if isinstance(self._phase, _Bound):
+            return _MASKED
+        idle = self._watched is not None and isinstance(self._phase, _Watch) and self._phase.is_idle
+        return _WATCHING if idle else _FREE
 
     # ---- what libbee asks --------------------------------------------------------------------------------------------
 
@@ -359,10 +370,7 @@ def _commit(user: Any, tokens: Any, n_tokens: int, following: Any) -> int:
     steering: Steering = ffi.from_handle(user)
     with steering.answering:
         kept, complete = steering.commit(ffi.unpack(tokens, n_tokens))
-        if complete:
-            following[0] = _COMPLETE
-        elif not steering.is_bound:
-            following[0] = _FREE
+        following[0] = _COMPLETE if complete else steering.next_cycle
         return kept
     return _FAILED
 

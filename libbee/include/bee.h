@@ -205,11 +205,12 @@ typedef struct bee_penalties {
 } bee_penalties;
 
 enum {
-    BEE_CONSTRAINT_FAILED = -2, /* the request ends with BEE_FINISH_CONSTRAINT */
-    BEE_CONSTRAINT_FREE = -1,   /* any token may follow */
-    BEE_CONSTRAINT_REFUSED = 0, /* this token may not follow */
-    BEE_CONSTRAINT_MASKED = 1,  /* a mask says what may follow */
-    BEE_CONSTRAINT_COMPLETE = 2 /* nothing may follow */
+    BEE_CONSTRAINT_FAILED = -2,  /* the request ends with BEE_FINISH_CONSTRAINT */
+    BEE_CONSTRAINT_FREE = -1,    /* any token may follow */
+    BEE_CONSTRAINT_REFUSED = 0,  /* this token may not follow */
+    BEE_CONSTRAINT_MASKED = 1,   /* a mask says what may follow */
+    BEE_CONSTRAINT_COMPLETE = 2, /* nothing may follow */
+    BEE_CONSTRAINT_WATCHING = 3  /* any token may follow, and only some tokens are of interest */
 };
 
 /* Decides which tokens may follow. `bee_engine_step` calls these functions on its own thread, around its passes: begin,
@@ -226,8 +227,10 @@ typedef struct bee_constraint {
     int32_t (*advance)(void *user, int32_t draft, uint32_t *mask);
     /* These tokens were chosen. Returns how many of them stay; the others are void, and chosen anew by a cycle that
      * begins behind the ones that stay. `next` may be set to FREE, where the next cycle need not ask, because any token
-     * may follow, or to COMPLETE: the request ends with the tokens that stay. */
+     * may follow; to WATCHING, where in addition cycles need not be told of as long as none of their tokens is in
+     * `watched`; or to COMPLETE: the request ends with the tokens that stay. */
     int32_t (*commit)(void *user, const int32_t *tokens, int32_t n_tokens, int32_t *next);
+    const uint32_t *watched; /* a bit for each token, as in a mask; NULL: all are of interest */
 } bee_constraint;
 
 /* Where drafts come from. The tokens are the same in every mode. */

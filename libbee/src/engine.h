@@ -49,8 +49,9 @@ struct bee_session {
     int32_t stop_tokens[BEE_MAX_STOP_TOKENS];
     int32_t n_stop_tokens;
     bool constrained;
-    bool free;    /* the constraint said that the next cycle need not ask it */
-    bool stalled; /* the last cycle yielded nothing, because its constraint kept none of its tokens */
+    bool free;     /* the constraint said that the next cycle need not ask it, */
+    bool watching; /* nor tell of tokens that it does not watch for */
+    bool stalled;  /* the last cycle yielded nothing, because its constraint kept none of its tokens */
     bee_constraint constraint;
     uint32_t *masks; /* [BEE_MAX_BLOCK][mask_words], NULL until a request is constrained */
     FullPath full;

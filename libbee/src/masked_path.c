@@ -44,15 +44,24 @@ int masked_drafts(bee_session *s, MaskedCycle *cycle, int32_t *drafts, int n, in
     return n;
 }
 
+static bool is_of_interest(const bee_session *s, const int32_t *tokens, int n) {
+    const uint32_t *watched = s->constraint.watched;
+    if (!s->watching || !watched) return true;
+    for (int i = 0; i < n; i++)
+        if (watched[tokens[i] / 32] >> tokens[i] % 32 & 1) return true;
+    return false;
+}
+
 int masked_commit(bee_session *s, const int32_t *tokens, int n, bool *complete) {
     *complete = false;
-    if (!s->constrained || !n) return n;
+    if (!s->constrained || !n || !is_of_interest(s, tokens, n)) return n;
     int32_t next = BEE_CONSTRAINT_MASKED;
     const int32_t kept = s->constraint.commit(s->constraint.user, tokens, n, &next);
     /* A cycle may yield nothing, where its first token calls for a mask that it was chosen without: once. */
     if (kept < 0 || kept > n || (!kept && s->stalled)) return -1;
     s->stalled = !kept;
-    s->free = next == BEE_CONSTRAINT_FREE;
+    s->watching = next == BEE_CONSTRAINT_WATCHING;
+    s->free = s->watching || next == BEE_CONSTRAINT_FREE;
     *complete = next == BEE_CONSTRAINT_COMPLETE;
     return kept;
 }

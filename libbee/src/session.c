@@ -159,7 +159,7 @@ static void start_request(bee_session *s, const bee_request *r) {
     if (r->n_stop_tokens) memcpy(s->stop_tokens, r->stop_tokens, (size_t)r->n_stop_tokens * sizeof *s->stop_tokens);
     s->constrained = r->constraint != NULL;
     if (r->constraint) s->constraint = *r->constraint;
-    s->stalled = s->free = false;
+    s->stalled = s->free = s->watching = false;
     s->stats = (bee_stats){.prompt_tokens = r->n_prompt, .reused_tokens = reused};
     atomic_store(&s->cancelled, false);
     s->active = true;

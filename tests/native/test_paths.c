@@ -308,7 +308,7 @@ static void begin_job(bee_session *session, Job *job) {
         const Sabotage wrong = job->guide.wrong;
         job->guide = guide_of(&job->rules);
         job->guide.wrong = wrong;
-        job->constraint = (bee_constraint){&job->guide, guide_begin, guide_advance, guide_commit};
+        job->constraint = (bee_constraint){&job->guide, guide_begin, guide_advance, guide_commit, NULL};
         job->request.constraint = &job->constraint;
     }
     bee_error error = {BEE_OK, ""};
@@ -1118,7 +1118,7 @@ static void test_forced_outside_vocabulary(void) {
     bee_engine *engine = open_engine(&plain_target, NULL, 1, NULL);
     static int32_t outside[] = {97, -2};
     for (int i = 0; i < 2; i++) {
-        const bee_constraint constraint = {&outside[i], force_user, allow_all, keep_all};
+        const bee_constraint constraint = {&outside[i], force_user, allow_all, keep_all, NULL};
         bee_request request = short_request();
         request.n_prompt = 1;
         request.speculation = BEE_SPECULATION_COPY;
@@ -1127,6 +1127,63 @@ static void test_forced_outside_vocabulary(void) {
         const Output out = generate_fresh(engine, &request);
         CHECK(out.finish == BEE_FINISH_CONSTRAINT && out.n == 0);
     }
+    bee_engine_close(engine);
+}
+
+typedef struct Watcher {
+    uint32_t watched[4];
+    int32_t seen[MOST];
+    int n_seen, commits, begins;
+} Watcher;
+
+static int32_t begin_free(void *user, int32_t *forced, int32_t room) {
+    (void)forced, (void)room;
+    ((Watcher *)user)->begins++;
+    return BEE_CONSTRAINT_FREE;
+}
+
+static int32_t watch(void *user, const int32_t *tokens, int32_t n, int32_t *next) {
+    Watcher *w = user;
+    bool of_interest = !w->commits;
+    for (int i = 0; i < n; i++) {
+        w->seen[w->n_seen++] = tokens[i];
+        of_interest |= w->watched[tokens[i] / 32] >> tokens[i] % 32 & 1;
+    }
+    CHECK(of_interest);
+    w->commits++;
+    *next = BEE_CONSTRAINT_WATCHING;
+    return n;
+}
+
+/* While nothing but some tokens matters, cycles without them are not told of, and all of those tokens are. */
+static void test_watching(void) {
+    Random random = {5};
+    const TinyDrafter shape = {.block_size = 8, .seed = 2};
+    bee_engine *engine = open_engine(&plain_target, &shape, 1, NULL);
+    int unseen = 0;
+    for (int round = 0; round < 40; round++) {
+        Watcher w = {.n_seen = 0};
+        for (int i = 0; i < 4; i++)
+            w.watched[i] = (uint32_t)(random_bits(&random) & random_bits(&random) & random_bits(&random));
+        const bee_constraint constraint = {&w, begin_free, allow_all, watch, w.watched};
+        bee_request request = short_request();
+        request.speculation = (bee_speculation)random_below(&random, 4);
+        request.draft_length = -1;
+        request.sampling = random_sampling(&random);
+        const Output plain = generate_fresh(engine, &request);
+        request.constraint = &constraint;
+        const Output out = generate_fresh(engine, &request);
+        CHECK(same_output(&plain, &out) && w.begins <= 1);
+        int next = 0;
+        for (int i = 0; i < out.n; i++) {
+            const bool found = next < w.n_seen && w.seen[next] == out.tokens[i];
+            next += found;
+            unseen += !found;
+            if (w.watched[out.tokens[i] / 32] >> out.tokens[i] % 32 & 1) CHECK(found);
+        }
+        CHECK_EQ(next, w.n_seen);
+    }
+    CHECK(unseen > 40);
     bee_engine_close(engine);
 }
 
@@ -1320,9 +1377,9 @@ static void test_bad_fields(void) {
     refuse(s, &request, "n_top_logprobs is -1");
 
     Guide guide = guide_of(&(Rules){.n_vocab = 97});
-    const bee_constraint lacking[] = {{&guide, NULL, guide_advance, guide_commit},
-                                      {&guide, guide_begin, NULL, guide_commit},
-                                      {&guide, guide_begin, guide_advance, NULL}};
+    const bee_constraint lacking[] = {{&guide, NULL, guide_advance, guide_commit, NULL},
+                                      {&guide, guide_begin, NULL, guide_commit, NULL},
+                                      {&guide, guide_begin, guide_advance, NULL, NULL}};
     request = short_request();
     for (int i = 0; i < 3; i++) {
         request.constraint = &lacking[i];
@@ -1387,6 +1444,7 @@ int main(void) {
     test_failing_and_complete();
     test_nonsense_from_advance();
     test_forced_outside_vocabulary();
+    test_watching();
     test_nothing_kept_by_each();
     test_mask_of_nothing();
     test_cancelled_neighbour();

@@ -22,11 +22,12 @@ from bee_integrations.reasoning import ReasoningSpan
 from bee_integrations.steering import LazyGrammar, Steering, SteeringPlan, Thinking
 from bee_integrations.tokenizer import Tokenizer
 
-FREE, REFUSED, MASKED, COMPLETE, FAILED = (
+FREE, REFUSED, MASKED, COMPLETE, WATCHING, FAILED = (
     int(lib.BEE_CONSTRAINT_FREE),
     int(lib.BEE_CONSTRAINT_REFUSED),
     int(lib.BEE_CONSTRAINT_MASKED),
     int(lib.BEE_CONSTRAINT_COMPLETE),
+    int(lib.BEE_CONSTRAINT_WATCHING),
     int(lib.BEE_CONSTRAINT_FAILED),
 )
 LIMIT = 100
@@ -121,7 +122,7 @@ class Request:
         self._limit = limit
         self._words = -(-speaker.n_vocab // 32)
         self.forced = self.voided = self.refused = 0
-        self._free = False
+        self._next = MASKED
 
     def run(self, draft: Draft) -> Said:
         said = Said()
@@ -148,7 +149,7 @@ class Request:
         room = len(drafts)
         forced = ffi.new("int32_t[]", max(room, 1))
         # Where any token may follow, libbee need not ask, and both ways must come to the same.
-        skips = self._free and len(said) % 2
+        skips = self._next == WATCHING or (self._next == FREE and len(said) % 2)
         n_forced = FREE if skips else self._constraint.begin(self._constraint.user, forced, room)
         assert n_forced >= FREE, self.steering.error
         if n_forced != FREE:
@@ -185,11 +186,14 @@ class Request:
         return result, mask if result == MASKED else None
 
     def _commit(self, tokens: list[int]) -> tuple[int, bool]:
+        watched = self._constraint.watched
+        if self._next == WATCHING and not any(watched[token // 32] >> token % 32 & 1 for token in tokens):
+            return len(tokens), False
         following = ffi.new("int32_t *", MASKED)
         chosen = ffi.new("int32_t[]", tokens)
         kept = int(self._constraint.commit(self._constraint.user, chosen, len(tokens), following))
         assert 0 <= kept <= len(tokens), self.steering.error
-        self._free = following[0] == FREE
+        self._next = following[0]
         return kept, following[0] == COMPLETE
 
 
