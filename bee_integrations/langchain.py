@@ -31,9 +31,11 @@ from .chat import ChatRequest, ToolUse, chat_prompt, tool_format
 from .closed_schema import closed
 from .engine import DEFAULT_N_CTX, Engine, Step
 from .errors import ParameterError
+from .generation import TokenLogprob
 from .langchain_messages import (
     AnswerChunks,
     chat_result,
+    logprobs_metadata,
     openai_tools,
     template_messages,
     tool_use,
@@ -381,7 +383,9 @@ class BeeLLM(_BeeModel, BaseLLM):
         request = Request.of(self.held_engines.open(parameters), parameters, prompt)
         with closing(request.steps()) as steps:
             for step in steps:
-                chunk = GenerationChunk(text=step.text, generation_info=_generation_info(request.engine, step))
+                chunk = GenerationChunk(
+                    text=step.text, generation_info=_generation_info(request.engine, step, step.logprobs)
+                )
                 if run_manager:
                     run_manager.on_llm_new_token(step.text, chunk=chunk)
                 yield chunk
@@ -397,16 +401,19 @@ class BeeLLM(_BeeModel, BaseLLM):
         request = Request.of(await self.held_engines.aopen(parameters), parameters, prompt)
         async with aclosing(request.asteps()) as steps:
             async for step in steps:
-                chunk = GenerationChunk(text=step.text, generation_info=_generation_info(request.engine, step))
+                chunk = GenerationChunk(
+                    text=step.text, generation_info=_generation_info(request.engine, step, step.logprobs)
+                )
                 if run_manager:
                     await run_manager.on_llm_new_token(step.text, chunk=chunk)
                 yield chunk
 
 
-def _generation_info(engine: Engine, step: Step) -> dict[str, Any] | None:
-    if step.stats is None:
-        return None
-    return response_metadata(engine, step) | {"usage_metadata": dict(usage_metadata(step.stats))}
+def _generation_info(engine: Engine, step: Step, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+    info = logprobs_metadata(engine, logprobs)
+    if step.stats is not None:
+        info |= response_metadata(engine, step) | {"usage_metadata": dict(usage_metadata(step.stats))}
+    return info or None
 
 
 def _llm_result(engine: Engine, answers: list[Answer]) -> LLMResult:
@@ -417,6 +424,8 @@ def _llm_result(engine: Engine, answers: list[Answer]) -> LLMResult:
         "total_tokens": sum(usage["total"] for usage in usages),
     }
     return LLMResult(
-        generations=[[Generation(text=a.text, generation_info=_generation_info(engine, a.last))] for a in answers],
+        generations=[
+            [Generation(text=a.text, generation_info=_generation_info(engine, a.last, a.logprobs))] for a in answers
+        ],
         llm_output={"token_usage": totals, "model_name": engine.model_name},
     )

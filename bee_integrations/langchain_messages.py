@@ -39,6 +39,7 @@ from .tools.tool_format import CallArguments, CallBegin, CallBroken, Event, Reas
 __all__ = [
     "AnswerChunks",
     "chat_result",
+    "logprobs_metadata",
     "openai_tools",
     "template_messages",
     "tool_use",
@@ -186,7 +187,8 @@ def chat_result(engine: Engine, pieces: Sequence[Piece]) -> ChatResult:
             for call in reply.calls.values()
         ],
         invalid_tool_calls=[_invalid_call(broken, events) for broken in reply.broken],
-        response_metadata=_metadata(engine, reply.last, bool(reply.calls), reasons) | _logprobs(engine, reply.logprobs),
+        response_metadata=_metadata(engine, reply.last, bool(reply.calls), reasons)
+        | logprobs_metadata(engine, reply.logprobs),
         usage_metadata=_usage_of(reply.last),
     )
     info = {"finish_reason": message.response_metadata["finish_reason"]}
@@ -211,7 +213,7 @@ class AnswerChunks:
             messages.append(self._last_message(piece.step))
         if piece.step.logprobs:
             messages = messages or [AIMessageChunk(content="")]
-            messages[0].response_metadata |= _logprobs(self._engine, piece.step.logprobs)
+            messages[0].response_metadata |= logprobs_metadata(self._engine, piece.step.logprobs)
         for message in messages:
             reason = message.response_metadata.get("finish_reason")
             yield ChatGenerationChunk(message=message, generation_info={"finish_reason": reason} if reason else None)
@@ -300,7 +302,7 @@ def _metadata(engine: Engine, last: Step, has_calls: bool, broken: list[str]) ->
     return metadata | {"tool_call_errors": broken} if broken else metadata
 
 
-def _logprobs(engine: Engine, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+def logprobs_metadata(engine: Engine, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
     """In OpenAI's form; nothing where none were asked for."""
 
     def entry(token: int, text: str, logprob: float) -> dict[str, Any]:

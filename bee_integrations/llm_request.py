@@ -16,6 +16,7 @@ from .chat_template import ChatTemplate
 from .deadline import steps_within, steps_within_blocking
 from .engine import Engine, GenerationParams, Statistics, Step
 from .errors import GenerationCancelled, ParameterError, TemplateError
+from .generation import TokenLogprob
 from .llm_parameters import BeeParameters
 from .steering import SteeringPlan
 
@@ -97,6 +98,7 @@ class Answer:
 
     text: str
     last: Step  # carries the finish reason and the statistics
+    logprobs: tuple[TokenLogprob, ...] = ()
 
     @property
     def stats(self) -> Statistics:
@@ -107,7 +109,8 @@ class Answer:
     @classmethod
     def of(cls, steps: Sequence[Step]) -> Answer:
         """Put the steps of a finished generation together."""
-        return cls("".join(step.text for step in steps), steps[-1])
+        logprobs = tuple(logprob for step in steps for logprob in step.logprobs)
+        return cls("".join(step.text for step in steps), steps[-1], logprobs)
 
 
 @dataclass(frozen=True)

@@ -573,3 +573,18 @@ def test_completion_streams(llm: BeeLLM) -> None:
         assert "".join(handler.seen) == expected
         assert "".join(asyncio.run(collected(llm.astream(prompt)))) == expected
         assert asyncio.run(llm.ainvoke(prompt)) == expected
+
+
+def test_completions_report_log_probabilities(model_path: Path) -> None:
+    llm = BeeLLM(max_tokens=4, logprobs=True, top_logprobs=2)
+    (whole,) = llm.generate(["The three primary colours are"]).generations[0]
+    assert whole.generation_info is not None
+    entries = whole.generation_info["logprobs"]["content"]
+    assert len(entries) == 4
+    assert all(entry["logprob"] <= 0 and len(entry["top_logprobs"]) == 2 for entry in entries)
+    streamed = [
+        entry
+        for chunk in llm._stream("The three primary colours are")
+        for entry in (chunk.generation_info or {}).get("logprobs", {}).get("content", [])
+    ]
+    assert streamed == entries
