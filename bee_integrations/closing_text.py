@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from llguidance import LLMatcher
 
 from .grammar_vocabulary import Mask, Vocabulary, checked
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 __all__ = ["ClosingSearch", "Hints", "ends_of_text"]
 

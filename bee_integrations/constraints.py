@@ -18,11 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from llguidance import LLMatcher
-from llguidance.gbnf_to_lark import any_to_lark
 
 from .closing_text import ClosingSearch, Hints, ends_of_text
 from .errors import ConstraintError, ParameterError
@@ -31,13 +29,13 @@ from .grammar_source import (
     check_rule_chain,
     checked_source,
     choice_source,
+    lark_of_gbnf,
     line_of_rule,
-    plain_escapes,
     quoted,
     strict_inner_schemas,
     with_gbnf_line,
 )
-from .grammar_vocabulary import Mask, Vocabulary, checked, message
+from .grammar_vocabulary import Mask, Vocabulary, checked, grammar_engine, message
 from .json_schema import (
     Node,
     ReadSchema,
@@ -46,6 +44,9 @@ from .json_schema import (
     schema_text,
 )
 from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 __all__ = [
     "Choice",
@@ -191,7 +192,7 @@ class GrammarCompiler:
             # The engine takes its options from the schema's top level, which has to be an object for that.
             document = node if isinstance(node, dict) else {"allOf": [node]}
             try:
-                grammar = LLMatcher.grammar_from_json_schema(json.dumps(document), overrides=JSON_STYLE)
+                grammar = grammar_engine().grammar_from_json_schema(json.dumps(document), overrides=JSON_STYLE)
             except ValueError as error:
                 return str(error)
             grammars.append(grammar)
@@ -212,7 +213,9 @@ class GrammarCompiler:
         raise schema_refusal(path, reason)
 
     def _compile_regex(self, text: str) -> CompiledGrammar:
-        return self._compile(LLMatcher.grammar_from_regex(text), Hints(text), "the regular expression", lambda line: "")
+        return self._compile(
+            grammar_engine().grammar_from_regex(text), Hints(text), "the regular expression", lambda line: ""
+        )
 
     def _compile_lark(self, text: str) -> CompiledGrammar:
         strict, schemas = strict_inner_schemas(text)
@@ -220,11 +223,11 @@ class GrammarCompiler:
         hints = self._hints(schemas)
         hints.text += text
         hints.ends = ends_of_text(text)
-        return self._compile(LLMatcher.grammar_from_lark(strict), hints, "the grammar", str)
+        return self._compile(grammar_engine().grammar_from_lark(strict), hints, "the grammar", str)
 
     def _compile_gbnf(self, text: str) -> CompiledGrammar:
         try:
-            lark = any_to_lark(plain_escapes(text))
+            lark = lark_of_gbnf(text)
         except RecursionError:
             raise ConstraintError("the grammar is nested too deeply") from None
         except Exception as error:  # the converter raises plain exceptions for what is undefined or defined twice
@@ -235,10 +238,10 @@ class GrammarCompiler:
         def line(lark_line: int) -> str:
             return line_of_rule(text, lark.splitlines()[:lark_line])
 
-        return self._compile(LLMatcher.grammar_from_lark(lark), Hints(text), "the grammar", line)
+        return self._compile(grammar_engine().grammar_from_lark(lark), Hints(text), "the grammar", line)
 
     def _compile_choice(self, text: str) -> CompiledGrammar:
-        return self._compile(LLMatcher.grammar_from_lark(text), Hints(text), "the choice", lambda line: "")
+        return self._compile(grammar_engine().grammar_from_lark(text), Hints(text), "the choice", lambda line: "")
 
     def _hints(self, schemas: Sequence[ReadSchema]) -> Hints:
         """What helps to close strings that match the patterns of these schemas."""
@@ -250,7 +253,7 @@ class GrammarCompiler:
             if pattern.startswith("^") and pattern.endswith("$"):
                 continue  # then the masks show the way
             core = pattern.removeprefix("^").removesuffix("$")
-            state, error = self._vocabulary.build(LLMatcher.grammar_from_regex(core), bytewise=True)
+            state, error = self._vocabulary.build(grammar_engine().grammar_from_regex(core), bytewise=True)
             if error:
                 continue
             search = ClosingSearch(self._vocabulary, state, Hints(core, words), "the pattern")

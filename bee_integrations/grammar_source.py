@@ -18,8 +18,8 @@ __all__ = [
     "check_rule_chain",
     "checked_source",
     "choice_source",
+    "lark_of_gbnf",
     "line_of_rule",
-    "plain_escapes",
     "quoted",
     "strict_inner_schemas",
     "with_gbnf_line",
@@ -121,7 +121,14 @@ def check_rule_chain(lark: str) -> None:
         raise ConstraintError(f"the grammar: more than {MAX_CHAIN} rules and brackets lead into one another in a row")
 
 
-def plain_escapes(gbnf: str) -> str:
+def lark_of_gbnf(gbnf: str) -> str:
+    """The rules in Lark. Raises plain exceptions for what is undefined or defined twice."""
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    return str(any_to_lark(_plain_escapes(gbnf)))
+
+
+def _plain_escapes(gbnf: str) -> str:
     r"""GBNF with the characters themselves in place of \uXXXX and \UXXXXXXXX, which the converter misspells."""
 
     def plain(match: re.Match[str]) -> str:

@@ -6,17 +6,26 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from .errors import ConstraintError
 from .tokenizer import Tokenizer
 
-__all__ = ["Mask", "Vocabulary", "checked", "ends_within_character", "message"]
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+__all__ = ["Mask", "Vocabulary", "checked", "ends_within_character", "grammar_engine", "message"]
 
 Mask = np.ndarray[Any, np.dtype[np.uint32]]
+
+
+def grammar_engine() -> type[LLMatcher]:
+    """llguidance's matcher, loaded when a grammar is first needed: text without one saves its memory."""
+    from llguidance import LLMatcher
+
+    return LLMatcher
 
 
 class Vocabulary:
@@ -27,9 +36,6 @@ class Vocabulary:
         self.mask_words = -(-tokenizer.n_vocab // 32)
         self.own_tokens = self._bits(range(tokenizer.n_vocab))
         self.stop_tokens = self._bits(tokenizer.stop_token_ids)
-        # All requests wait for a step of one grammar: with the engine's own limits it may take seconds, with these a
-        # tenth of one.
-        self._limits = LLParserLimits(max_items_in_row=500, step_max_items=5000, verbose_errors=False)
         self._lock = Lock()
         # Tokens that stand for no text of their own. A stop token is one whatever its kind.
         self.control = sorted({*tokenizer.special_tokens.values(), *tokenizer.stop_token_ids})
@@ -38,7 +44,7 @@ class Vocabulary:
         """(matcher in the initial state, error or "")."""
         with self._lock:
             known = self._byte_tokens if bytewise else self._tokens
-        matcher = LLMatcher(known, grammar, log_level=0, limits=self._limits)
+        matcher = grammar_engine()(known, grammar, log_level=0, limits=self._limits)
         return matcher, matcher.get_error() if matcher.is_error() else ""
 
     def tokens_that_begin(self, text: bytes) -> Mask:
@@ -88,6 +94,14 @@ class Vocabulary:
         return b"".join(parts).decode()
 
     @cached_property
+    def _limits(self) -> LLParserLimits:
+        from llguidance import LLParserLimits
+
+        # All requests wait for a step of one grammar: with the engine's own limits it may take seconds, with these a
+        # tenth of one.
+        return LLParserLimits(max_items_in_row=500, step_max_items=5000, verbose_errors=False)
+
+    @cached_property
     def _tokens(self) -> LLTokenizer:
         texts = [self.tokenizer.token_bytes(token) for token in range(self.tokenizer.n_vocab)]
         return self._build_tokenizer(texts, self._encode)
@@ -108,6 +122,8 @@ class Vocabulary:
         end = len(texts)
         texts.append(b"<end of text>")
         shape = _EngineVocabulary(texts, [*self.control, end], end, self.tokenizer.bos_token_id, encode)
+        from llguidance import LLTokenizer, TokenizerWrapper
+
         return LLTokenizer(TokenizerWrapper(shape), n_vocab=len(texts), eos_token=end)
 
     def _encode(self, text: str) -> list[int]:

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
-from llguidance import regex_to_lark
-
 __all__ = ["possible_types", "resolve", "text_terminal", "with_definitions"]
 
 _ANY = "/(?s:.*)/"
@@ -156,7 +154,7 @@ def _parts(schema: Any, root: Any, depth: int) -> Iterator[str]:
     if "pattern" in schema:
         yield _pattern(schema["pattern"])
     if schema.get("format") in _FORMATS:
-        yield f"/{regex_to_lark(_FORMATS[schema['format']])}/"
+        yield _regex(_FORMATS[schema["format"]], use_ascii="d")
     yield from _applied(schema, root, depth + 1)
 
 
@@ -190,7 +188,7 @@ def _pattern(pattern: str) -> str:
         raise ValueError(f"the pattern {pattern!r} has anchors inside")
     inner = pattern[1 if begins else 0 : len(pattern) - 1 if ends else len(pattern)]
     whole = f"{'' if begins else '(?s:.*)'}(?:{inner}){'' if ends else '(?s:.*)'}"
-    return f"/{regex_to_lark(whole, use_ascii='dw')}/"
+    return _regex(whole, use_ascii="dw")
 
 
 def _bare(pattern: str, characters: str, *, top: bool = False) -> Iterator[int]:
@@ -207,3 +205,9 @@ def _bare(pattern: str, characters: str, *, top: bool = False) -> Iterator[int]:
             yield at
         else:
             depth += (character == "(") - (character == ")")
+
+
+def _regex(pattern: str, *, use_ascii: str) -> str:
+    from llguidance import regex_to_lark  # loaded when a grammar is first needed
+
+    return f"/{regex_to_lark(pattern, use_ascii)}/"
