@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from ..errors import ParameterError
+from .argument_rules import arguments_schema
 from .call_history import plain_messages
 from .gemma4_grammar import MARK, NUMBER, value_rules
-from .marked_calls import SPACE, CallParser, MalformedCallError, MarkedCallReader, arguments_schema
+from .json_scan import SPACE
+from .marked_calls import CharacterParser, MalformedCallError, MarkedCallReader
 from .tool_format import AnswerReader, Literal, MarkerScan, Tool, ToolFormat
 
 __all__ = ["Gemma4Format"]
@@ -82,18 +84,17 @@ def _called_name(caller: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     return str(result.get("name") or calls[min(answered, len(calls) - 1)]["function"]["name"])
 
 
-class _Parser(CallParser):
+class _Parser(CharacterParser):
     """Turns the notation into JSON, one character at a time."""
+
+    markers: ClassVar[tuple[str, ...]] = (_BEGIN, _END)
 
     def __init__(self, tools: Sequence[Tool]) -> None:
         super().__init__(tools)
-        self._step: Callable[[str], None] = self._prefix
+        self.step = self._prefix
         self._text = ""  # of what is being read: the prefix, the name, a key, a number
         self._open: list[str] = []  # the brackets that are still to be closed
         self._string = MarkerScan(MARK)
-
-    def feed(self, character: str) -> None:
-        self._step(character)
 
     def _prefix(self, character: str) -> None:
         self._text += character
@@ -101,14 +102,19 @@ class _Parser(CallParser):
             raise MalformedCallError(f"{self._text!r} stands where call: is expected")
         if self._text == "call:":
             self._text = ""
-            self._step = self._tool_name
+            self.step = self._tool_name
 
     def _tool_name(self, character: str) -> None:
         if character != "{":
-            self._text += character
+            self._add(character)
             return
         self.named(self._text)
         self._enter("{", "}")
+
+    def _add(self, character: str) -> None:
+        """Reads on in a name, a key or a number."""
+        self._text += character
+        self.check_word(self._text)
 
     # ---- values ----
 
@@ -118,36 +124,36 @@ class _Parser(CallParser):
         self._open.append(closing)
         self.pieces.append(opening)
         self._text = ""
-        self._step = self._first_key if closing == "}" else self._first_item
+        self.step = self._first_key if closing == "}" else self._first_item
 
     def _leave(self, character: str) -> None:
         if character != self._open[-1]:
             raise MalformedCallError(f"{character!r} stands where {self._open[-1]!r} is expected")
         self._open.pop()
         self.pieces.append(character)
-        self._step = self._after_value
+        self.step = self._after_value
         self.complete = not self._open
 
     def _first_key(self, character: str) -> None:
         if character == "}" and not self._text:
             self._leave(character)
         elif character not in SPACE:
-            self._step = self._key
+            self.step = self._key
             self._key(character)
 
     def _key(self, character: str) -> None:
         if character != ":":
-            self._text += character
+            self._add(character)
             return
         self.pieces.append(json.dumps(self._text.strip(SPACE), ensure_ascii=False) + ": ")
         self._text = ""
-        self._step = self._value
+        self.step = self._value
 
     def _first_item(self, character: str) -> None:
         if character == "]":
             self._leave(character)
         elif character not in SPACE:
-            self._step = self._value
+            self.step = self._value
             self._value(character)
 
     def _value(self, character: str) -> None:
@@ -159,10 +165,10 @@ class _Parser(CallParser):
             self._enter("[", "]")
         elif character == "<":
             self._text = character
-            self._step = self._opening_mark
+            self.step = self._opening_mark
         else:
             self._text = ""
-            self._step = self._scalar
+            self.step = self._scalar
             self._scalar(character)
 
     def _opening_mark(self, character: str) -> None:
@@ -172,7 +178,7 @@ class _Parser(CallParser):
         if self._text == MARK:
             self.pieces.append('"')
             self._string = MarkerScan(MARK)
-            self._step = self._string_text
+            self.step = self._string_text
 
     def _string_text(self, character: str) -> None:
         text, mark, _ = self._string.push(character)
@@ -180,11 +186,11 @@ class _Parser(CallParser):
             self.pieces.append(json.dumps(text, ensure_ascii=False)[1:-1])
         if mark is not None:
             self.pieces.append('"')
-            self._step = self._after_value
+            self.step = self._after_value
 
     def _scalar(self, character: str) -> None:
         if character not in ",}]" + SPACE:
-            self._text += character
+            self._add(character)
             return
         if self._text in _CONSTANTS:
             self.pieces.append(_CONSTANTS[self._text])
@@ -192,7 +198,7 @@ class _Parser(CallParser):
             self.pieces.append(self._text)
         else:
             raise MalformedCallError(f"{self._text!r} is no value")
-        self._step = self._after_value
+        self.step = self._after_value
         self._after_value(character)
 
     def _after_value(self, character: str) -> None:
@@ -203,4 +209,4 @@ class _Parser(CallParser):
             return
         self.pieces.append(", ")
         self._text = ""
-        self._step = self._key if self._open[-1] == "}" else self._value
+        self.step = self._key if self._open[-1] == "}" else self._value

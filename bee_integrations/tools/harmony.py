@@ -10,16 +10,15 @@ and so is "commentary" unless it goes to a function. A call ends the answer.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from ..errors import ParameterError
+from .argument_rules import json_call_rules
 from .call_history import one_call_each, plain_messages
-from .hermes import json_rule
-from .json_scan import ObjectScan
-from .marked_calls import arguments_schema
+from .json_scan import SPACE, ValueScan
 from .step_reader import StepReader, described
-from .tool_format import AnswerReader, Event, Literal, MarkerScan, Tool, ToolFormat
+from .tool_format import AnswerReader, Event, Literal, Tool, ToolFormat
 
 __all__ = ["HarmonyFormat"]
 
@@ -27,10 +26,9 @@ _START, _CHANNEL, _MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 _CONSTRAIN = "<|constrain|>"
 _ENDS = ("<|end|>", "<|return|>", "<|call|>")
 _TO = "to=functions."
-_SPACE = " \t\r\n"
 
 # What may stand between the name of a function and the message: a channel, and how the arguments are written.
-_AFTER_NAME = r"\s*(?:<\|channel\|>\s*\w+)?\s*(?:<\|constrain\|>)?\s*\w*\s*"
+_AFTER_NAME = r" ?(?:<\|channel\|> ?\w+)? ?(?:<\|constrain\|>)? ?\w* ?"
 
 
 class HarmonyFormat(ToolFormat):
@@ -68,14 +66,12 @@ class HarmonyFormat(ToolFormat):
 
         Raises `ParameterError` where a tool's name cannot be written in this format.
         """
-        calls = " | ".join(f"call_{index}" for index in range(len(tools)))
         content = f"({literal(f' {_CONSTRAIN}json')} | {literal(' json')})?"
-        rules = [f"after_trigger: {calls}", f"content: {content} {literal(_MESSAGE)}"]
-        for index, tool in enumerate(tools):
+        for tool in tools:
             if not tool.name.strip() or re.search(r"\s|<\|", tool.name):
                 raise ParameterError(f"the tool {tool.name!r} cannot be called by models of this format: rename it")
-            rules.append(f"call_{index}: {literal(tool.name)} content arguments_{index}")
-            rules.append(f"arguments_{index}: {json_rule(arguments_schema(tool))}")
+        rules = ["after_trigger: call", f"content: {content} {literal(_MESSAGE)}"]
+        rules += json_call_rules(tools, lambda tool: f"{literal(tool.name)} content")
         return "\n".join(rules) + "\n"
 
     def reader(self, tools: Sequence[Tool]) -> AnswerReader:
@@ -87,25 +83,24 @@ class _Reader(StepReader):
         super().__init__(tools)
         self._header = ""
         self._name: str | None = None
-        self._marker = MarkerScan(_MESSAGE, *_ENDS)
-        self._object = ObjectScan("{")
-        self.step = self._beginning
+        self._object = ValueScan("{")
+        self.enter(self._beginning)
 
     def finish(self) -> list[Event]:
         if self.step == self._beginning:
             self.say(self._header)
         elif self.step == self._head:
-            self._header += self._marker.flush()
+            self._header += self.marker.flush()
             self._finish_head()
         elif self.step == self._said:
-            self.say(self._marker.flush())
+            self.say(self.marker.flush())
         elif self.step == self._thought:
-            self.think(self._marker.flush())
+            self.think(self.marker.flush())
         elif self.step == self._after_arguments:
             self.end_call()  # at most a part of the marker is missing
         elif self.step == self._skip:
-            self.raw += self._marker.flush()
-            self.break_call(str(self.fault))
+            self.keep(self.marker.flush())
+            self.break_call()
         elif self.step == self._arguments:
             self.break_call(f"{described(self._name)} is cut off")
         self.say_held_space()
@@ -116,7 +111,7 @@ class _Reader(StepReader):
     def _beginning(self, text: str) -> str:
         """Without a header, an answer is text."""
         self._header += text
-        bare = self._header.lstrip(_SPACE)
+        bare = self._header.lstrip(SPACE)
         openings = (_START, _CHANNEL, _MESSAGE, _TO)
         if any(bare.startswith(opening) for opening in openings):
             return self._enter_head(self._take_header())
@@ -130,12 +125,11 @@ class _Reader(StepReader):
 
     def _enter_head(self, text: str) -> str:
         self._header = ""
-        self._marker = MarkerScan(_MESSAGE, *_ENDS)
-        self.step = self._head
+        self.enter(self._head, _MESSAGE, *_ENDS)
         return text
 
     def _head(self, text: str) -> str:
-        before, marker, rest = self._marker.push(text)
+        before, marker, rest = self.marker.push(text)
         self._header += before
         if marker is None:
             return rest
@@ -154,7 +148,7 @@ class _Reader(StepReader):
 
     def _called(self) -> str | None:
         """The name of the function that the header names."""
-        after = self._header.partition(_TO)[2]
+        after = re.sub(r"\s+", " ", self._header.partition(_TO)[2])  # the pattern takes one space at a time at most
         for name in sorted(self.names, key=len, reverse=True):
             if after.startswith(name) and re.fullmatch(_AFTER_NAME, after[len(name) :]):
                 return name
@@ -173,18 +167,17 @@ class _Reader(StepReader):
 
     # ---- bodies ----
 
-    def _enter(self, step: Any, rest: str) -> str:
-        self._marker = MarkerScan(*_ENDS, _START, _CHANNEL)
-        self.step = step
+    def _enter(self, step: Callable[[str], str], rest: str) -> str:
+        self.enter(step, *_ENDS, _START, _CHANNEL)
         return rest
 
     def _said(self, text: str) -> str:
-        before, marker, rest = self._marker.push(text)
+        before, marker, rest = self.marker.push(text)
         self.say(before)
         return self._after_body(marker, rest)
 
     def _thought(self, text: str) -> str:
-        before, marker, rest = self._marker.push(text)
+        before, marker, rest = self.marker.push(text)
         self.think(before)
         return self._after_body(marker, rest)
 
@@ -197,7 +190,7 @@ class _Reader(StepReader):
 
     def _between(self, text: str) -> str:
         """After the end of a message; what is no header is text again."""
-        bare = text.lstrip(_SPACE)
+        bare = text.lstrip(SPACE)
         if not bare:
             return ""
         return self._enter(self._said, bare)
@@ -207,7 +200,7 @@ class _Reader(StepReader):
     def _begin_call(self, rest: str) -> str:
         self.open_call(self._header + _MESSAGE)
         self._name = self._called() if _TO in self._header else None
-        self._object = ObjectScan("{")
+        self._object = ValueScan("{")
         if self._name is None:
             recipient = self._header.partition("to=")[2].split()
             return self._give_up(f"there is no recipient {recipient[0] if recipient else ''!r}", rest)
@@ -222,36 +215,26 @@ class _Reader(StepReader):
         return self._enter(self._skip, rest)
 
     def _skip(self, text: str) -> str:
-        before, marker, rest = self._marker.push(text)
-        self.raw += before
+        before, marker, rest = self.marker.push(text)
+        self.keep(before)
         if marker is None:
             return rest
-        self.break_call(str(self.fault))
+        self.break_call()
         return self._after_body(marker, rest)
 
     def _arguments(self, text: str) -> str:
-        piece, rest, done = self._object.push(text)
-        self.raw += text[: len(text) - len(rest)]
-        self.argue(piece)
+        rest, done = self.scan_arguments(self._object, str(self._name), text)
         if not done:
             return rest
-        error = self._object.error
-        if error is None:
-            try:
-                self._object.value()
-            except ValueError as invalid:
-                error = str(invalid)
-        if error is not None:
-            return self._give_up(f"{described(self._name)} is malformed: {error}", rest)
-        return self._enter(self._after_arguments, rest)
+        return self._enter(self._after_arguments if self.fault is None else self._skip, rest)
 
     def _after_arguments(self, text: str) -> str:
-        before, marker, rest = self._marker.push(text)
-        self.raw += before
-        if before.strip(_SPACE):
-            found = before.strip(_SPACE)[0]
+        before, marker, rest = self.marker.push(text)
+        self.keep(before)
+        if before.strip(SPACE):
+            found = before.strip(SPACE)[0]
             fault = f"{described(self._name)} is malformed: {found!r} follows its arguments"
-            return self._give_up(fault, (marker or "") + self._marker.flush() + rest)
+            return self._give_up(fault, (marker or "") + self.marker.flush() + rest)
         if marker is None:
             return rest
         self.end_call()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
-__all__ = ["CallScan", "ObjectScan", "parse_json"]
+__all__ = ["SPACE", "CallScan", "ValueScan", "parse_json"]
 
-_SPACE = " \t\r\n"
-_OUTSIDE = re.compile(r'["{}\[\]]')
-_INSIDE = re.compile(r'["\\]')
+SPACE = " \t\r\n"
+
+# What means something outside of strings, or cannot stand there at all; and the same inside of them.
+_OUTSIDE = re.compile(r"[^\w \t\r\n,:.+-]", re.ASCII)
+_INSIDE = re.compile(r'["\\\x00-\x1f]')
 _CLOSING = {"{": "}", "[": "]"}
 
 
@@ -27,32 +29,33 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON value")
 
 
-class ObjectScan:
-    """Finds the end of a JSON object or array in a stream of text. White space before it is dropped."""
+class ValueScan:
+    """Finds the end of a JSON string, object or array in a stream of text. White space before it is dropped.
 
-    def __init__(self, openings: str = "{[") -> None:
+    Characters that cannot stand where they do are told at once: a value without an end would take in all that follows.
+    """
+
+    def __init__(self, openings: str) -> None:
         """`openings`: the characters that the value may begin with."""
         self._openings = openings
         self._expected: list[str] = []  # the brackets that are still to be closed
         self._in_string = False
         self._escaped = False
         self._pieces: list[str] = []
+        self.value: Any = None
+        """The value as Python sees it, after the end."""
         self.error: str | None = None
-        """What is wrong with the nesting; the text that `push` returned as the rest begins where it is."""
+        """What is wrong, after the end; the rest that `push` returned begins where the nesting breaks."""
 
     @property
     def text(self) -> str:
         """The value so far."""
         return "".join(self._pieces)
 
-    def value(self) -> Any:
-        """The value as Python sees it, after the end. Raises `ValueError` where it is no JSON inside its brackets."""
-        return parse_json(self.text)
-
     def push(self, text: str) -> tuple[str, str, bool]:
         """(the part of the text that belongs to the value, the rest, whether the value is at its end or broken)."""
         if not self._pieces:
-            text = text.lstrip(_SPACE)
+            text = text.lstrip(SPACE)
             if not text:
                 return "", "", False
             if text[0] not in self._openings:
@@ -60,6 +63,11 @@ class ObjectScan:
                 return "", text, True
         end, done = self._scan(text)
         self._pieces.append(text[:end])
+        if done and self.error is None:
+            try:
+                self.value = parse_json(self.text)
+            except ValueError as error:
+                self.error = str(error)
         return text[:end], text[end:], done
 
     def _scan(self, text: str) -> tuple[int, bool]:
@@ -75,43 +83,59 @@ class ObjectScan:
             at, char = found.end(), found.group()
             if char == '"':
                 self._in_string = not self._in_string
-            elif char == "\\":
+            elif self._in_string and char == "\\":
                 self._escaped = True
+            elif self._in_string:
+                self.error = f"the control character {char!r} stands in a string"
             elif char in _CLOSING:
                 self._expected.append(_CLOSING[char])
+            elif char not in "}]":
+                self.error = f"{char!r} stands outside of a string"
             elif char != self._expected[-1]:
                 self.error = f"expected {self._expected[-1]}, found {char}"
-                return at - 1, True
             else:
                 self._expected.pop()
-                if not self._expected:
-                    return at, True
+            if self.error is not None:
+                return at - 1, True
+            if not self._expected and not self._in_string:
+                return at, True
         return len(text), False
 
 
 class CallScan:
     """Reads one call that is written as an object, {"name": "f", "arguments": {...}}, as it comes.
 
-    The keys may stand in any order, and there may be others; the object may have white space before it. An "id" counts
-    only where it stands before the name, since the name is what makes a call known.
+    The keys may stand in any order; the object may have white space before it. An "id" counts only where it stands
+    before the name, since the name is what makes a call known.
     """
 
-    def __init__(self, argument_keys: Collection[str] = ("arguments",)) -> None:
+    def __init__(self, argument_keys: Collection[str] = ("arguments",), *, other_keys: bool = True) -> None:
+        """`other_keys`: whether there may be keys beside the name and the arguments."""
         self.name: str | None = None
         self.id: str | None = None
         self.members: dict[str, Any] = {}
         """The keys so far, with the values of those that are complete and hold neither name nor arguments."""
         self.error: str | None = None
         """What is wrong; nothing is read after it."""
-        self.seen_arguments = False
-        """Whether the key of the arguments has been read."""
         self._argument_keys = argument_keys
-        self._read = self._opening
+        self._other_keys = other_keys
+        self._expected = "{"  # the punctuation that may come
+        self._read: Callable[[str], str] = self._punctuation
         self._key = ""
-        self._pending = ""  # of the string or number that is being read
-        self._value: ObjectScan | None = None
+        self._value = ValueScan("")  # the key or the value that is being read
+        self._scalar = ""
         self._arguments: list[str] = []  # what waits for the name
         self._done = False
+
+    @property
+    def seen_arguments(self) -> bool:
+        """Whether the key of the arguments has been read."""
+        return any(key in self.members for key in self._argument_keys)
+
+    @property
+    def partial_name(self) -> str | None:
+        """The name so far while it is being read, as it is spelled in JSON."""
+        return self._value.text[1:] if self._key == "name" and self._read == self._nested else None
 
     def push(self, text: str) -> tuple[str, str, bool]:
         """(a piece of the arguments, what follows the call, whether it is at its end or broken).
@@ -126,167 +150,99 @@ class CallScan:
             self._arguments.clear()
         return piece, text, self._done or self.error is not None
 
-    @property
-    def partial_name(self) -> str | None:
-        """The name so far while it is being read, as it is spelled in JSON."""
-        return self._pending[1:] if self._key == "name" and self._pending.startswith('"') else None
-
     # Each of these reads one part, sets what reads the next one, and returns the text that it did not need.
 
-    def _opening(self, text: str) -> str:
-        return self._punctuation(text, {"{": self._first_key})
-
-    def _first_key(self, text: str) -> str:
-        return self._punctuation(text, {'"': self._key_text, "}": self._end})
-
-    def _next_key(self, text: str) -> str:
-        return self._punctuation(text, {'"': self._key_text})
-
-    def _key_text(self, text: str) -> str:
-        text = self._string(text)
-        if self._is_complete_string():
-            self._key = self._take_string()
-            if self._key in self.members:
-                self.error = f"the key {self._key!r} stands there twice"
-            self.members[self._key] = None
-            if self._key in self._argument_keys:
-                if self.seen_arguments:
-                    self.error = "the arguments stand there twice"
-                self.seen_arguments = True
-            self._read = self._colon
-        return text
-
-    def _colon(self, text: str) -> str:
-        return self._punctuation(text, {":": self._any_value})
-
-    def _any_value(self, text: str) -> str:
-        text = text.lstrip(_SPACE)
+    def _punctuation(self, text: str) -> str:
+        text = text.lstrip(SPACE)
         if not text:
             return ""
-        if self._key in self._argument_keys:
-            self._value = ObjectScan("{")
-            self._read = self._arguments_value
-        elif text[0] == '"':
-            self._pending, text = '"', text[1:]
-            self._read = self._string_value
-        elif self._key == "name":
-            self.error = "its name is not a string"
-        elif text[0] in "{[":
-            self._value = ObjectScan()
-            self._read = self._nested_value
+        found = text[0]
+        if found not in self._expected:
+            self.error = f"expected {' or '.join(self._expected)}, found {found!r}"
+            if self._expected == "{":
+                self.error = f"{found!r} stands where a JSON object is expected"
+            return text
+        if found == '"':
+            self._value = ValueScan('"')
+            self._read = self._key_text
+            return text
+        if found == ":":
+            self._read = self._value_start
+        elif found == "}":
+            self._close()
         else:
-            self._read = self._scalar_value
-        return text
+            self._expected = '"}' if found == "{" else '"'
+        return text[1:]
 
-    def _arguments_value(self, text: str) -> str:
-        assert self._value is not None
-        piece, text, done = self._value.push(text)
-        self._arguments.append(piece)
-        if done:
-            self._finish_nested("the arguments are no JSON object: ")
-        return text
+    def _await(self, punctuation: str) -> None:
+        self._expected = punctuation
+        self._read = self._punctuation
 
-    def _nested_value(self, text: str) -> str:
-        assert self._value is not None
+    def _key_text(self, text: str) -> str:
         _, text, done = self._value.push(text)
-        if done:
-            self._finish_nested(f"the value of {self._key!r} is malformed: ")
+        if done and self._value.error is not None:
+            self.error = f"a key is malformed: {self._value.error}"
+        elif done:
+            self._take_key(self._value.value)
         return text
 
-    def _finish_nested(self, complaint: str) -> None:
-        assert self._value is not None
-        if self._value.error is not None:
-            self.error = complaint + self._value.error
-            return
-        try:
-            value = self._value.value()
-        except ValueError as error:
-            self.error = complaint + str(error)
-            return
-        if self._key not in self._argument_keys:
-            self.members[self._key] = value
-        self._read = self._after_value
+    def _take_key(self, key: str) -> None:
+        is_argument = key in self._argument_keys
+        if key in self.members:
+            self.error = f"the key {key!r} is there twice"
+        elif is_argument and self.seen_arguments:
+            self.error = "the arguments are there twice"
+        elif not (is_argument or key == "name" or self._other_keys):
+            self.error = f"the key {key!r} is none of a call"
+        self._key = key
+        self.members[key] = None
+        self._await(":")
 
-    def _string_value(self, text: str) -> str:
-        text = self._string(text)
-        if self._is_complete_string():
-            value = self._take_string()
-            if self._key == "name":
-                self.name = value
-            else:
-                self.members[self._key] = value
-                if self._key == "id" and self.name is None:
-                    self.id = value
-            self._read = self._after_value
+    def _value_start(self, text: str) -> str:
+        text = text.lstrip(SPACE)
+        if text:
+            openings = "{" if self._key in self._argument_keys else '"' if self._key == "name" else '"{['
+            self._value = ValueScan(openings)
+            self._read = self._nested if len(openings) == 1 or text[0] in openings else self._bare
         return text
 
-    def _scalar_value(self, text: str) -> str:
+    def _nested(self, text: str) -> str:
+        piece, text, done = self._value.push(text)
+        if self._key in self._argument_keys:
+            self._arguments.append(piece)
+        if done and self._value.error is not None:
+            is_argument = self._key in self._argument_keys
+            what = "the arguments are no JSON object" if is_argument else f"the value of {self._key!r} is malformed"
+            self.error = f"{what}: {self._value.error}"
+        elif done:
+            self._take_value(self._value.value)
+        return text
+
+    def _bare(self, text: str) -> str:
+        """A number, a truth value or null, of which only what follows shows the end."""
         found = re.search(r"[\s,}\]]", text)
-        self._pending += text[: found.start()] if found else text
+        self._scalar += text[: found.start()] if found else text
         if found is None:
             return ""
         try:
-            self.members[self._key] = parse_json(self._pending)
+            self._take_value(parse_json(self._scalar))
         except ValueError:
             self.error = f"the value of {self._key!r} is malformed"
-        self._pending = ""
-        self._read = self._after_value
+        self._scalar = ""
         return text[found.start() :]
 
-    def _after_value(self, text: str) -> str:
-        return self._punctuation(text, {",": self._next_key, "}": self._end})
-
-    def _end(self, text: str) -> str:
-        return text
-
-    def _punctuation(self, text: str, following: dict[str, Any]) -> str:
-        text = text.lstrip(_SPACE)
-        if not text:
-            return ""
-        if text[0] not in following:
-            self.error = f"expected {' or '.join(following)}, found {text[0]!r}"
-            return text
-        self._read = following[text[0]]
-        if text[0] == '"':
-            self._pending = '"'
-        if self._read == self._end:
-            self._close()
-        return text[1:]
+    def _take_value(self, value: Any) -> None:
+        if self._key == "name":
+            self.name = value
+        elif self._key not in self._argument_keys:
+            self.members[self._key] = value
+            if self._key == "id" and self.name is None and isinstance(value, str):
+                self.id = value
+        self._await(",}")
 
     def _close(self) -> None:
         self._done = True
         if self.name is None:
-            self.error = "it has no name"
+            self.error = "it has no name: there is no 'name'"
         elif not self.seen_arguments:
-            self.error = "it has no arguments"
-
-    def _string(self, text: str) -> str:
-        """Reads on in a string; `_pending` holds it from its opening quote."""
-        at = 0
-        while at < len(text):
-            if len(self._pending) > 1 and _ends_in_escape(self._pending):
-                self._pending += text[at]
-                at += 1
-                continue
-            found = _INSIDE.search(text, at)
-            end = found.end() if found else len(text)
-            self._pending += text[at:end]
-            at = end
-            if found and found.group() == '"':
-                break
-        return text[at:]
-
-    def _is_complete_string(self) -> bool:
-        return len(self._pending) > 1 and self._pending[-1] == '"' and not _ends_in_escape(self._pending[:-1])
-
-    def _take_string(self) -> str:
-        text, self._pending = self._pending, ""
-        try:
-            return str(parse_json(text))
-        except ValueError as error:
-            self.error = f"a string is malformed: {error}"
-            return ""
-
-
-def _ends_in_escape(text: str) -> bool:
-    return (len(text) - len(text.rstrip("\\"))) % 2 == 1
+            self.error = f"it has no arguments: there is no {' or '.join(map(repr, self._argument_keys))}"

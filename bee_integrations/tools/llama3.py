@@ -14,18 +14,16 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from .argument_rules import json_call_rules
 from .call_history import one_call_each, plain_messages
-from .hermes import json_rule
-from .json_scan import CallScan
-from .marked_calls import arguments_schema
-from .step_reader import StepReader, could_be, described
+from .json_scan import SPACE, CallScan
+from .step_reader import StepReader, described
 from .tool_format import AnswerReader, Event, Literal, Tool, ToolFormat
 
 __all__ = ["Llama3Format"]
 
 _TAG = "<|python_tag|>"
 _ARGUMENTS = ("parameters", "arguments")
-_SEPARATORS = " \t\r\n;"
 
 
 class Llama3Format(ToolFormat):
@@ -57,12 +55,12 @@ class Llama3Format(ToolFormat):
 
     def call_rules(self, tools: Sequence[Tool], literal: Literal, *, parallel: bool) -> str:
         """These models call one tool at a time, so `parallel` changes nothing."""
-        rules = ["after_trigger: " + " | ".join(f"call_{index}" for index in range(len(tools)))]
-        for index, tool in enumerate(tools):
-            head = json.dumps(tool.name, ensure_ascii=False)[1:] + ', "parameters": '  # the trigger has its first quote
-            rules.append(f"call_{index}: {literal(head)} arguments_{index} {literal('}')}")
-            rules.append(f"arguments_{index}: {json_rule(arguments_schema(tool))}")
-        return "\n".join(rules) + "\n"
+
+        def head(tool: Tool) -> str:
+            # The trigger has the first quote.
+            return literal(json.dumps(tool.name, ensure_ascii=False)[1:] + ', "parameters": ')
+
+        return "\n".join(["after_trigger: call", *json_call_rules(tools, head, literal("}"))]) + "\n"
 
     def reader(self, tools: Sequence[Tool]) -> AnswerReader:
         return _Reader(tools)
@@ -73,7 +71,7 @@ class _Reader(StepReader):
         super().__init__(tools)
         self._spellings = [json.dumps(name, ensure_ascii=ascii)[1:-1] for name in self.names for ascii in (True, False)]
         self._held = ""  # what stands before a call, should one come
-        self._skipped = " \t\r\n"
+        self._skipped = SPACE
         self._scan = CallScan(_ARGUMENTS)
         self.step = self._before_call
 
@@ -86,7 +84,7 @@ class _Reader(StepReader):
         elif self.step == self._object:
             self.break_call(f"{described(self._scan.name)} is cut off")
         elif self.step == self._broken_object:
-            self.break_call(str(self.fault))
+            self.break_call()
         self.say_held_space()
         return self.take()
 
@@ -96,7 +94,7 @@ class _Reader(StepReader):
         self._held += text
         bare = self._held.lstrip(self._skipped)
         if bare.startswith(_TAG):
-            bare = bare[len(_TAG) :].lstrip(" \t\r\n")
+            bare = bare[len(_TAG) :].lstrip(SPACE)
         if not bare or _TAG.startswith(bare):
             return ""
         before, self._held = self._held[: len(self._held) - len(bare)], ""
@@ -119,14 +117,14 @@ class _Reader(StepReader):
         if self.fault is None:
             self.end_call()
         else:
-            self.break_call(self.fault)
-        self._skipped = " \t\r\n;"
+            self.break_call()
+        self._skipped = SPACE + ";"
         self.step = self._before_call
         return rest
 
     def _broken_object(self, text: str) -> str:
         """Nothing marks the end of an object that is malformed."""
-        self.raw += text
+        self.keep(text)
         return ""
 
     def _text(self, text: str) -> str:
@@ -152,5 +150,5 @@ class _Reader(StepReader):
         """Whether an object that is cut off has a call's name, or the beginning of a tool's."""
         partial = self._scan.partial_name
         if partial is not None:
-            return could_be(self._spellings, partial)
+            return any(name.startswith(partial) for name in self._spellings)
         return self._scan.name is not None and self._scan.seen_arguments

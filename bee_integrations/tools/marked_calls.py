@@ -1,42 +1,20 @@
 """Reading calls that stand between a beginning and an ending marker, amid text.
 
-`MarkedCallReader` finds the markers, trims the white space around calls, and turns what cannot be read into a broken
-call; a `CallParser` reads what is between the markers, one character at a time.
+`MarkedCallReader` finds the markers, and turns what cannot be read into a broken call; a `CallParser` reads what is
+between the markers.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import ClassVar
 
-from ..closed_schema import closed
-from .json_scan import parse_json
-from .tool_format import (
-    AnswerReader,
-    CallArguments,
-    CallBegin,
-    CallBroken,
-    CallEnd,
-    Event,
-    MarkerScan,
-    Text,
-    Tool,
-    new_call_id,
-)
+from .json_scan import SPACE
+from .step_reader import StepReader, described
+from .tool_format import Event, Tool
 
-__all__ = ["SPACE", "CallParser", "MalformedCallError", "MarkedCallReader", "arguments_schema", "parsed"]
-
-SPACE = " \t\r\n"
-
-# Keywords that can bring in properties which "properties" does not list.
-_OPEN_KEYWORDS = frozenset(
-    {
-        "$dynamicRef", "$ref", "additionalProperties", "allOf", "anyOf", "dependentSchemas", "else", "if",
-        "maxProperties", "minProperties", "not", "oneOf", "patternProperties", "propertyNames", "then",
-        "unevaluatedProperties",
-    }
-)  # fmt: skip
+__all__ = ["CallParser", "CharacterParser", "MalformedCallError", "MarkedCallReader"]
 
 
 class MalformedCallError(Exception):
@@ -52,12 +30,14 @@ class CallParser(ABC):
         """The tool's name, as soon as it is complete and known to be a tool's."""
         self.complete = False
         """Nothing but white space may follow up to the ending marker."""
+        self.fault: str | None = None
+        """What is wrong; nothing is read after it."""
         self.pieces: list[str] = []
         """JSON of the arguments that was not handed on yet."""
 
     @abstractmethod
-    def feed(self, character: str) -> None:
-        """Raises `MalformedCallError` at the character with which the text cannot be a call any more."""
+    def push(self, text: str) -> str:
+        """Reads on; returns what follows the call or begins with what cannot be part of it."""
 
     def named(self, name: str) -> None:
         """Sets the name. Raises `MalformedCallError` where there is no such tool."""
@@ -66,170 +46,120 @@ class CallParser(ABC):
         self.name = name
 
 
-class MarkedCallReader(AnswerReader):
+class CharacterParser(CallParser):
+    """Reads one character at a time."""
+
+    step: Callable[[str], None]
+    """Takes a character, and sets the next step. Raises `MalformedCallError` at the one with which the text cannot be
+    a call any more."""
+    markers: ClassVar[tuple[str, ...]]
+    """What no name or number holds: a model that forgets to close one has gone on to the end of the call."""
+
+    def push(self, text: str) -> str:
+        for at, character in enumerate(text):
+            if self.complete:
+                return text[at:]
+            try:
+                self.step(character)
+            except MalformedCallError as error:
+                self.fault = str(error)
+                return text[at:]
+        return ""
+
+    def check_word(self, word: str) -> None:
+        """Raises `MalformedCallError` where a word that is being read has become a marker at its end."""
+        for marker in self.markers:
+            if word.endswith(marker):
+                raise MalformedCallError(f"{marker} stands in {word!r}")
+
+
+class MarkedCallReader(StepReader):
     """Text, and calls between two markers."""
 
     def __init__(self, begin: str, end: str, parser: Callable[[], CallParser]) -> None:
+        super().__init__(())
         self._begin = begin
         self._end = end
         self._new_parser = parser
-        self._parser: CallParser | None = None  # of the call that the text is in
-        self._scan = MarkerScan(begin)
-        self._space = ""  # white space that is dropped if a call follows
-        self._after_call = False  # white space is dropped until other text comes
-        self._count = 0
-        self._raw: list[str] = []
-        self._begun = False
-        self._fault: str | None = None
+        self._parser = parser()
         self._tail = ""  # what follows a complete call, up to the end marker
-        self._events: list[Event] = []
-
-    def push(self, text: str) -> list[Event]:
-        rest = text
-        while rest:
-            if self._parser is None:
-                rest = self._read_text(rest)
-            elif self._fault is not None:
-                rest = self._skip(rest)
-            else:
-                rest = self._read_call(self._parser, rest)
-        if self._parser is not None:
-            self._hand_on(self._parser)
-        events, self._events = self._events, []
-        return events
+        self.enter(self._text, begin)
 
     def finish(self) -> list[Event]:
-        if self._parser is None:
-            rest = self._space + self._scan.flush()
-            if self._after_call:
-                rest = rest.lstrip(SPACE)
-            if rest:
-                self._events.append(Text(rest))
-        elif self._parser.complete and self._fault is None:
-            # Only the end marker is missing, so nothing of the call is.
-            self._end_call(self._parser)
+        if self.step == self._text:
+            self.say(self.marker.flush())
+            self.say_held_space()
+        elif self.step == self._after_call:
+            self.end_call()  # only the end marker is missing, so nothing of the call is
+        elif self.step == self._skip:
+            self.keep(self.marker.flush())
+            self.break_call()
         else:
-            self._raw.append(self._scan.flush())
-            self._break(self._parser, self._fault or "it is cut off")
-        events, self._events = self._events, []
-        return events
+            self.break_call(f"{described(self._parser.name)} is cut off")
+        return self.take()
 
-    # ---- text ----
-
-    def _read_text(self, text: str) -> str:
-        before, marker, rest = self._scan.push(text)
-        before = self._space + before
-        if self._after_call:
-            before = before.lstrip(SPACE)
-            self._after_call = not before
-        shown = before.rstrip(SPACE)
-        self._space = before[len(shown) :]
-        if shown:
-            self._events.append(Text(shown))
+    def _text(self, text: str) -> str:
+        before, marker, rest = self.marker.push(text)
+        self.say(before)
         if marker is not None:
-            self._space = ""
+            self.open_call(marker)
             self._parser = self._new_parser()
-            self._raw, self._begun, self._fault, self._tail = [self._begin], False, None, ""
+            self.step = self._call
         return rest
 
-    # ---- calls ----
+    def _call(self, text: str) -> str:
+        rest = self._parser.push(text)
+        self.keep(text, rest)
+        if self._parser.name is not None and not self.begun:
+            self.begin(self._parser.name)
+        self.argue("".join(self._parser.pieces))
+        self._parser.pieces.clear()
+        if self._parser.fault is not None:
+            return self._give_up(self._parser.fault, self._possible_marker() + rest)
+        if self._parser.complete:
+            self._tail = ""
+            self.step = self._after_call
+        return rest
 
-    def _read_call(self, parser: CallParser, text: str) -> str:
-        for at, character in enumerate(text):
-            try:
-                if parser.complete:
-                    if self._read_tail(character):
-                        self._raw.append(text[: at + 1])
-                        self._end_call(parser)
-                        return text[at + 1 :]
-                else:
-                    parser.feed(character)
-            except MalformedCallError as error:
-                self._raw.append(text[:at])
-                return self._give_up(str(error), text[at:])
-        self._raw.append(text)
+    def _after_call(self, text: str) -> str:
+        self._tail += text
+        bare = self._tail.lstrip(SPACE)
+        if bare.startswith(self._end):
+            self.end_call()
+            self.enter(self._text, self._begin)
+            return bare[len(self._end) :]
+        if self._end.startswith(bare):
+            return ""
+        self.keep(self._tail, bare)
+        wrong = next(one for one, wanted in zip(bare, self._end, strict=False) if one != wanted)
+        return self._give_up(f"{wrong!r} stands between its end and {self._end}", bare)
+
+    # ---- what is no call ----
+
+    def _give_up(self, fault: str, rest: str) -> str:
+        """From here on only the end of the call is looked for."""
+        self.fault = f"{described(self._parser.name)} is malformed: {fault}"
+        self.enter(self._skip, self._end, self._begin)
+        return rest
+
+    def _possible_marker(self) -> str:
+        """The end of what was read of the call, if it is a marker, or one may begin with it."""
+        markers = (self._end, self._begin)
+        read = self.raw[len(self._begin) :]
+        for length in range(min(len(read), max(map(len, markers))), 0, -1):
+            if any(marker.startswith(read[-length:]) for marker in markers):
+                return self.take_back(length)
         return ""
 
-    def _read_tail(self, character: str) -> bool:
-        """Whether the end marker is complete with this character."""
-        tail = self._tail + character
-        if not tail.strip(SPACE):
-            return False
-        if not self._end.startswith(tail):
-            raise MalformedCallError(f"{character!r} stands between its end and {self._end}")
-        self._tail = tail
-        return tail == self._end
-
-    def _give_up(self, reason: str, rest: str) -> str:
-        """From here on only the end of the call is looked for."""
-        self._fault = reason
-        self._scan = MarkerScan(self._end, self._begin)
-        # What was read last may be the beginning of a marker.
-        raw = "".join(self._raw)
-        after_begin = raw[len(self._begin) :][-len(self._end) :]
-        held = next((end for at in range(len(after_begin)) if self._may_grow(end := after_begin[at:])), "")
-        self._raw = [raw[: len(raw) - len(held)]]
-        return held + rest
-
-    def _may_grow(self, text: str) -> bool:
-        return any(marker.startswith(text) and marker != text for marker in (self._end, self._begin))
-
     def _skip(self, text: str) -> str:
-        before, marker, rest = self._scan.push(text)
-        self._raw.append(before)
-        if marker is None or self._parser is None or self._fault is None:
+        before, marker, rest = self.marker.push(text)
+        self.keep(before)
+        if marker is None:
             return rest
         if marker == self._end:
-            self._raw.append(marker)
+            self.keep(marker)
         else:
             rest = marker + rest
-        self._break(self._parser, self._fault)
+        self.break_call()
+        self.enter(self._text, self._begin)
         return rest
-
-    def _hand_on(self, parser: CallParser) -> None:
-        if parser.name is None:
-            return
-        if not self._begun:
-            self._begun = True
-            self._events.append(CallBegin(self._count, parser.name, new_call_id()))
-        if parser.pieces:
-            self._events.append(CallArguments(self._count, "".join(parser.pieces)))
-            parser.pieces.clear()
-
-    def _end_call(self, parser: CallParser) -> None:
-        self._hand_on(parser)
-        self._events.append(CallEnd(self._count))
-        self._leave()
-
-    def _break(self, parser: CallParser, fault: str) -> None:
-        self._hand_on(parser)
-        what = "a call" if parser.name is None else f"the call of {parser.name!r}"
-        self._events.append(CallBroken(self._count, "".join(self._raw), f"{what} is malformed: {fault}"))
-        self._leave()
-
-    def _leave(self) -> None:
-        self._count += 1
-        self._parser = None
-        self._after_call = True
-        self._raw = []
-        self._scan = MarkerScan(self._begin)
-
-
-def parsed(text: str) -> Any:
-    """The value of a JSON text. Raises `MalformedCallError`."""
-    try:
-        return parse_json(text)
-    except ValueError as error:
-        raise MalformedCallError(f"its JSON is invalid: {error}") from None
-
-
-def arguments_schema(tool: Tool) -> dict[str, Any]:
-    """The schema of a tool's arguments for a grammar: an object, and closed unless it says otherwise. What this schema
-    allows, the tool's own schema allows too."""
-    schema = dict(tool.parameters)
-    if "$ref" not in schema:
-        schema.setdefault("type", "object")
-    properties = schema.get("properties", {})
-    if _OPEN_KEYWORDS.isdisjoint(schema) and set(schema.get("required", ())) <= set(properties):
-        schema.update(properties=properties, additionalProperties=False)
-    return dict(closed(schema))

@@ -16,14 +16,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, ClassVar
 
 from ..errors import ConstraintError, ParameterError
+from .argument_rules import arguments_schema, json_rule
 from .call_history import plain_messages
-from .hermes import BEGIN, END, json_rule
-from .marked_calls import SPACE, CallParser, MalformedCallError, MarkedCallReader, arguments_schema, parsed
+from .hermes import BEGIN, END
+from .json_scan import SPACE, parse_json
+from .marked_calls import CharacterParser, MalformedCallError, MarkedCallReader
 from .text_schema import possible_types, resolve, text_terminal, with_definitions
 from .tool_format import AnswerReader, Literal, MarkerScan, Tool, ToolFormat
 
@@ -151,7 +153,7 @@ class _ToolRules:
             if word in self._signature.schema:
                 raise self._signature.error(f"{word!r} at the top of a schema cannot be kept to")
         for name in (self._tool.name, *self._signature.properties):
-            if _HEAD_END in name:
+            if any(part in name for part in (_HEAD_END, BEGIN, END)):
                 raise ParameterError(f"the tool {self._tool.name!r}: the name {name!r} cannot be in a tag; rename it")
 
     def _add(self, rule: str, head: str, parameter: str, schema: Any) -> None:
@@ -184,14 +186,17 @@ class _ToolRules:
         self._add(rule, head, "", self._signature.others)
 
 
-class _TagCallParser(CallParser):
+class _TagCallParser(CharacterParser):
     """Turns tags into the JSON text of an object while they come."""
+
+    markers: ClassVar[tuple[str, ...]] = (BEGIN, END)
 
     def __init__(self, tools: Sequence[Tool], signatures: Mapping[str, _Signature]) -> None:
         super().__init__(tools)
         self._signatures = signatures
-        self._step: Callable[[str], None] = self._before_function
+        self.step = self._before_function
         self._tag = ""
+        self._name = ""
         self._seen: set[str] = set()
         self._parameter = ""
         self._kind = _Kind.TEXT
@@ -199,26 +204,23 @@ class _TagCallParser(CallParser):
         self._value: list[str] = []
         self._in_text = False  # the opening quote was written
 
-    def feed(self, character: str) -> None:
-        self._step(character)
-
     # ---- steps: each takes one character, and sets the next step ----
 
     def _before_function(self, character: str) -> None:
         if self._read_tag(character, _FUNCTION) is not None:
-            self._step = self._in_function_name
+            self.step = self._in_function_name
 
     def _in_function_name(self, character: str) -> None:
         name = self._read_name(character)
         if name is not None:
             self.named(name)
             self.pieces.append("{")
-            self._step = self._between
+            self.step = self._between
 
     def _between(self, character: str) -> None:
         tag = self._read_tag(character, _PARAMETER, _FUNCTION_END)
         if tag == _PARAMETER:
-            self._step = self._in_parameter_name
+            self.step = self._in_parameter_name
         elif tag == _FUNCTION_END:
             missing = self._signatures[self.name or ""].required - self._seen
             if missing:
@@ -240,7 +242,7 @@ class _TagCallParser(CallParser):
         self._parameter = name
         self._kind = signature.kind(name)
         self._scan, self._in_text = MarkerScan(_VALUE_END), False
-        self._step = self._in_value
+        self.step = self._in_value
 
     def _in_value(self, character: str) -> None:
         before, end, _ = self._scan.push(character)
@@ -249,7 +251,7 @@ class _TagCallParser(CallParser):
             self._stream(before)
         if end is not None:
             self._end_value()
-            self._step = self._between
+            self.step = self._between
 
     # ---- values ----
 
@@ -279,11 +281,11 @@ class _TagCallParser(CallParser):
         bare = text.strip(SPACE)
         bare = {"True": "true", "False": "false", "None": "null"}.get(bare, bare)
         try:
-            parsed(bare)
-        except MalformedCallError as error:
+            parse_json(bare)
+        except ValueError as error:
             if self._kind is _Kind.JSON_OR_TEXT:
                 return json.dumps(text, ensure_ascii=False)
-            raise MalformedCallError(f"the parameter {self._parameter!r}: {error}") from None
+            raise MalformedCallError(f"the JSON of {self._parameter!r} is invalid: {error}") from None
         return bare
 
     # ---- tags ----
@@ -301,10 +303,11 @@ class _TagCallParser(CallParser):
         return None
 
     def _read_name(self, character: str) -> str | None:
-        self._value.append(character)
-        if character != "\n" or self._value[-2:] != list(_HEAD_END):
+        self._name += character
+        self.check_word(self._name)
+        if not self._name.endswith(_HEAD_END):
             return None
-        name, self._value = "".join(self._value)[: -len(_HEAD_END)], []
+        name, self._name = self._name[: -len(_HEAD_END)], ""
         return name
 
 

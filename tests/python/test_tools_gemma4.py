@@ -128,6 +128,14 @@ def test_a_malformed_call_is_broken_and_the_text_goes_on(inner: str, reason: str
     assert re.search(reason.replace("|x", r"\|x"), broken.reason)
 
 
+@pytest.mark.parametrize("inner", ["call:now", "call:now{a", "call:now{a:1", "call:now{a:[true"])
+def test_a_call_that_is_not_closed_takes_in_nothing_of_what_follows(inner: str) -> None:
+    result = answer(f"A<|tool_call>{inner}<tool_call|>B: {{1, 2}} {CALL}C")
+    assert (result.text, result.calls) == ("AB: {1, 2}C", [PARIS])
+    (broken,) = result.broken
+    assert broken.raw == f"<|tool_call>{inner}<tool_call|>"
+
+
 def test_a_cut_call_is_broken_wherever_it_is_cut() -> None:
     for end in range(len("<|tool_call>"), CALL.index("}") + 1):
         (broken,) = answer("x" + CALL[:end]).broken
@@ -246,7 +254,7 @@ STRINGS = [
     ({"pattern": r"^(?P<a>x|yz)(?:q)?$", "minLength": 2}, ["yz", "xq"], ["x", "yzz"]),
     ({"pattern": "^{a}b{,2}c{2}d{1,}$"}, ["{a}ccd", "{a}bbccdd"], ["{a}bbbccd", "acc"]),
     ({"pattern": "^[^a]$"}, ["b", "\n"], ["a"]),
-    ({"format": "date"}, ["2024-02-28"], ["2024-02-30", "2024-2-1", "x"]),
+    ({"format": "date"}, ["2024-02-28", "2030-01-01"], ["2024-02-30", "2024-2-1", "x"]),
     ({"format": "date-time"}, ["2024-12-31T23:59:59.5Z", "2024-01-01T00:00:00+01:00"], ["2024-12-31"]),
     ({"format": "email"}, ["a.b@c.de"], ["a@b", "@c.de"]),
     ({"format": "uuid"}, ["01234567-89ab-cdef-0123-456789abcdef"], ["x"]),

@@ -149,6 +149,12 @@ def test_a_malformed_call_is_broken(text: str, reason: str) -> None:
         assert [broken.index for broken in result.broken] == [0]
 
 
+def test_a_long_header_is_read_in_time() -> None:
+    # Tries of every way to share the spaces out would take hours.
+    text = f"<|channel|>commentary to=functions.now{' ' * 5_000}!<|message|>{{}}"
+    assert checks.answer(checks.read(HARMONY, TOOLS, [text])).calls == [("now", {})]
+
+
 def test_a_cut_call_is_never_complete() -> None:
     for end in range(CALL.index("functions."), len(CALL)):
         result = answer("<|channel|>final<|message|>x<|end|><|start|>assistant" + CALL[:end])

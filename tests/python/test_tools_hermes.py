@@ -126,6 +126,30 @@ def test_a_malformed_call_is_broken_and_the_text_goes_on(inner: str, reason: str
         raise ValueError(broken.reason)
 
 
+@pytest.mark.parametrize(
+    "arguments", ['{"city": "a"', '{"city": [1', '{"city": "a</tool_call>\n', "{'city': 'a'}}", '{\\"']
+)
+def test_arguments_without_an_end_take_in_nothing_of_what_follows(arguments: str) -> None:
+    end = "" if "</tool_call>" in arguments else "</tool_call>"
+    result = answer(f'<tool_call>{{"name": "get_weather", "arguments": {arguments}{end}B{CALL}C')
+    assert result.text == "BC"
+    assert result.calls == [("get_weather", {"city": "Paris", "days": 2})]
+    assert len(result.broken) == 1
+
+
+def test_a_call_of_an_unknown_tool_goes_up_to_its_own_end() -> None:
+    result = answer(call_text("then", '{"a": "</tool_call> x"}') + "B")
+    assert (result.text, len(result.broken)) == ("B", 1)
+
+
+def test_many_backslashes_are_read_in_time() -> None:
+    text = json.dumps("\\" * 300_000)  # minutes, if all before were looked at for each
+    pieces = ['<tool_call>{"name": ', text, ', "arguments": {}}</tool_call>']
+    assert checks.answer(checks.read(HERMES, TOOLS, pieces)).broken
+    (call,) = checks.answer(checks.read(HERMES, TOOLS, call_text("now", f'{{"a": {text}}}'))).calls
+    assert len(call[1]["a"]) == 300_000
+
+
 def test_a_cut_call_is_broken_wherever_it_is_cut() -> None:
     for end in range(len("<tool_call>"), CALL.index("\n</tool_call>")):
         result = answer("x" + CALL[:end])

@@ -137,6 +137,15 @@ def test_a_malformed_call_is_broken_and_the_text_goes_on(inner: str, reason: str
         raise ValueError(broken.reason)
 
 
+@pytest.mark.parametrize("inner", ["\n<function=now", "\n<function=write>\n<parameter=path"])
+@pytest.mark.parametrize("after", ["B", "\nB"])
+def test_a_tag_that_is_not_closed_takes_in_nothing_of_what_follows(inner: str, after: str) -> None:
+    result = answer(f"A<tool_call>{inner}</tool_call>{after}{CALL}C")
+    assert (result.text, result.calls) == ("ABC", [("write", {"path": "a/b", "lines": [1, 2]})])
+    (broken,) = result.broken
+    assert broken.raw == f"<tool_call>{inner}</tool_call>"
+
+
 def test_a_cut_call_is_broken_wherever_it_is_cut() -> None:
     for end in range(len("<tool_call>"), CALL.index("\n</tool_call>")):
         result = answer("x" + CALL[:end])
@@ -296,6 +305,10 @@ def test_schemas_that_tags_cannot_keep_to_are_refused(parameters: dict[str, Any]
 
 
 def test_names_that_end_a_tag_are_refused() -> None:
-    for tool in (Tool("a>\nb", "", {}), Tool("f", "", {"properties": {"a>\nb": {}}})):
+    for tool in (
+        Tool("a>\nb", "", {}),
+        Tool("f", "", {"properties": {"a>\nb": {}}}),
+        Tool("a</tool_call>", "", {}),
+    ):
         with pytest.raises(ParameterError, match="rename"):
             QWEN.call_rules([tool], str, parallel=False)
