@@ -56,6 +56,12 @@ class ToolUse:
             raise ParameterError(f"there are two tools with the name {twice!r}; give each a name of its own")
         if "" in names:
             raise ParameterError("a tool has no name")
+        for tool in self.tools:
+            kind = tool.parameters.get("type", "object")
+            if kind != "object":
+                raise ParameterError(
+                    f"the parameters of the tool {tool.name!r} have the type {kind!r}; a schema of an object is needed"
+                )
         known = ("auto", "any", "required", "none", *names)
         if self.choice not in known:
             raise ParameterError(f"tool_choice is {self.choice!r}; it must be one of {', '.join(map(repr, known))}")
@@ -305,19 +311,20 @@ class _Reader:
         self._splitter = ReasoningSplitter(request.span, request.opened)
         self._calls: AnswerReader | None = request.format.reader(request.tools) if request.format else None
         self._trigger = request.format.trigger if request.format and request.demanded else ""
+        self._n_calls = 0  # that have ended, well or not
 
     def read(self, step: Step) -> list[Event]:
         events = self._of_answer(self._splitter.push(step.text))
         if step.finish_reason is not None:
             events += self._of_answer(self._splitter.finish())
             events += self._calls.finish() if self._calls is not None else []
-            events = [self._as_cut_call(event) for event in events]
-        return events
+        self._n_calls += sum(isinstance(event, (CallEnd, CallBroken)) for event in events)
+        return events if step.finish_reason is None else [self._as_cut_call(event) for event in events]
 
     def _as_cut_call(self, event: Event) -> Event:
         """What is left of a call that was cut off before its beginning was complete is no text."""
         if isinstance(event, Text) and self._trigger.startswith(event.text):
-            return CallBroken(0, event.text, "the call is cut off before it has begun")
+            return CallBroken(self._n_calls, event.text, "the call is cut off before it has begun")
         return event
 
     def _of_answer(self, split: Sequence[Text | Reasoning]) -> list[Event]:

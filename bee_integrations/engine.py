@@ -279,7 +279,11 @@ class Engine:
     def _steering(self, params: GenerationParams, plan: SteeringPlan | None) -> Steering | None:
         if plan is None and params.constraint is not None:
             plan = SteeringPlan(grammar=self.grammars.compile(params.constraint))
-        return None if plan is None else Steering(plan, self.grammars, self.tokenizer)
+        if plan is None:
+            return None
+        if not isinstance(plan, SteeringPlan):
+            raise ParameterError(f"steering is a {type(plan).__name__}; it must be a SteeringPlan")
+        return Steering(plan, self.grammars, self.tokenizer)
 
     def _full_path(self, params: GenerationParams) -> dict[str, Any]:
         for token in params.logit_bias:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .constraints import Constraint
 from .errors import ParameterError
-from .parameter_checks import INT32_MAX, integer, logit_bias, real, stop_strings
+from .parameter_checks import INT32_MAX, boolean, control_texts, integer, logit_bias, real, stop_strings
 
 __all__ = ["Completion", "GenerationParams", "Statistics", "Step", "TokenLogprob"]
 
@@ -84,6 +84,14 @@ class GenerationParams:
             set_field(self, name, real(name, getattr(self, name), -100.0, 100.0, note=" (0: off)"))
         set_field(self, "penalty_window", integer("penalty_window", self.penalty_window, -1, INT32_MAX))
         set_field(self, "logit_bias", logit_bias(self.logit_bias))
+        for name in ("logprobs", "close_constraint"):
+            set_field(self, name, boolean(name, getattr(self, name)))
+        if self.constraint is not None and not isinstance(self.constraint, Constraint):
+            raise ParameterError(
+                f"constraint is a {type(self.constraint).__name__}; it must be a JsonSchema, Regex, Grammar or Choice "
+                "of bee_integrations.constraints"
+            )
+        set_field(self, "spoken_controls", control_texts(self.spoken_controls))
         set_field(self, "top_logprobs", integer("top_logprobs", self.top_logprobs, 0, _MAX_TOP_LOGPROBS))
         if self.top_logprobs and not self.logprobs:
             raise ParameterError(f"top_logprobs is {self.top_logprobs}, but logprobs is off: switch it on")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -95,6 +95,8 @@ def _role(message: BaseMessage) -> str:
 
 def openai_tools(tools: Sequence[Any], strict: bool | None = None) -> list[dict[str, Any]]:
     """Whatever LangChain takes as tools, as OpenAI's dictionaries. Raises `ParameterError`, which names the tool."""
+    if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Iterable):
+        raise ParameterError(f"tools is {_shown(tools)}; it must be a list of tools")
     return [_openai_tool(index, tool, strict) for index, tool in enumerate(tools)]
 
 

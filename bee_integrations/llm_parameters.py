@@ -13,6 +13,7 @@ from .constraints import Constraint, JsonSchema, json_object
 from .engine import GenerationParams, check_arguments
 from .errors import BeeError, ParameterError
 from .models import DEFAULT_MODEL
+from .parameter_checks import INT32_MAX, integer
 
 __all__ = ["BeeParameters"]
 
@@ -147,6 +148,8 @@ class BeeParameters(BaseModel):
     def _in_range(self) -> BeeParameters:
         check_arguments(n_ctx=self.n_ctx, threads=self.threads, device=self.device)
         self.generation_params()
+        if self.reasoning_budget is not None:
+            integer("reasoning_budget", self.reasoning_budget, 0, INT32_MAX, note=" (None: no bound)")
         return self
 
     def generation_params(self) -> GenerationParams:

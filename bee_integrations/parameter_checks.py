@@ -11,9 +11,15 @@ import numpy as np
 
 from .errors import ParameterError
 
-__all__ = ["INT32_MAX", "integer", "logit_bias", "real", "stop_strings", "token_ids"]
+__all__ = ["INT32_MAX", "boolean", "control_texts", "integer", "logit_bias", "real", "stop_strings", "token_ids"]
 
 INT32_MAX = 2**31 - 1
+
+
+def boolean(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise ParameterError(f"{name} is {value!r}; it must be True or False")
+    return bool(value)
 
 
 def integer(name: str, value: Any, low: int, high: int, *, note: str = "") -> int:
@@ -55,6 +61,12 @@ def stop_strings(stop: Any) -> tuple[str, ...]:
                 f"the stop string {string!r} has a lone surrogate at {error.start}; it can never match"
             ) from None
     return strings
+
+
+def control_texts(texts: Any) -> frozenset[str]:
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise ParameterError(f"spoken_controls is {texts!r}; it must be a set of the control tokens' texts")
+    return frozenset(texts)
 
 
 def logit_bias(bias: Any) -> dict[int, float]:

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from .constraints import CompiledGrammar, GrammarCompiler, Matcher
+from .errors import ConstraintError
 from .library import ffi, lib
 from .reasoning import LoopGuard, ReasoningSpan, ThinkingBudget
 from .tokenizer import Tokenizer
@@ -73,18 +74,36 @@ class _Bound:
     """A grammar decides, until nothing can follow in it."""
 
     def __init__(self, grammar: CompiledGrammar) -> None:
+        self._grammar = grammar
         self.matcher: Matcher = grammar.matcher()
-        self._drafts: list[int] = []  # that the matcher has consumed since the last commit
+        self._said: list[int] = []  # committed tokens of this phase
+        self._drafts: list[int] = []  # that the matcher has consumed since
 
     def forced(self, room: int) -> list[int]:
         self._roll_back(0)
         return self.matcher.forced(room) if room else []
 
-    def advance(self, draft: int) -> bool:
-        if not self.matcher.consume(draft):
-            return False
+    def advance(self, draft: int, mask: int) -> int:
+        """As in `bee_constraint`, over a draft. One behind which the grammar engine meets its limits is refused: should
+        the model choose it, the request ends there, as it would have without drafts."""
+        try:
+            if not self.matcher.consume(draft):
+                return _REFUSED
+            found = self.mask(mask)
+        except ConstraintError:
+            self.matcher = self._grammar.matcher()  # the other is of no further use
+            for token in (*self._said, *self._drafts):
+                self.matcher.consume(token)
+            return _REFUSED
         self._drafts.append(draft)
-        return True
+        return found
+
+    def mask(self, mask: int) -> int:
+        """The mask of the token that follows, written to an address, or FREE where the grammar has ended."""
+        if self.matcher.finished:
+            return _FREE
+        self.matcher.fill_mask(mask)
+        return _MASKED
 
     def follow(self, tokens: Sequence[int]) -> tuple[int, bool]:
         agreed = 0
@@ -96,6 +115,7 @@ class _Bound:
             if not self.matcher.consume(tokens[agreed]):
                 raise AssertionError(f"token {tokens[agreed]} was chosen against its mask")
             agreed += 1
+        self._said += tokens[:agreed]
         return agreed, self.matcher.finished
 
     def _roll_back(self, kept: int) -> None:
@@ -294,12 +314,9 @@ class Steering:
     def advance(self, draft: int, mask: int) -> int:
         """As in `bee_constraint`; `mask` is an address."""
         assert isinstance(self._phase, _Bound)
-        if draft >= 0 and (draft in self._tokenizer.stop_token_ids or not self._phase.advance(draft)):
-            return _REFUSED
-        if self._phase.matcher.finished:
-            return _FREE
-        self._phase.matcher.fill_mask(mask)
-        return _MASKED
+        if draft < 0:
+            return self._phase.mask(mask)
+        return _REFUSED if draft in self._tokenizer.stop_token_ids else self._phase.advance(draft, mask)
 
     def commit(self, tokens: Sequence[int]) -> tuple[int, bool]:
         """How many of the tokens stay, and whether the answer is complete with them."""

@@ -558,6 +558,40 @@ def test_an_answer_that_is_cut_while_it_thinks(desk: Desk, n_tokens: int) -> Non
     assert re.fullmatch(rf"(ab?)?</think>{DIGITS}", desk.text(said.tokens) + steering.closing_text())
 
 
+AMBIGUOUS = 100
+LIMITED = f"""start: "go: " many | "x, " /[a-z]+/
+many: "x" | {" | ".join(f"many t{i}" for i in range(AMBIGUOUS))}
+""" + "\n".join(f't{i}: many? "x" many?' for i in range(AMBIGUOUS))
+
+
+def test_a_draft_that_meets_the_limits_of_the_grammar_engine_is_refused(desk: Desk) -> None:
+    grammar = desk.compiler.compile(Grammar(LIMITED))
+    request = Request(desk.steering(SteeringPlan(grammar=grammar)), desk.speaker([]))
+    request.steering.begin(8)
+    assert request._advance(-1)[0] == MASKED
+    drafts = desk.pieces("go", ":", " ", *"xxxxxx")
+    results = [request._advance(draft)[0] for draft in drafts]
+    refused = results.index(REFUSED)
+    assert results[:refused] == [MASKED] * refused
+    matcher, mask = grammar.matcher(), np.empty(49152 // 32, np.uint32)
+
+    def take(draft: int) -> None:
+        assert matcher.consume(draft)
+        matcher.fill_mask(mask.ctypes.data)
+
+    for draft in drafts[:refused]:
+        take(draft)
+    with pytest.raises(ConstraintError):  # the limits, not the grammar, refuse it
+        take(drafts[refused])
+    # What was before the draft still stands, and what the drafts were not goes on.
+    fresh = Request(desk.steering(SteeringPlan(grammar=grammar)), desk.speaker([]))
+    said = desk.pieces("x", ",", " ", "a")
+    assert request.steering.commit(said) == fresh.steering.commit(said) == (len(said), False)
+    for one in (request, fresh):
+        one.steering.begin(8)
+    assert np.array_equal(request._advance(-1)[1], fresh._advance(-1)[1])
+
+
 # ---- random scripts --------------------------------------------------------------------------------------------------
 
 PLANS = {

@@ -1,0 +1,54 @@
+"""Answers put together from events: what is cut off never takes away what was complete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bee_integrations import Engine, GenerationParams
+from bee_integrations.chat import ChatRequest, Piece, Reply, ToolUse, _Reader
+from bee_integrations.errors import ParameterError
+from bee_integrations.generation import Step
+from bee_integrations.tools.hermes import HermesFormat, call_text
+from bee_integrations.tools.tool_format import CallBroken, Tool
+
+ADD = Tool("add", "", {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})
+CALLS = [call_text("add", '{"a": 1}'), call_text("add", '{"a": 2}')]
+
+
+def read(engine: Engine, text: str, *, demanded: bool) -> Reply:
+    """The reply that an answer of this text is, which was cut off at its end."""
+    request = ChatRequest(engine, "", GenerationParams(), format=HermesFormat(), tools=(ADD,), demanded=demanded)
+    reader, reply = _Reader(request), Reply()
+    for step in (Step(text, ()), Step("", (), "length")):
+        reply.add(Piece(tuple(reader.read(step)), step))
+    return reply
+
+
+@pytest.mark.parametrize("demanded", [True, False])
+def test_a_call_that_is_cut_off_leaves_those_before_it(tiny: Engine, demanded: bool) -> None:
+    text = "\n".join(CALLS)
+    for cut in range(len(text) + 1):
+        reply = read(tiny, text[:cut], demanded=demanded)
+        # A call that lacks nothing but its end marker is complete.
+        complete = sum(cut >= text.index("}}", start) + 2 for start in (0, len(CALLS[0])))
+        assert [call.arguments for call in reply.calls.values()] == ['{"a": 1}', '{"a": 2}'][:complete], text[:cut]
+        assert not (demanded and reply.text), text[:cut]
+        assert all(isinstance(broken, CallBroken) for broken in reply.broken)
+        assert not {broken.index for broken in reply.broken} & set(reply.calls)
+
+
+@pytest.mark.parametrize(
+    ("tools", "choice", "message"),
+    [
+        ((ADD, ADD), "auto", "two tools with the name 'add'"),
+        ((Tool("", "", {}),), "auto", "a tool has no name"),
+        ((ADD,), "sub", "tool_choice is 'sub'; it must be one of 'auto', 'any', 'required', 'none', 'add'"),
+        ((), "any", "there are no tools"),
+        ((Tool("f", "", {"type": "string"}),), "auto", "parameters of the tool 'f' have the type 'string'"),
+    ],
+)
+def test_tools_that_do_not_fit_together(tools: Any, choice: str, message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        ToolUse(tools, choice)
