@@ -22,12 +22,11 @@ from typing import Any, ClassVar
 
 from ..errors import ConstraintError, ParameterError
 from .argument_rules import arguments_schema, json_rule
-from .call_history import plain_messages
-from .hermes import BEGIN, END
+from .hermes import BEGIN, END, HermesFormat
 from .json_scan import SPACE, parse_json
 from .marked_calls import CharacterParser, MalformedCallError, MarkedCallReader
 from .text_schema import possible_types, resolve, text_terminal, with_definitions
-from .tool_format import AnswerReader, Literal, MarkerScan, Tool, ToolFormat
+from .tool_format import AnswerReader, Literal, MarkerScan, Tool
 
 __all__ = ["Qwen3CoderFormat"]
 
@@ -47,22 +46,14 @@ _REFUSED = (
 )  # fmt: skip
 
 
-class Qwen3CoderFormat(ToolFormat):
-    """Tags between `<tool_call>` and `</tool_call>`."""
+class Qwen3CoderFormat(HermesFormat):
+    """The markers of Hermes, and tags between them."""
 
     name: ClassVar[str] = "qwen3_coder"
-    trigger: ClassVar[str] = BEGIN
-    markers: ClassVar[tuple[str, ...]] = (BEGIN, END)
 
     @classmethod
     def recognises(cls, template: str) -> bool:
         return "tools" in template and _CALL.search(template) is not None
-
-    def prompt(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool]
-    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
-        """The templates walk through the members of arguments."""
-        return super().prompt(plain_messages(messages), tools)
 
     def call_rules(self, tools: Sequence[Tool], literal: Literal, *, parallel: bool) -> str:
         """One trigger opens one call, so `parallel` changes nothing.

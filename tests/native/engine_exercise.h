@@ -11,6 +11,31 @@
 
 enum { N_CTX = 96, MOST = 128 };
 
+/* Models and drafters of all kinds, and threads to run them. */
+static const struct {
+    TinyTarget target;
+    TinyDrafter drafter;
+    int threads;
+} pairs[] = {
+    {{.n_vocab = 97, .n_layer = 2, .n_embd = 64, .n_ctx = 256, .seed = 1, .sharpness = 3},
+     {.block_size = 16, .seed = 2},
+     1},
+    /* so few tokens that drafts are often right */
+    {{.n_vocab = 5, .n_layer = 1, .n_embd = 32, .n_ctx = 256, .seed = 3, .sharpness = 1},
+     {.block_size = 8, .seed = 4},
+     2},
+    {{.n_vocab = 50, .n_layer = 3, .n_embd = 96, .n_ctx = 256, .seed = 5, .sharpness = 2},
+     {.block_size = 4, .causal = true, .seed = 6},
+     3},
+    {{.n_vocab = 40, .n_layer = 2, .n_embd = 64, .n_ctx = 256, .seed = 7, .sharpness = 1},
+     {.block_size = 16, .n_draft_vocab = 9, .seed = 8},
+     5},
+    {{.n_vocab = 333, .n_layer = 1, .n_embd = 64, .n_ctx = 256, .seed = 7, .sharpness = 1},
+     {.block_size = 16, .n_draft_vocab = 100, .seed = 8},
+     2},
+};
+enum { N_PAIRS = sizeof pairs / sizeof *pairs };
+
 static const TinyTarget plain_target = {
     .n_vocab = 97, .n_layer = 2, .n_embd = 64, .n_ctx = 256, .seed = 1, .sharpness = 3};
 

@@ -505,27 +505,6 @@ static void check_by_hand(bee_engine *engine, const Job *job) {
 
 /* ---- the same whatever the drafts ---------------------------------------------------------------------- */
 
-static const struct {
-    TinyTarget target;
-    TinyDrafter drafter;
-    int threads;
-} pairs[] = {
-    {{.n_vocab = 97, .n_layer = 2, .n_embd = 64, .n_ctx = 256, .seed = 1, .sharpness = 3},
-     {.block_size = 16, .seed = 2},
-     1},
-    /* so few tokens that drafts are often right */
-    {{.n_vocab = 5, .n_layer = 1, .n_embd = 32, .n_ctx = 256, .seed = 3, .sharpness = 1},
-     {.block_size = 8, .seed = 4},
-     2},
-    {{.n_vocab = 50, .n_layer = 2, .n_embd = 64, .n_ctx = 256, .seed = 5, .sharpness = 2},
-     {.block_size = 4, .causal = true, .seed = 6},
-     3},
-    {{.n_vocab = 333, .n_layer = 1, .n_embd = 64, .n_ctx = 256, .seed = 7, .sharpness = 1},
-     {.block_size = 16, .n_draft_vocab = 100, .seed = 8},
-     2},
-};
-enum { N_PAIRS = sizeof pairs / sizeof *pairs };
-
 typedef struct Totals {
     int finishes[8];
     long masked, full, reduced, forced, drafted, accepted, refused, cuts, nothing_kept, free_cycles, copied, unforced;

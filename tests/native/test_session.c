@@ -68,28 +68,9 @@ static void compare_on_off(bee_engine *engine, int rounds, Random *random, Total
 }
 
 static void test_on_off(void) {
-    static const struct {
-        TinyTarget target;
-        TinyDrafter drafter;
-        int threads;
-    } pairs[] = {
-        {{.n_vocab = 97, .n_layer = 2, .n_embd = 64, .n_ctx = 256, .seed = 1, .sharpness = 3},
-         {.block_size = 16, .seed = 2},
-         1},
-        /* so few tokens that drafts are often right */
-        {{.n_vocab = 5, .n_layer = 1, .n_embd = 32, .n_ctx = 256, .seed = 3, .sharpness = 1},
-         {.block_size = 8, .seed = 4},
-         2},
-        {{.n_vocab = 50, .n_layer = 3, .n_embd = 96, .n_ctx = 256, .seed = 5, .sharpness = 2},
-         {.block_size = 4, .causal = true, .seed = 6},
-         3},
-        {{.n_vocab = 40, .n_layer = 2, .n_embd = 64, .n_ctx = 256, .seed = 7, .sharpness = 1},
-         {.block_size = 16, .n_draft_vocab = 9, .seed = 8},
-         5},
-    };
     Random random = {20};
     int copied_accepted = 0;
-    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+    for (size_t i = 0; i < N_PAIRS; i++) {
         Totals totals = {0};
         for (const char *const *isa = bee_instruction_sets(); *isa; isa++) {
             bee_engine *engine = open_engine(&pairs[i].target, &pairs[i].drafter, pairs[i].threads, *isa);

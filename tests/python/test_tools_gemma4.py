@@ -18,16 +18,7 @@ from bee_integrations.tools.gemma4 import Gemma4Format
 from bee_integrations.tools.tool_format import CallArguments, CallBegin, CallBroken, Tool
 
 GEMMA4 = Gemma4Format()
-WEATHER = Tool(
-    "get_weather",
-    "The weather in a city.",
-    {
-        "type": "object",
-        "properties": {"city": {"type": "string"}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
-        "required": ["city"],
-    },
-)
-NOW = Tool("now", "The time.", {})
+WEATHER, NOW = checks.WEATHER, checks.NOW
 TOOLS = [WEATHER, NOW]
 CALL = '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>,days:2}<tool_call|>'
 PARIS = ("get_weather", {"city": "Paris", "days": 2})
@@ -170,12 +161,7 @@ def test_any_text_becomes_the_same_however_it_is_cut(parts: list[str]) -> None:
 
 @checks.needs_reference
 def test_these_templates_are_recognised() -> None:
-    found = [
-        path.stem
-        for path in sorted((checks.REFERENCE / "templates").glob("*.jinja"))
-        if GEMMA4.recognises(path.read_text(encoding="utf-8"))
-    ]
-    assert sorted(found) == TEMPLATES
+    assert checks.recognised_by(GEMMA4) == TEMPLATES
 
 
 @checks.needs_reference

@@ -17,16 +17,7 @@ from bee_integrations.tools.harmony import HarmonyFormat
 from bee_integrations.tools.tool_format import CallArguments, CallBegin, CallEnd, Reasoning, Text, Tool
 
 HARMONY = HarmonyFormat()
-WEATHER = Tool(
-    "get_weather",
-    "The weather in a city.",
-    {
-        "type": "object",
-        "properties": {"city": {"type": "string"}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
-        "required": ["city"],
-    },
-)
-NOW = Tool("now", "The time.", {})
+WEATHER, NOW = checks.WEATHER, checks.NOW
 TOOLS = [WEATHER, NOW]
 ANALYSIS = "<|channel|>analysis<|message|>The user asks.<|end|><|start|>assistant"
 PREAMBLE = "<|channel|>commentary<|message|>I look it up.<|end|><|start|>assistant"
@@ -193,12 +184,7 @@ def test_any_text_becomes_the_same_however_it_is_cut(parts: list[str]) -> None:
 
 @checks.needs_reference
 def test_this_template_is_recognised() -> None:
-    found = [
-        path.stem
-        for path in sorted((checks.REFERENCE / "templates").glob("*.jinja"))
-        if HARMONY.recognises(path.read_text(encoding="utf-8"))
-    ]
-    assert found == [TEMPLATE]
+    assert checks.recognised_by(HARMONY) == [TEMPLATE]
 
 
 @checks.needs_reference

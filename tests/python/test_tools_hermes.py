@@ -15,16 +15,7 @@ from bee_integrations.tools.hermes import HermesFormat, call_text
 from bee_integrations.tools.tool_format import CallArguments, CallBegin, CallBroken, Tool
 
 HERMES = HermesFormat()
-WEATHER = Tool(
-    "get_weather",
-    "The weather in a city.",
-    {
-        "type": "object",
-        "properties": {"city": {"type": "string"}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
-        "required": ["city"],
-    },
-)
-NOW = Tool("now", "The time.", {})
+WEATHER, NOW = checks.WEATHER, checks.NOW
 TOOLS = [WEATHER, NOW]
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris", "days": 2}}\n</tool_call>'
 TEMPLATES = {

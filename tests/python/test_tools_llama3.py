@@ -17,16 +17,7 @@ from bee_integrations.tools.llama3 import Llama3Format
 from bee_integrations.tools.tool_format import CallArguments, CallBegin, CallBroken, Tool
 
 LLAMA3 = Llama3Format()
-WEATHER = Tool(
-    "get_weather",
-    "The weather in a city.",
-    {
-        "type": "object",
-        "properties": {"city": {"type": "string"}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
-        "required": ["city"],
-    },
-)
-NOW = Tool("now", "The time.", {})
+WEATHER, NOW = checks.WEATHER, checks.NOW
 TOOLS = [WEATHER, NOW]
 CALL = '{"name": "get_weather", "parameters": {"city": "Paris", "days": 2}}'
 PARIS = ("get_weather", {"city": "Paris", "days": 2})
@@ -175,12 +166,7 @@ def test_any_text_becomes_the_same_however_it_is_cut(parts: list[str]) -> None:
 
 @checks.needs_reference
 def test_these_templates_are_recognised() -> None:
-    found = [
-        path.stem
-        for path in sorted((checks.REFERENCE / "templates").glob("*.jinja"))
-        if LLAMA3.recognises(path.read_text(encoding="utf-8"))
-    ]
-    assert found == TEMPLATES
+    assert checks.recognised_by(LLAMA3) == TEMPLATES
 
 
 @checks.needs_reference

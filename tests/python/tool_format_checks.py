@@ -37,6 +37,16 @@ from bee_integrations.tools.tool_format import (
 )
 
 REFERENCE = Path(__file__).resolve().parent.parent / "reference"
+WEATHER = Tool(
+    "get_weather",
+    "The weather in a city.",
+    {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+        "required": ["city"],
+    },
+)
+NOW = Tool("now", "The time.", {})
 needs_reference = pytest.mark.skipif(
     not (REFERENCE / "archive.sha256").is_file(), reason="needs third-party templates: run 'make reference'"
 )
@@ -471,3 +481,9 @@ class _Closing:
                     return token
         self._rest = b""
         return None
+
+
+def recognised_by(form: ToolFormat) -> list[str]:
+    """The names of the reference templates that a format takes for its own."""
+    templates = (REFERENCE / "templates").glob("*.jinja")
+    return sorted(path.stem for path in templates if form.recognises(path.read_text(encoding="utf-8")))
