@@ -8,13 +8,13 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 JOBS := $(shell nproc 2>/dev/null || echo 2)
-C_FILES = $(shell find libbee tests/native -name '*.[ch]')
+C_FILES = $(shell find libbee tests/native -name '*.[ch]' -o -name '*.cu' -o -name '*.cpp')
 PACKAGE_FILES := pyproject.toml README.md LICENSE \
     $(shell find libbee bee_integrations -type f -not -path '*/__pycache__/*' -not -name '.*')
 CMAKE := $(abspath $(BIN))/cmake
 CTEST := $(abspath $(BIN))/ctest
 
-.PHONY: help demo test reference bench train build native-test lint typecheck format clean
+.PHONY: help demo test reference bench train build cuda cuda-test gpu-check native-test lint typecheck format clean
 .DEFAULT_GOAL := help
 # pip would not like a second one in the same environment.
 .NOTPARALLEL:
@@ -44,13 +44,28 @@ build: $(VENV)/.installed-dev ## build/libbee.so, which a source checkout uses
 	$(CMAKE) -S libbee -B build
 	$(CMAKE) --build build --parallel $(JOBS)
 
+cuda: $(VENV)/.installed-dev ## build/libbee_cuda.so as well, for BEE_CUDA_ARCHITECTURES or all (needs nvcc, but no card)
+	$(CMAKE) -S libbee -B build -DBEE_CUDA=ON
+	$(CMAKE) --build build --parallel $(JOBS)
+
+cuda-test: $(VENV)/.installed-test $(VENV)/.installed-dev ## the CUDA backend's tests on its emulation: no card, no nvcc
+	$(CMAKE) -S libbee -B build-emulated -DBEE_TESTS=ON -DBEE_CUDA=OFF
+	$(CMAKE) --build build-emulated --parallel $(JOBS)
+	cd build-emulated && $(CTEST) --output-on-failure --parallel $(JOBS) -R cuda
+	BEE_LIBRARY=build-emulated/libbee.so BEE_CUDA_LIBRARY=$(CURDIR)/build-emulated/libbee_cuda_emulated.so \
+	    $(BIN)/python -m pytest -q tests/python/test_architectures.py -k cuda
+
+# Without an environment of its own: a machine with a card may have no network.
+gpu-check: ## tests and measurements on the card of this machine; writes docs/gpu/report-*.md
+	$(PYTHON) tests/gpu_check.py $(ARGS)
+
 native-test: $(VENV)/.installed-dev ## the C tests under ASan and UBSan, and those of threads under TSan
 	$(CMAKE) -S libbee -B build-asan -DBEE_TESTS=ON -DBEE_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=Debug
 	$(CMAKE) --build build-asan --parallel $(JOBS)
-	cd build-asan && $(CTEST) --output-on-failure
+	cd build-asan && $(CTEST) --output-on-failure -E '(session|paths)_cuda'
 	$(CMAKE) -S libbee -B build-tsan -DBEE_TESTS=ON -DBEE_SANITIZE=thread -DCMAKE_BUILD_TYPE=Debug
 	$(CMAKE) --build build-tsan --parallel $(JOBS)
-	cd build-tsan && $(CTEST) --output-on-failure -R 'thread|session'
+	cd build-tsan && $(CTEST) --output-on-failure -R 'thread|session' -E cuda
 
 lint: $(VENV)/.installed-dev ## ruff and clang-format, changing nothing
 	$(BIN)/ruff check .
@@ -66,7 +81,7 @@ format: $(VENV)/.installed-dev ## bring all files into the form that lint asks f
 	$(BIN)/clang-format -i $(C_FILES)
 
 clean: ## remove build trees and the environment
-	rm -rf build build-asan build-tsan dist $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf build build-asan build-tsan build-emulated dist $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 
 # ---- the environment -------------------------------------------------------------------------------------------------
 # The package is installed as a user would get it: a wheel, built from these files, and rebuilt when one of them changes.

@@ -115,8 +115,12 @@ Model = Annotated[str | None, typer.Option("--model", "-m", help="A registered n
 Drafter = Annotated[str, typer.Option(help="A DFlash GGUF file, 'auto' (the one that belongs to the model) or 'none'.")]
 NCtx = Annotated[int | None, typer.Option("--n-ctx", help="Tokens of context, prompt and answer together.")]
 Threads = Annotated[int | None, typer.Option("--threads", "-t", help="CPU threads; all cores if left out.")]
+Device = Annotated[
+    str, typer.Option(help="'cpu', 'cuda', or 'auto': the card where there is one and the model fits, else the CPU.")
+]
 InstructionSet = Annotated[
-    str | None, typer.Option(help="Force 'avx512', 'avx2' or 'portable'; the best one here if left out.")
+    str | None,
+    typer.Option(help="Force 'avx512', 'avx2' or 'portable', and with 'auto' the CPU; the best one here if left out."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -186,6 +190,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Same seed, same answer. Drawn if left out.")] = None,
     n_ctx: NCtx = None,
     threads: Threads = None,
+    device: Device = "auto",
     instruction_set: InstructionSet = None,
     as_json: Json = False,
 ) -> None:
@@ -207,7 +212,12 @@ def run(
         raise ParameterError("--raw gives the model the prompt as it stands, so there is no place for --system")
     text = _prompt_text(prompt)
     with _opened(
-        model, drafter=_drafter(drafter), n_ctx=n_ctx, threads=threads, instruction_set=instruction_set
+        model,
+        drafter=_drafter(drafter),
+        n_ctx=n_ctx,
+        threads=threads,
+        device=device,
+        instruction_set=instruction_set,
     ) as engine:
         tokens = _prompt_tokens(engine, text, system, raw)
         last, output = _answer(engine, tokens, params, echo=not as_json)
@@ -216,6 +226,7 @@ def run(
     if as_json:
         answer = {
             "model": engine.model_name,
+            "device": engine.info["device"],
             "text": output["text"],
             "tokens": output["tokens"],
             "finish_reason": last.finish_reason,
@@ -223,7 +234,8 @@ def run(
         }
         typer.echo(json.dumps(answer, ensure_ascii=False))
     else:
-        _errors().print(_statistics_line(stats, last.finish_reason), style="dim", markup=False)
+        line = _statistics_line(stats, last.finish_reason, _place(engine))
+        _errors().print(line, style="dim", markup=False)
 
 
 @contextmanager
@@ -277,7 +289,15 @@ def _answer(engine: Engine, tokens: list[int], params: GenerationParams, *, echo
     return step, {"text": text, "tokens": generated}
 
 
-def _statistics_line(stats: Statistics, finish_reason: str | None) -> str:
+def _place(engine: Engine) -> str | None:
+    """The card that it ran on, or why not; None where there is none."""
+    if engine.info["device"] != "cpu":
+        return f"on {engine.info['device_name']}"
+    note = engine.info["device_note"]
+    return f"on the CPU ({note})" if note else None
+
+
+def _statistics_line(stats: Statistics, finish_reason: str | None, place: str | None) -> str:
     parts = [
         f"{stats.output_tokens} tokens ({finish_reason}), {stats.decode_tokens_per_s:.0f} tokens/s",
         f"prompt {stats.prompt_tokens} tokens, first token after {stats.time_to_first_token_s:.2f} s",
@@ -290,6 +310,8 @@ def _statistics_line(stats: Statistics, finish_reason: str | None) -> str:
             f"draft acceptance {stats.draft_acceptance:.0%}, accepted share {stats.accepted_share:.0%}"
         )
     parts.append(f"seed {stats.seed}")
+    if place is not None:
+        parts.append(place)
     return "; ".join(parts)
 
 
@@ -301,13 +323,31 @@ def _statistics_line(stats: Statistics, finish_reason: str | None) -> str:
 def info(
     file: Annotated[str, typer.Argument(help="A GGUF file, or the name of a registered model that is here.")],
     n_ctx: NCtx = None,
+    device: Annotated[
+        str | None, typer.Option(help="Plan the memory of this device: 'cuda', 'cpu', or 'auto', as 'bee run' has it.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="With --device: that much memory, such as 24GiB, and not what is free there.")
+    ] = None,
+    drafter: Drafter = "auto",
     as_json: Json = False,
 ) -> None:
     """What is in a GGUF file, whether it can run here and why not, and the memory that takes."""
     from . import models
+    from .device_plan import check_device, parse_size
     from .model_report import describe_model_file, print_model_report
 
-    report = describe_model_file(models.resolve_model(file, download=False), n_ctx)
+    if device is not None:
+        check_device(device)
+    elif memory is not None:
+        raise ParameterError("--memory is that of a device: give --device cuda with it")
+    report = describe_model_file(
+        models.resolve_model(file, download=False),
+        n_ctx,
+        device=device,
+        memory=None if memory is None else parse_size(memory),
+        drafter=_drafter(drafter),
+    )
     if as_json:
         typer.echo(json.dumps(report, ensure_ascii=False))
     else:
@@ -333,6 +373,12 @@ def bench(
         Path | None,
         typer.Option("--from", help="Show these earlier results; with --rows, measure those anew in their place."),
     ] = None,
+    synthetic: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure shapes without a model, with random weights: qwen3-8b, llama-3.1-8b, dense-27b, ..."
+        ),
+    ] = None,
     prompts: Annotated[Path | None, typer.Option(help='A JSON list of {"name", "messages"}.')] = None,
     speculation: Annotated[
         str | None,
@@ -349,11 +395,19 @@ def bench(
     model: Model = None,
     drafter: Drafter = "auto",
     n_ctx: NCtx = None,
+    device: Device = "auto",
     instruction_set: InstructionSet = None,
 ) -> None:
     """Measure passes and answers, with and without speculation, and a peer beside them."""
     from .bench import BenchOptions
 
+    if synthetic is not None:
+        if model is not None or earlier is not None or rows is not None or figures or peer is not None:
+            raise ParameterError("--synthetic measures no model, figures or peer: leave those options out")
+        _check_outputs(json_file, markdown, None)
+        report = _synthetic_report(_names(synthetic) or (), device, threads, instruction_set)
+        _write_bench(report, json_file, markdown, None)
+        return
     options = BenchOptions(
         model=model,
         drafter=_drafter(drafter),
@@ -364,6 +418,7 @@ def bench(
         repeats=repeats,
         threads=threads,
         n_ctx=n_ctx,
+        device=device,
         peer=None if peer is None or peer.lower() == _NONE else peer,
         peer_path=peer_path,
         avx2_peer_path=avx2_peer_path,
@@ -374,6 +429,16 @@ def bench(
     _write_bench(report, json_file, markdown, plot)
     if report["summary"]["same_text_in_all_modes"] is False:
         raise typer.Exit(_EXIT_ERROR)
+
+
+def _synthetic_report(
+    shapes: tuple[str, ...], device: str, threads: int | None, instruction_set: str | None
+) -> dict[str, Any]:
+    from .bench.synthetic import SyntheticOptions, run_synthetic
+
+    options = SyntheticOptions(shapes, device=device, threads=threads, instruction_set=instruction_set)
+    with _step_progress() as report_step:
+        return run_synthetic(options, report_step)
 
 
 def _names(value: str | None) -> tuple[str, ...] | None:
@@ -418,6 +483,7 @@ def _write_bench(report: dict[str, Any], json_file: Path | None, markdown: Path 
     from .bench.markdown import write_markdown
     from .bench.plot import plot_report
     from .bench.report import print_report
+    from .bench.synthetic import print_synthetic
 
     # Files first: stdout may be a pipe that nobody reads to its end. Printing last, whatever became of them.
     try:
@@ -430,7 +496,8 @@ def _write_bench(report: dict[str, Any], json_file: Path | None, markdown: Path 
     finally:
         console = Console()
         # A pipe has no width of its own: room for the tables.
-        print_report(report, console if console.is_terminal else Console(width=_TABLE_WIDTH))
+        show = print_synthetic if "synthetic" in report else print_report
+        show(report, console if console.is_terminal else Console(width=_TABLE_WIDTH))
 
 
 @contextmanager

@@ -31,6 +31,7 @@ import numpy.typing as npt
 from . import models
 from .chat_template import ChatTemplate
 from .constraints import GrammarCompiler
+from .device_plan import CPU, DEVICES, check_device, expected_place
 from .errors import (
     ConstraintError,
     ContextLengthError,
@@ -80,22 +81,26 @@ class Engine:
         n_ctx: tokens of context per request, prompt and answer together; None: what the model was trained for, at
             most 8192. Memory for it is taken as it fills.
         threads: None: the cores that this process may use.
-        device: "auto" or "cpu".
+        device: "cpu"; "cuda": an NVIDIA card; "auto": the card where there is one and the plan for a session of n_ctx
+            fits its free memory, otherwise the CPU. `info` tells where it runs: "device", "device_name", and with
+            "auto" in "device_note" why the card is not used.
         instruction_set: None: the best of this machine; a name of docs/instruction_sets.md ("avx512", "avx2", ...)
-            forces one.
+            forces one, and the CPU with it where the device is "auto".
         n_parallel: requests that run side by side; others wait. Each keeps a cache of its own between requests.
 
         Raises the exceptions of `bee_integrations.errors`: ParameterError, ModelFileError, ModelFormatError,
-        UnsupportedModelError, DrafterMismatchError, OutOfMemoryError, ModelDownloadError.
+        UnsupportedModelError, DrafterMismatchError, OutOfMemoryError, DeviceError, ModelDownloadError.
         """
-        _check_device(device)
+        device = _device(device, instruction_set)
         threads = _thread_count(threads)
         n_parallel = integer("n_parallel", n_parallel, 1, _MAX_PARALLEL)
         self.model_path: Path = models.resolve_model(model)
         self.drafter_path: Path | None = models.resolve_drafter(drafter, self.model_path)
         self.model_name: str = models.model_name(self.model_path)
         self._read_model_file(n_ctx)
-        handle = _open_engine(self.model_path, self.drafter_path, threads, instruction_set)
+        handle = _open_engine(
+            self.model_path, self.drafter_path, threads, instruction_set, device=device, n_ctx=self.n_ctx
+        )
         self._scheduler = Scheduler(handle, self.n_ctx, n_parallel)  # owns the handle from here on
         self.info: dict[str, Any] = self._scheduler.call(_describe)
         self.info |= {"n_ctx": self.n_ctx, "architecture": self._architecture, "n_parallel": n_parallel}
@@ -131,9 +136,9 @@ class Engine:
         n_parallel: int = 4,
     ) -> Engine:
         """The engine of this process for these arguments, loaded at the first call and kept while anybody uses it."""
-        _check_device(device)
+        device = _device(device, instruction_set)
         path = models.resolve_model(model)
-        key = (path, models.resolve_drafter(drafter, path), n_ctx, threads, instruction_set, n_parallel)
+        key = (path, models.resolve_drafter(drafter, path), n_ctx, threads, device, instruction_set, n_parallel)
         with _shared.lock:
             engine = _shared.engines.get(key)
             if engine is None or engine.closed:
@@ -551,18 +556,44 @@ def _finish_reason(finish: int, stop_text: str | None) -> str:
 # ---- opening ---------------------------------------------------------------------------------------------------------
 
 
-def _open_engine(model: Path, drafter: Path | None, threads: int, instruction_set: str | None) -> Any:
-    name = ffi.NULL if instruction_set is None else ffi.new("char[]", str(instruction_set).encode())
-    memory = PassCosts(model, drafter, threads, instruction_set)
+def _open_engine(
+    model: Path, drafter: Path | None, threads: int, instruction_set: str | None, *, device: str, n_ctx: int
+) -> Any:
+    """A `bee_engine *`, with the costs that are remembered for where it runs, or those that it measured remembered."""
+
+    def opened(costs: Any) -> Any:
+        name = ffi.NULL if instruction_set is None else ffi.new("char[]", str(instruction_set).encode())
+        given = {"device": DEVICES[device], "n_ctx": n_ctx, "n_threads": threads, "instruction_set": name}
+        parameters = ffi.new("bee_engine_params *", given | {"costs": costs})
+        drafter_name = ffi.NULL if drafter is None else os.fsencode(drafter)
+        error = new_error()
+        handle = lib.bee_engine_open(os.fsencode(model), drafter_name, parameters, error)
+        check(handle, error)
+        return handle
+
+    place = expected_place(device, model, drafter, n_ctx)
+    memory = PassCosts(model, drafter, threads, instruction_set, place)
     known = memory.load()
-    parameters = ffi.new("bee_engine_params *", {"n_threads": threads, "instruction_set": name, "costs": known})
-    drafter_name = ffi.NULL if drafter is None else os.fsencode(drafter)
-    error = new_error()
-    handle = lib.bee_engine_open(os.fsencode(model), drafter_name, parameters, error)
-    check(handle, error)
+    handle = opened(known)
+    if _place(handle) != place:
+        if known != ffi.NULL:  # the costs of another device
+            lib.bee_engine_close(handle)
+            known = ffi.NULL
+            handle = opened(known)
+        memory = PassCosts(model, drafter, threads, instruction_set, _place(handle))
     if known == ffi.NULL:
         memory.store(handle)
     return handle
+
+
+def _place(handle: Any) -> str:
+    """As `expected_place` has it: the name of the card that the engine runs on, or "cpu"."""
+    info = _describe(handle)
+    return CPU if info["device"] == CPU else str(info["device_name"])
+
+
+def _text(characters: Any) -> str:
+    return str(ffi.string(characters).decode("utf-8", errors="replace"))
 
 
 def _describe(handle: Any) -> dict[str, Any]:
@@ -572,7 +603,9 @@ def _describe(handle: Any) -> dict[str, Any]:
              "mask_token", "weight_bytes")  # fmt: skip
     info: dict[str, Any] = {name: getattr(out, name) for name in names}
     info["instruction_set"] = ffi.string(out.instruction_set).decode()
-    info["device"] = "cpu"
+    info["device"] = CPU if int(out.device) == DEVICES[CPU] else "cuda"
+    info["device_name"] = _text(out.device_info.name)
+    info["device_note"] = _text(out.device_note)
     info["library_version"] = ffi.string(lib.bee_version()).decode()
     return info
 
@@ -629,7 +662,7 @@ def _too_long(n_tokens: int, n_ctx: int, n_ctx_train: int) -> str:
 
 def check_arguments(*, n_ctx: int | None, threads: int | None, device: str) -> None:
     """Raise ParameterError for what no engine takes, whatever the model: an engine itself checks the same and more."""
-    _check_device(device)
+    check_device(device)
     _thread_count(threads)
     if n_ctx is not None:
         integer("n_ctx", n_ctx, 1, INT32_MAX, note=", and at most what the model was trained for")
@@ -639,8 +672,14 @@ def _thread_count(threads: int | None) -> int:
     return 0 if threads is None else integer("threads", threads, 1, int(lib.BEE_MAX_THREADS))
 
 
-def _check_device(device: str) -> None:
+def _device(device: str, instruction_set: str | None) -> str:
+    """The device to ask for: an instruction set is one of the CPU."""
+    check_device(device)
+    if instruction_set is None:
+        return device
     if device == "cuda":
-        raise ParameterError("device is 'cuda', but this build has no CUDA backend: use 'auto' or 'cpu'")
-    if device not in ("auto", "cpu"):
-        raise ParameterError(f"device is {device!r}; it must be 'auto' or 'cpu'")
+        raise ParameterError(
+            f"instruction_set is {instruction_set!r}, and device is 'cuda': instruction sets are those of the CPU; "
+            "give one of the two"
+        )
+    return CPU

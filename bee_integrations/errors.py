@@ -6,6 +6,7 @@ __all__ = [
     "BeeError",
     "ConstraintError",
     "ContextLengthError",
+    "DeviceError",
     "DrafterMismatchError",
     "EngineClosedError",
     "GenerationCancelled",
@@ -62,6 +63,10 @@ class ContextLengthError(BeeError, ValueError):
 
 class OutOfMemoryError(BeeError, MemoryError):
     """An allocation failed."""
+
+
+class DeviceError(BeeError, RuntimeError):
+    """There is no such device, or it failed; the message says what is missing."""
 
 
 class GenerationCancelled(BeeError):  # noqa: N818 - an outcome that was asked for

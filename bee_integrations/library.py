@@ -18,6 +18,7 @@ import cffi  # type: ignore[import-untyped,unused-ignore]
 from .errors import (
     BeeError,
     ContextLengthError,
+    DeviceError,
     DrafterMismatchError,
     LibraryLoadError,
     ModelFileError,
@@ -40,6 +41,7 @@ _EXCEPTIONS: dict[int, type[BeeError]] = {
     5: DrafterMismatchError,
     6: ContextLengthError,
     7: OutOfMemoryError,
+    8: DeviceError,
 }
 
 

@@ -55,7 +55,7 @@ class BeeParameters(BaseModel):
     threads: int | None = None
     """CPU threads; None takes the cores that this process may use."""
     device: str = "auto"
-    """Where the model runs: "auto" or "cpu"."""
+    """Where the model runs: "cuda", "cpu", or "auto": the card where there is one and the model fits, else the CPU."""
     temperature: float = 0.0
     """0 always takes the most likely token; higher values take more varied ones."""
     top_k: int = 0

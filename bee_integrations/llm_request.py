@@ -281,6 +281,7 @@ def response_metadata(engine: Engine, last: Step) -> dict[str, Any]:
         "model_provider": "bee",
         "finish_reason": last.finish_reason,
         "system_fingerprint": _fingerprint(engine.info),
+        "device": engine.info["device"],
     }
     if last.closed:
         metadata["closed"] = True
@@ -311,5 +312,6 @@ def response_metadata(engine: Engine, last: Step) -> dict[str, Any]:
 
 
 def _fingerprint(info: Mapping[str, Any]) -> str:
-    # Versions and instruction sets may round differently; within one of each, equal requests give equal texts.
-    return f"bee-{__version__}-{info['instruction_set']}"
+    # Versions, instruction sets and cards may round differently; within one of each, equal requests give equal texts.
+    card = [] if info["device"] == "cpu" else str(info["device_name"]).split()
+    return "-".join(["bee", __version__, info["instruction_set"], *card])

@@ -114,6 +114,11 @@ class ModelFile:
         return value
 
     @property
+    def handle(self) -> Any:
+        """The `bee_file *`, which lives until `close`."""
+        return self._open_handle()
+
+    @property
     def size(self) -> int:
         """Bytes of the whole file."""
         return int(lib.bee_file_size(self._open_handle()))

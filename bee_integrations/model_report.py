@@ -13,17 +13,29 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .device_plan import describe_device_memory, print_device_memory, size_text
 from .engine import DEFAULT_N_CTX, model_tokenizer
 from .errors import ModelFormatError, ParameterError, UnsupportedModelError
 from .model_file import ModelFile, TensorInfo
+from .models import resolve_drafter
 
 __all__ = ["describe_model_file", "print_model_report"]
 
 _SHOWN_ELEMENTS = 8  # of an array; vocabularies have hundreds of thousands
 
 
-def describe_model_file(path: Path, n_ctx: int | None = None) -> dict[str, Any]:
+def describe_model_file(
+    path: Path,
+    n_ctx: int | None = None,
+    *,
+    device: str | None = None,
+    memory: int | None = None,
+    drafter: str | os.PathLike[str] | None = "auto",
+) -> dict[str, Any]:
     """Everything `bee info --json` prints; `n_ctx` (tokens; None: what an engine takes by default) sizes the caches.
+
+    device: None, or the one whose memory is planned, with `drafter` as an engine takes it, and `memory` bytes in place
+    of what is free on it. The plan is `device_memory`: None where none was asked for, and for what cannot run.
 
     Raises ModelFileError and ModelFormatError where the file cannot be read as GGUF. A sound file that cannot be run is
     no error: `runnable` is False then, and `reason` says why.
@@ -44,7 +56,24 @@ def describe_model_file(path: Path, n_ctx: int | None = None) -> dict[str, Any]:
                 for tensor in file.tensors
             ],
         }
-        return {**report, **_running(file, n_ctx)}
+        report |= _running(file, n_ctx)
+    report["device_memory"] = None
+    if device is not None:
+        report["device_memory"] = _on_device(path, report, device, memory, drafter)
+    return report
+
+
+def _on_device(
+    path: Path, report: Mapping[str, Any], device: str, memory: int | None, drafter: str | os.PathLike[str] | None
+) -> dict[str, Any] | None:
+    if report["kind"] == "drafter":
+        raise ParameterError(f"{path} is a drafter, which runs with its target: give that, and this as --drafter")
+    context = report["memory"] and report["memory"]["n_ctx"]
+    if context is None or context > report["n_ctx_train"]:
+        return None
+    return describe_device_memory(
+        path, resolve_drafter(drafter, path), device, context, stated=memory, free=_available_memory()
+    )
 
 
 def _running(file: ModelFile, n_ctx: int | None) -> dict[str, Any]:
@@ -81,8 +110,8 @@ def _what_stands_against(memory: Mapping[str, Any], n_ctx_train: int) -> str | N
     available = memory["available_bytes"]
     if available is not None and memory["total_bytes"] > available:
         return (
-            f"it takes {_size(memory['total_bytes'])} with a context of {memory['n_ctx']} tokens, and "
-            f"{_size(available)} of memory are free: give a smaller context"
+            f"it takes {size_text(memory['total_bytes'])} with a context of {memory['n_ctx']} tokens, and "
+            f"{size_text(available)} of memory are free: give a smaller context"
         )
     return None
 
@@ -126,14 +155,14 @@ def _tensor_types(tensors: Iterable[TensorInfo]) -> list[dict[str, Any]]:
 
 def print_model_report(report: Mapping[str, Any], console: Console) -> None:
     """The report as tables: where it stands, tensor types, metadata, and the answer to "can I run this?" last."""
-    console.print(f"{os.path.basename(report['path'])}: {_size(report['bytes'])}", style="bold", markup=False)
+    console.print(f"{os.path.basename(report['path'])}: {size_text(report['bytes'])}", style="bold", markup=False)
     console.print(_types_table(report["tensor_types"]))
     console.print(_metadata_table(report["metadata"]))
     memory = report["memory"]
     if memory is not None:
         console.print(
-            f"Memory: weights {_size(memory['weight_bytes'])}, and {_size(memory['cache_bytes'])} for each session of "
-            f"{memory['n_ctx']} tokens"
+            f"Memory: weights {size_text(memory['weight_bytes'])}, and {size_text(memory['cache_bytes'])} for each "
+            f"session of {memory['n_ctx']} tokens"
         )
     if report["runnable"] and report["kind"] == "drafter":
         console.print("A DFlash drafter that can run here: give it with its target, as --drafter.", style="green")
@@ -141,6 +170,8 @@ def print_model_report(report: Mapping[str, Any], console: Console) -> None:
         console.print("This model can run here.", style="green")
     else:
         console.print(f"This file cannot run here: {report['reason']}", style="bold red", markup=False)
+    if report["device_memory"] is not None:
+        print_device_memory(report["device_memory"], console)
 
 
 def _types_table(types: Iterable[Mapping[str, Any]]) -> Table:
@@ -150,7 +181,7 @@ def _types_table(types: Iterable[Mapping[str, Any]]) -> Table:
     table.add_column("size", justify="right")
     table.add_column("can run")
     for entry in types:
-        table.add_row(entry["type"], str(entry["tensors"]), _size(entry["bytes"]), _usable(entry))
+        table.add_row(entry["type"], str(entry["tensors"]), size_text(entry["bytes"]), _usable(entry))
     return table
 
 
@@ -179,7 +210,3 @@ def _usable(entry: Mapping[str, Any]) -> str:
     if entry["type"] == "I64":
         return "as an index"  # the tokens of a reduced head; never as weights
     return "yes" if entry["supported"] else "[red]no"
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

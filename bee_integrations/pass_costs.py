@@ -26,13 +26,16 @@ _LIFETIME_S = 7 * 24 * 3600.0
 class PassCosts:
     """The memory of one engine's costs: a small JSON file in the cache directory."""
 
-    def __init__(self, model: Path, drafter: Path | None, threads: int, instruction_set: str | None) -> None:
-        """`threads` 0 and `instruction_set` None: as libbee chooses them here."""
+    def __init__(
+        self, model: Path, drafter: Path | None, threads: int, instruction_set: str | None, device: str = "cpu"
+    ) -> None:
+        """`threads` 0 and `instruction_set` None: as libbee chooses them here. `device`: "cpu" or a card's name."""
         held = {
             "files": [_stamp(path) for path in (model, drafter) if path is not None],
             "threads": threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads,
             "instruction_set": instruction_set or ffi.string(lib.bee_instruction_sets()[0]).decode(),
             "processor": _processor(),
+            "device": device,
             "version": __version__,
         }
         name = hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()

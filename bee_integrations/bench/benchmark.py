@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..device_plan import CPU, check_device
 from ..engine import Engine
 from ..errors import ModelFileError, ParameterError
 from ..models import sha256_of
@@ -52,12 +53,14 @@ class BenchOptions:
     peer: str | None = None
     peer_path: str | os.PathLike[str] | None = None  # the folder to import the peer from
     avx2_peer_path: str | os.PathLike[str] | None = None  # that of a build without AVX-512
+    device: str = "auto"
     instruction_set: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "repeats"):
             if getattr(self, name) < 1:
                 raise ParameterError(f"{name} is {getattr(self, name)}; give at least 1")
+        check_device(self.device)
         _check_choice("speculation", self.speculation, _MODES)
         _check_choice("rows", self.figures, tuple(GROUPS))
         if self.peer not in (None, PeerProcess.name):
@@ -101,7 +104,8 @@ def run_benchmark(options: BenchOptions, progress: Progress | None = None) -> di
         return {
             "bee_version": __version__,
             "machine": describe_machine(),
-            "threads": run.engine.info["n_threads"],
+            "device": None if run.engine.info["device"] == CPU else run.engine.info["device_name"],
+            "threads": run.threads,
             "instruction_set": run.engine.info["instruction_set"],
             "model": _describe_file(run.engine.model_path),
             "drafter": None if run.engine.drafter_path is None else _describe_file(run.engine.drafter_path),
@@ -126,18 +130,20 @@ def _open_run(options: BenchOptions, progress: Progress | None, stack: ExitStack
             drafter=options.drafter,
             n_ctx=options.n_ctx,
             threads=options.threads,
+            device=options.device,
             instruction_set=options.instruction_set,
             n_parallel=1,
         )
     )
     modes = _modes(options, engine)
     tokens = {prompt.name: engine.encode_prompt(engine.render_chat(prompt.messages)) for prompt in prompts}
+    on_cpu = engine.info["device"] == CPU
+    threads = engine.info["n_threads"] if on_cpu else options.threads or _available_cores()
     peer = None
     if options.peer is not None:
         measured = PASS_CONTEXT if options.figures is None else _FIGURES_CONTEXT
         answered = max(map(len, tokens.values())) + options.max_tokens
         n_ctx = max(answered, PREFILL_TOKENS + 1, measured + max(PASS_ROWS))
-        threads = engine.info["n_threads"]
         peer = stack.enter_context(
             PeerProcess(engine.model_path, n_ctx=n_ctx, threads=threads, folder=_folder(options.peer_path))
         )
@@ -148,6 +154,7 @@ def _open_run(options: BenchOptions, progress: Progress | None, stack: ExitStack
         modes=modes,
         max_tokens=options.max_tokens,
         repeats=options.repeats,
+        threads=threads,
         steps=Steps(progress),
         folder=Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bee-bench-"))),
         peer_folder=_folder(options.peer_path),
@@ -196,6 +203,9 @@ def merge_figures(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[
     for name in ("machine", "model", "drafter", "threads", "instruction_set"):
         if earlier[name] != later[name]:
             raise ParameterError(f"the earlier results are of another {name}: {earlier[name]} and not {later[name]}")
+    devices = [report.get("device") or "the CPU" for report in (earlier, later)]  # none in reports of before there were
+    if devices[0] != devices[1]:
+        raise ParameterError(f"the earlier results are of another device: {devices[0]} and not {devices[1]}")
     anew = {figure["group"] for figure in later["figures"]}
     figures = [*(figure for figure in earlier["figures"] if figure["group"] not in anew), *later["figures"]]
     order = list(GROUPS)
@@ -231,10 +241,12 @@ def describe_machine() -> dict[str, Any]:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         memory = None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return asdict(
-        Machine(_cpu_name(), cores, memory, f"{platform.system()} {platform.machine()}", platform.python_version())
-    )
+    system = f"{platform.system()} {platform.machine()}"
+    return asdict(Machine(_cpu_name(), _available_cores(), memory, system, platform.python_version()))
+
+
+def _available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_name() -> str:

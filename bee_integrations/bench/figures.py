@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..device_plan import CPU
 from ..engine import Engine
 from ..errors import ParameterError
 from ..model_file import ModelFile
@@ -22,7 +23,7 @@ from .fresh import FreshEngine, load_time, peak_memory
 from .limits import Limits, measure_limits
 from .llama_cpp_peer import REQUANTISED_TYPES, PeerProcess, requantise
 from .passes import PassCosts
-from .run import NO_PEER, Figure, Run, made_up_tokens
+from .run import NO_PEER, Figure, Run, made_up_tokens, same_place
 from .structured import structured_figures
 
 __all__ = ["GROUPS", "measure_figures"]
@@ -90,7 +91,6 @@ def _decode_pair(run: Run, figure: Figure, model: Path, **arguments: Any) -> Fig
 
 def _requantised(run: Run) -> list[Figure]:
     figures = []
-    threads = run.engine.info["n_threads"]
     for name in REQUANTISED_TYPES:
         figure = Figure("requantised", f"decode, requantised to {name}", asked=_ASKED_REQUANTISED[name])
         if run.peer is None:
@@ -99,8 +99,8 @@ def _requantised(run: Run) -> list[Figure]:
         path = run.folder / f"{run.engine.model_path.stem}.{name}.gguf"
         run.steps.expect(1)
         run.steps.next(f"requantising to {name}")
-        requantise(run.engine.model_path, path, name, threads=threads, folder=run.peer_folder)
-        figures.append(_decode_pair(run, figure, path, threads=threads))
+        requantise(run.engine.model_path, path, name, threads=run.threads, folder=run.peer_folder)
+        figures.append(_decode_pair(run, figure, path, threads=run.threads))
         path.unlink()
     return figures
 
@@ -109,21 +109,21 @@ def _one_thread(run: Run) -> list[Figure]:
     figure = Figure("one-thread", "decode, one thread each", asked=4.0)
     if run.peer is None:
         return [replace(figure, note=NO_PEER)]
-    return [_decode_pair(run, figure, run.engine.model_path, threads=1)]
+    return [_decode_pair(run, figure, run.engine.model_path, threads=1, device=CPU)]
 
 
 def _avx2(run: Run) -> list[Figure]:
     figure = Figure("avx2", "decode, AVX2 forced, the peer built without AVX-512", asked=2.5)
     if run.avx2_peer_folder is None:
         return [replace(figure, note="no such peer: give --avx2-peer-path")]
-    threads = run.engine.info["n_threads"]
     try:
         return [
             _decode_pair(
                 run,
                 figure,
                 run.engine.model_path,
-                threads=threads,
+                threads=run.threads,
+                device=CPU,
                 instruction_set="avx2",
                 peer_folder=run.avx2_peer_folder,
             )
@@ -215,14 +215,8 @@ def _pass_share(costs: PassCosts, rows: int, limits: Limits) -> Figure:
 
 
 def _fresh_engine(run: Run, n_ctx: int) -> FreshEngine:
-    info = run.engine.info
-    return FreshEngine(
-        run.engine.model_path,
-        run.engine.drafter_path,
-        info["n_threads"],
-        info["instruction_set"],
-        min(n_ctx, run.engine.n_ctx),
-    )
+    engine = run.engine
+    return FreshEngine(engine.model_path, engine.drafter_path, min(n_ctx, engine.n_ctx), same_place(engine))
 
 
 def _memory(run: Run) -> list[Figure]:
@@ -283,9 +277,8 @@ def _batch(run: Run) -> list[Figure]:
         engine.model_path,
         drafter=engine.drafter_path,
         n_ctx=engine.n_ctx,
-        threads=engine.info["n_threads"],
-        instruction_set=engine.info["instruction_set"],
         n_parallel=BATCH,
+        **same_place(engine),
     ) as parallel:
         for mode in ("off", "auto"):
             speed = measure_batch(

@@ -28,18 +28,16 @@ class FreshEngine:
 
     model: Path
     drafter: Path | None
-    threads: int
-    instruction_set: str
     n_ctx: int
+    place: dict[str, Any]  # "threads", "device", "instruction_set"
 
     def as_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `Engine`, but the model."""
         return {
             "drafter": self.drafter,
-            "threads": self.threads,
-            "instruction_set": self.instruction_set,
             "n_ctx": self.n_ctx,
             "n_parallel": 1,
+            **self.place,
         }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from ..engine import Engine
 from ..library import check, ffi, lib, new_error
 
-__all__ = ["Limits", "PassNeeds", "measure_limits"]
+__all__ = ["Limits", "PassNeeds", "limits_of", "measure_limits"]
 
 
 @dataclass(frozen=True)
@@ -66,19 +66,21 @@ class Limits:
 def measure_limits(engine: Engine) -> Limits:
     """Measures for some tenths of a second, between the passes of requests. Raises OutOfMemoryError."""
 
-    def run(handle: Any) -> Any:
-        out, error = ffi.new("bee_limits *"), new_error()
-        check(lib.bee_engine_limits(handle, out, error), error)
-        return out
-
     # The engine has no method for it: nobody but the benchmark asks.
-    measured = engine._scheduler.call(run)
+    limits: Limits = engine._scheduler.call(lambda handle: limits_of(handle, has_drafter=engine.info["has_drafter"]))
+    return limits
+
+
+def limits_of(handle: Any, *, has_drafter: bool) -> Limits:
+    """The same of a `bee_engine *`."""
+    out, error = ffi.new("bee_limits *"), new_error()
+    check(lib.bee_engine_limits(handle, out, error), error)
     return Limits(
-        measured.read_bytes_per_second,
-        measured.reread_bytes_per_second,
-        measured.multiply_adds_per_second,
-        _needs(measured.target),
-        _needs(measured.drafter) if engine.info["has_drafter"] else None,
+        out.read_bytes_per_second,
+        out.reread_bytes_per_second,
+        out.multiply_adds_per_second,
+        _needs(out.target),
+        _needs(out.drafter) if has_drafter else None,
     )
 
 

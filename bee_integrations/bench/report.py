@@ -111,11 +111,11 @@ def _same_text(columns: Sequence[_Column]) -> bool | None:
 
 def describe_run(report: Mapping[str, Any]) -> str:
     """Files, machine, threads and peer in one line."""
-    drafter, machine, peer = report["drafter"], report["machine"], report["peer"]
+    drafter, peer = report["drafter"], report["peer"]
     limits, settings = report["limits"], report["settings"]
     parts = [
         f"{report['model']['file']}, drafter {drafter['file'] if drafter else 'none'}",
-        f"{machine['cpu']}, {report['threads']} of {machine['cores']} cores, {report['instruction_set']}",
+        _place(report),
         f"it reads {limits['read_bytes_per_s'] / 1e9:.1f} GB/s from memory, "
         f"{limits['reread_bytes_per_s'] / 1e9:.1f} GB/s where it rereads as much as the weights, "
         f"and does {limits['multiply_adds_per_s'] / 1e9:.0f} G 8-bit multiply-adds/s",
@@ -125,6 +125,12 @@ def describe_run(report: Mapping[str, Any]) -> str:
     if peer is not None:
         parts.append(f"{peer['name']} {peer['version']}{'' if peer['repacked'] else ', its weights not repacked'}")
     return "; ".join(parts)
+
+
+def _place(report: Mapping[str, Any]) -> str:
+    machine, card = report["machine"], report.get("device")
+    cores = f"{machine['cpu']}, {report['threads']} of {machine['cores']} cores"
+    return f"{cores}, {report['instruction_set']}" if card is None else f"on {card}, beside {cores}"
 
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:

@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..device_plan import CPU
 from ..engine import Engine
 from .contenders import Answers, BeeContender, Contender, PeerContender, Steps, answer_in_turn
 from .limits import Limits, measure_limits
 from .llama_cpp_peer import PeerProcess
 from .passes import PassCosts, measure_passes
 
-__all__ = ["NO_PEER", "Figure", "Run", "made_up_tokens"]
+__all__ = ["NO_PEER", "Figure", "Run", "made_up_tokens", "same_place"]
 
 NO_PEER = "no peer: give --peer llama-cpp-python"
 
@@ -53,6 +54,7 @@ class Run:
     modes: tuple[str, ...]
     max_tokens: int
     repeats: int
+    threads: int  # of the CPU: the engine's, or where that runs on a card, the peer's
     steps: Steps
     folder: Path  # for files that live as long as the benchmark
     peer_folder: Path | None = None
@@ -105,17 +107,37 @@ class Run:
 
     @contextmanager
     def another_pair(
-        self, model: Path, *, threads: int, instruction_set: str | None = None, peer_folder: Path | None = None
+        self,
+        model: Path,
+        *,
+        threads: int,
+        device: str | None = None,
+        instruction_set: str | None = None,
+        peer_folder: Path | None = None,
     ) -> Iterator[tuple[Engine, PeerProcess]]:
-        """Another engine without a drafter, and the peer, on the same file and as many threads."""
+        """Another engine without a drafter, and the peer, on the same file and as many threads. device: None is that
+        of the run's engine."""
         n_ctx = max(map(len, self.tokens.values())) + self.max_tokens
         with (
             Engine(
-                model, drafter=None, n_ctx=n_ctx, threads=threads, instruction_set=instruction_set, n_parallel=1
+                model,
+                drafter=None,
+                n_ctx=n_ctx,
+                threads=threads,
+                device=device or self.engine.info["device"],
+                instruction_set=instruction_set,
+                n_parallel=1,
             ) as e,
             PeerProcess(model, n_ctx=n_ctx, threads=threads, folder=peer_folder or self.peer_folder) as peer,
         ):
             yield e, peer
+
+
+def same_place(engine: Engine) -> dict[str, Any]:
+    """Arguments for another engine that runs where this one does, with as many threads."""
+    info = engine.info
+    instruction_set = info["instruction_set"] if info["device"] == CPU else None
+    return {"threads": info["n_threads"], "device": info["device"], "instruction_set": instruction_set}
 
 
 def made_up_tokens(count: int, n_vocab: int) -> list[int]:

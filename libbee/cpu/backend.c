@@ -17,8 +17,8 @@
 #include "../src/ops.h"
 #include "../src/sample.h"
 #include "kernels.h"
-#include "limits.h"
 #include "pack.h"
+#include "rates.h"
 #include "threads.h"
 
 /* For so few rows every worker normalises and quantises for itself: that is cheaper than waiting for the others, and
@@ -192,7 +192,7 @@ static void fill_share(Worker *worker, void *argument) {
                 share_begin(worker, n, worker->index + 1));
 }
 
-static void run(Backend *backend, void (*body)(Worker *, void *), void *argument);
+static void run_all(Backend *backend, void (*body)(Worker *, void *), void *argument);
 
 static void *zeroed(size_t bytes) {
     void *memory = aligned_alloc(64, (bytes + 63) / 64 * 64 + 64);
@@ -266,7 +266,7 @@ static Weight *weight_new(Backend *backend, const Tensor *tensor, const int32_t 
         return NULL;
     }
     Filling filling = {weight, tensor, row_ids};
-    run(backend, fill_share, &filling);
+    run_all(backend, fill_share, &filling);
     return weight;
 }
 
@@ -321,7 +321,7 @@ static float *buffer_new(Backend *backend, size_t count) {
     return (float *)(memory + BUFFER_HEAD);
 }
 
-static void buffer_free(Backend *backend, float *buffer) {
+static void buffer_free(Backend *backend, void *buffer) {
     (void)backend;
     if (!buffer) return;
     char *memory = (char *)buffer - BUFFER_HEAD;
@@ -331,6 +331,28 @@ static void buffer_free(Backend *backend, float *buffer) {
         free(memory);
     else
         pages_free(memory, bytes);
+}
+
+static void buffer_copy(Backend *backend, void *to, const void *from, size_t bytes) {
+    (void)backend;
+    memcpy(to, from, bytes);
+}
+
+/* The embedding stays in the file: a pass reads a few of its rows. */
+struct Table {
+    Tensor tensor;
+};
+
+static Table *table_new(Backend *backend, const Tensor *tensor) {
+    (void)backend;
+    Table *table = malloc(sizeof *table);
+    if (table) table->tensor = *tensor;
+    return table;
+}
+
+static void table_free(Backend *backend, Table *table) {
+    (void)backend;
+    free(table);
 }
 
 static int chunks_of(int n_positions) { return (n_positions + POSITION_CHUNK - 1) / POSITION_CHUNK; }
@@ -391,19 +413,24 @@ static void run_worker(void *argument, int index) {
     job->body(&job->backend->workers[index], job->argument);
 }
 
-static void run(Backend *backend, void (*body)(Worker *, void *), void *argument) {
+static void run_all(Backend *backend, void (*body)(Worker *, void *), void *argument) {
     Job job = {backend, body, argument};
     thread_pool_run(backend->pool, run_worker, &job);
+}
+
+static void run(Backend *backend, void (*body)(Worker *, void *), void *argument, const RunInput *input) {
+    (void)input; /* the operations read it where it is */
+    run_all(backend, body, argument);
 }
 
 static int worker_index(const Worker *worker) { return worker->index; }
 
 static void barrier(const Worker *worker) { thread_pool_barrier(worker->backend->pool); }
 
-static void embed(Worker *w, const Tensor *table, const Row *rows, int n, float *x, size_t stride) {
+static void embed(Worker *w, const Table *table, const Row *rows, int n, float *x, size_t stride) {
     for (int i = w->index; i < n; i += w->count) {
         memset(x + i * stride, 0, stride * sizeof(float));
-        dequantize_row(table, rows[i].token, x + i * stride);
+        dequantize_row(&table->tensor, rows[i].token, x + i * stride);
     }
     barrier(w);
 }
@@ -671,7 +698,7 @@ static void forbid(float *logits, const int32_t *ids, const uint32_t *mask, int 
 
 /* A worker's part of a row, before a token is chosen from it. */
 static void prepare(float *logits, const int32_t *ids, const Choice *choice, int first, int last) {
-    if (choice->unchanged) memcpy(choice->unchanged + first, logits + first, (size_t)(last - first) * sizeof *logits);
+    if (choice->report) memcpy(choice->unchanged + first, logits + first, (size_t)(last - first) * sizeof *logits);
     for (int e = 0; e < choice->n_edits; e++) {
         const LogitEdit *edit = &choice->edits[e];
         if (edit->token < first || edit->token >= last) continue;
@@ -684,6 +711,27 @@ static void prepare(float *logits, const int32_t *ids, const Choice *choice, int
 static double log_sum_exp(const Kernels *kernels, const float *x, int n) {
     const float largest = kernels->largest(x, n);
     return largest + log(kernels->sum_exp(x, n, largest));
+}
+
+/* The most likely tokens, most likely first; of equal ones the lower. */
+static void report_row(const Choice *choice, double log_sum, int n_vocab) {
+    const float *logits = choice->unchanged;
+    bee_logprobs *out = choice->report;
+    const int wanted = choice->n_top < n_vocab ? choice->n_top : n_vocab;
+    out->n_top = 0;
+    out->logprob = choice->token < 0 ? NAN : (float)(logits[choice->token] - log_sum);
+    for (int32_t token = 0; token < n_vocab; token++) {
+        int at = out->n_top;
+        if (at == wanted && (!at || logits[token] <= logits[out->top_tokens[at - 1]])) continue;
+        if (at < wanted)
+            out->n_top++;
+        else
+            at--;
+        for (; at > 0 && logits[token] > logits[out->top_tokens[at - 1]]; at--)
+            out->top_tokens[at] = out->top_tokens[at - 1];
+        out->top_tokens[at] = token;
+    }
+    for (int i = 0; i < out->n_top; i++) out->top_logprobs[i] = (float)(logits[out->top_tokens[i]] - log_sum);
 }
 
 /* Each worker looks through its part of every row, which it computed itself, and then puts together the parts of some
@@ -710,13 +758,14 @@ static void choose(Worker *w, float *logits, size_t stride, int n_vocab, const i
         draw.sampling = choices[i].sampling;
         draw.position = choices[i].position;
         choices[i].token = sample_finish(&draw, parts, w->count, (Candidate *)w->scratch);
-        if (choices[i].unchanged) choices[i].log_sum = log_sum_exp(backend->kernels, choices[i].unchanged, n_vocab);
+        if (choices[i].report)
+            report_row(&choices[i], log_sum_exp(backend->kernels, choices[i].unchanged, n_vocab), n_vocab);
     }
     barrier(w);
 }
 
 static bool measure_rates(Backend *backend, uint64_t reread_bytes, Rates *out) {
-    return limits_measure(backend->pool, backend->kernels, reread_bytes, out);
+    return rates_measure(backend->pool, backend->kernels, reread_bytes, out);
 }
 
 const Ops bee_cpu_ops = {
@@ -728,6 +777,11 @@ const Ops bee_cpu_ops = {
     .operand_free = operand_free,
     .buffer_new = buffer_new,
     .buffer_free = buffer_free,
+    .buffer_write = buffer_copy,
+    .buffer_read = buffer_copy,
+    .buffer_move = buffer_copy,
+    .table_new = table_new,
+    .table_free = table_free,
     .cache_new = cache_new,
     .cache_free = cache_free,
     .run = run,

@@ -37,7 +37,8 @@ typedef enum bee_status {
     BEE_ERROR_UNSUPPORTED = 4, /* a valid file that this library cannot run */
     BEE_ERROR_MISMATCH = 5,    /* the drafter was made for another target */
     BEE_ERROR_CONTEXT = 6,     /* more tokens than the session's context holds */
-    BEE_ERROR_MEMORY = 7       /* an allocation failed */
+    BEE_ERROR_MEMORY = 7,      /* an allocation failed, or would: the message has the numbers */
+    BEE_ERROR_DEVICE = 8       /* there is no such device, or it failed; the message says what is missing */
 } bee_status;
 
 typedef struct bee_error {
@@ -115,6 +116,38 @@ typedef struct bee_plan {
 
 BEE_API bee_status bee_file_plan(const bee_file *file, bee_plan *out, bee_error *error);
 
+/* ---- devices ------------------------------------------------------------------------------------ */
+
+typedef enum bee_device {
+    BEE_DEVICE_CPU = 0,
+    BEE_DEVICE_CUDA = 1, /* an NVIDIA card of compute capability 8.0 or newer; needs libbee_cuda beside this library */
+    BEE_DEVICE_AUTO = 2  /* CUDA where a card is there and the plan fits it, otherwise CPU */
+} bee_device;
+
+typedef struct bee_device_info {
+    char name[128];
+    int32_t capability_major, capability_minor; /* 0 for the CPU */
+    int32_t n_multiprocessors;                  /* 0 for the CPU */
+    int32_t driver_version;                     /* of CUDA, 1000 major + 10 minor; 0 for the CPU */
+    uint64_t total_bytes, free_bytes;           /* of its memory, now */
+} bee_device_info;
+
+/* Fails with BEE_ERROR_DEVICE, and what is missing: library, driver, device, capability. AUTO is no device. */
+BEE_API bee_status bee_device_describe(bee_device device, bee_device_info *out, bee_error *error);
+
+/* What an engine with one session of n_ctx positions takes of the device's memory. */
+typedef struct bee_memory_plan {
+    uint64_t target_bytes;  /* packed weights, with the embedding where the device keeps it */
+    uint64_t drafter_bytes; /* the same; 0 without one */
+    uint64_t cache_bytes;   /* keys and values of target and drafter, for n_ctx positions */
+    uint64_t work_bytes;    /* activations, logits, and what kernels need */
+    uint64_t total_bytes;
+} bee_memory_plan;
+
+/* Found from the headers alone, and with or without a device. `drafter` may be NULL. */
+BEE_API bee_status bee_plan_memory(const bee_file *target, const bee_file *drafter, bee_device device, int32_t n_ctx,
+                                   bee_memory_plan *out, bee_error *error);
+
 /* ---- engine ------------------------------------------------------------------------------------- */
 
 /* A target model, optionally its drafter, and the threads that run them. */
@@ -138,13 +171,16 @@ typedef struct bee_costs {
 } bee_costs;
 
 typedef struct bee_engine_params {
-    int32_t n_threads;           /* 0: the cores this process may use */
+    bee_device device;
+    int32_t n_ctx;     /* positions that a device's memory is planned for; 0: what the model was trained for */
+    int32_t n_threads; /* 0: the cores this process may use */
     const char *instruction_set; /* NULL: the best here; a name of bee_instruction_sets() forces one */
     const bee_costs *costs; /* as `bee_engine_costs` gave them before, or NULL to measure for some tenths of a second */
     int32_t n_taps;         /* without a drafter: keep the inputs of these target layers as features */
     int32_t taps[16];
     bee_log_function log; /* may be NULL */
     void *log_user;
+    bool made_up_weights; /* for measurements: the files' tensor data is not read; weights are random, norms are 1 */
 } bee_engine_params;
 
 typedef struct bee_engine_info {
@@ -156,11 +192,14 @@ typedef struct bee_engine_info {
     int32_t n_taps;
     int32_t taps[16]; /* entry i means the input of that target layer */
     bool has_drafter;
-    int32_t block_size;    /* of the drafter: the largest number of tokens it drafts is one less; 0 without one */
-    int32_t n_draft_vocab; /* rows of the drafter's head; 0 without one */
-    int32_t mask_token;    /* -1 without a drafter */
-    uint64_t weight_bytes; /* target and drafter, packed */
-    const char *instruction_set;
+    int32_t block_size;          /* of the drafter: the largest number of tokens it drafts is one less; 0 without one */
+    int32_t n_draft_vocab;       /* rows of the drafter's head; 0 without one */
+    int32_t mask_token;          /* -1 without a drafter */
+    uint64_t weight_bytes;       /* target and drafter, packed */
+    const char *instruction_set; /* of the CPU; "cuda" on a card */
+    bee_device device;           /* where it runs: CPU or CUDA */
+    bee_device_info device_info;
+    char device_note[256]; /* AUTO: why the card is not used; empty where it is, or where there is none */
 } bee_engine_info;
 
 /* `drafter_path` may be NULL; `params` may be NULL for the defaults. */
@@ -357,6 +396,14 @@ BEE_API bee_status bee_session_draft(bee_session *session, int32_t last_token, i
  * one row, and beyond the drafter's block_size): medians over `repeats`. */
 BEE_API bee_status bee_engine_measure(bee_engine *engine, int32_t n_rows, int32_t n_past, int32_t repeats,
                                       double *pass_seconds, double *draft_seconds, bee_error *error);
+
+/* Seconds and tokens of one decode cycle of n_drafts drafts of the drafter's (0: nothing is drafted), greedy: means
+ * over n_cycles of a scratch session's after n_past made-up tokens. `profile`: NULL, or float[BEE_MAX_BLOCK], falling
+ * from 1 to 0 at most: on a device, cycles accept more than k drafts with probability profile[k], whatever was drafted.
+ * The CPU refuses one. */
+BEE_API bee_status bee_engine_measure_cycles(bee_engine *engine, int32_t n_drafts, int32_t n_past, int32_t n_cycles,
+                                             const float *profile, double *seconds_per_cycle, double *tokens_per_cycle,
+                                             bee_error *error);
 
 /* What a pass needs. A pass over n rows at context p reads weight_bytes + p * kv_bytes_per_position, and does n times
  * multiply_adds + p * attention_multiply_adds, and head_multiply_adds for each row that needs logits. */

@@ -6,6 +6,7 @@
  * where it is that very token. */
 #include <string.h>
 
+#include "device_cycle.h"
 #include "dflash_draft.h"
 #include "error.h"
 #include "masked_path.h"
@@ -25,6 +26,7 @@ typedef struct Part {
     int n_choices;    /* 0 where the prompt does not end in this pass */
     int n_new;        /* tokens gained */
     bool cut;         /* the constraint kept fewer than were chosen */
+    bool projected;   /* the accepted rows' features are in the drafter's cache already */
     int32_t drafts[BEE_MAX_BLOCK];
 } Part;
 
@@ -210,7 +212,8 @@ static bool verify_and_choose(Cycle *c) {
                        .head_rows = c->head_rows,
                        .n_head_rows = c->n_choices,
                        .choices = c->choices,
-                       .cancelled = any_cancelled,
+                       .cancelled =
+                           e->ops->device ? NULL : any_cancelled, /* a device records the pass and is not asked */
                        .cancel_argument = c};
     target_forward(e->backend, &pass);
     return !atomic_load(&pass.stopped);
@@ -258,7 +261,7 @@ static void accept(const Cycle *c, Part *p) {
     for (int i = 0; i < p->n_new && s->n_tokens < s->n_ctx; i++) s->tokens[s->n_tokens++] = step->tokens[i];
     s->stats.output_tokens += p->n_new;
     step->n_tokens = p->n_new;
-    full_path_report(&s->full, c->choices + p->first_choice, p->n_new);
+    full_path_report(&s->full, p->n_new);
 }
 
 static int kept_drafts(const Part *p) { return p->n_new > 1 ? p->n_new - 1 : 0; }
@@ -304,7 +307,10 @@ static int committed_rows(const Part *p) { return p->n_pending + (p->n_choices ?
 
 static void commit(Part *p) {
     bee_session *s = p->session;
-    keep_features(s, p->first_row, committed_rows(p), s->uses_drafter);
+    if (p->projected)
+        s->n_injected = s->n_cached + committed_rows(p);
+    else
+        keep_features(s, p->first_row, committed_rows(p), s->uses_drafter);
     s->n_cached += committed_rows(p);
     p->step->n_prompt_left = waiting_prompt(s);
     if (p->step->finish) s->active = false;
@@ -337,13 +343,42 @@ static void conclude(const Cycle *c, Part *p) {
     commit(p);
 }
 
+/* On a device, one session that needs nothing from the host between draft and commit: the pass's outcome is taken as if
+ * it had been drafted and verified here. */
+static bool runs_on_device(const Cycle *c) {
+    const Part *p = &c->parts[0];
+    if (c->n_parts > 1 || !c->engine->ops->device || has_failed(p)) return false;
+    if (device_cycle_queued(p->session)) return true;
+    return p->source != DRAFT_COPY && !p->masked.active && device_cycle_possible(p->session, p->n_drafts);
+}
+
+static bool run_on_device(Cycle *c) {
+    Part *p = &c->parts[0];
+    CycleOutcome outcome;
+    if (!device_cycle_run(p->session, p->n_drafts, &outcome)) return false;
+    p->source = outcome.n_drafts ? DRAFT_MODEL : DRAFT_NOTHING;
+    p->n_drafts = outcome.n_drafts;
+    memcpy(p->drafts, outcome.drafts, sizeof p->drafts);
+    p->n_choices = outcome.n_drafts + 1;
+    for (int i = 0; i < p->n_choices; i++) c->choices[i] = (Choice){.token = outcome.tokens[i]};
+    p->projected = outcome.n_drafts > 0;
+    return true;
+}
+
+/* Drafts, verifies and chooses; false where that was cut short. */
+static bool run_passes(Cycle *c) {
+    if (runs_on_device(c)) return run_on_device(c);
+    propose_drafts(c);
+    const double proposed = monotonic_seconds();
+    if (!verify_and_choose(c)) return false;
+    observe_pass(c, monotonic_seconds() - proposed);
+    return true;
+}
+
 static void run_cycle(Cycle *c) {
     const double start = monotonic_seconds();
     share_rows(c);
-    propose_drafts(c);
-    const double proposed = monotonic_seconds();
-    if (!verify_and_choose(c)) return;
-    observe_pass(c, monotonic_seconds() - proposed);
+    if (!run_passes(c)) return;
     for (int i = 0; i < c->n_parts; i++) conclude(c, &c->parts[i]);
     const double seconds = monotonic_seconds() - start;
     for (int i = 0; i < c->n_parts; i++) {
@@ -379,13 +414,31 @@ static void enlist(Cycle *c, bee_session *const *sessions, int32_t n, bee_step *
     }
 }
 
+/* Sessions in company whose cycle is under way yield its tokens first, and take no part in the pass. */
+static void take_queued(Cycle *c) {
+    if (c->n_parts < 2) return;
+    int n = 0;
+    for (int i = 0; i < c->n_parts; i++) {
+        Part *p = &c->parts[i];
+        if (device_cycle_queued(p->session)) {
+            Cycle alone = {.engine = c->engine, .parts = {*p}, .n_parts = 1};
+            run_cycle(&alone);
+        } else {
+            c->parts[n++] = *p;
+        }
+    }
+    c->n_parts = n;
+}
+
 bee_status bee_engine_step(bee_engine *engine, bee_session *const *sessions, int32_t n_sessions, bee_step *steps,
                            bee_error *error) {
     Cycle cycle = {.engine = engine};
     pthread_mutex_lock(&engine->mutex);
-    const bee_status status = check_sessions(engine, sessions, n_sessions, error);
+    bee_status status = check_sessions(engine, sessions, n_sessions, error);
+    if (!status) status = engine_status(engine, error);
     if (!status) {
         enlist(&cycle, sessions, n_sessions, steps);
+        take_queued(&cycle);
         if (cycle.n_parts) run_cycle(&cycle);
         /* A pass that a cancellation ended reports it now, not with the next step. */
         for (int i = 0; i < cycle.n_parts; i++) {
@@ -394,6 +447,7 @@ bee_status bee_engine_step(bee_engine *engine, bee_session *const *sessions, int
             p->step->finish = BEE_FINISH_CANCELLED;
             p->session->active = false;
         }
+        status = engine_status(engine, error);
     }
     pthread_mutex_unlock(&engine->mutex);
     return status;

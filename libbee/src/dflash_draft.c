@@ -10,14 +10,17 @@ bool drafter_is_ready(const bee_session *s) {
 
 void keep_features(bee_session *s, int first_row, int n, bool for_drafter) {
     const Workspace *work = &s->engine->work;
+    const Ops *ops = s->engine->ops;
+    Backend *backend = s->engine->backend;
     const size_t size = (size_t)s->engine->n_taps * s->engine->target->shape.n_embd;
     const float *rows = work->features + (size_t)first_row * work->feature_stride;
     for (int i = 0; s->features && i < n; i++)
-        memcpy(s->features + (size_t)(s->n_cached + i) * size, rows + (size_t)i * work->feature_stride,
-               size * sizeof(float));
+        ops->buffer_read(backend, s->features + (size_t)(s->n_cached + i) * size,
+                         rows + (size_t)i * work->feature_stride, size * sizeof(float));
     if (!for_drafter || !drafter_is_ready(s)) return;
-    memcpy(s->waiting + (size_t)s->n_waiting * work->feature_stride, rows,
-           (size_t)n * work->feature_stride * sizeof(float));
+    if (n)
+        ops->buffer_move(backend, s->waiting + (size_t)s->n_waiting * work->feature_stride, rows,
+                         (size_t)n * work->feature_stride * sizeof(float));
     s->n_waiting += n;
 }
 
@@ -49,14 +52,17 @@ void project_features(bee_engine *e, bee_session *const *sessions, int n_session
     int n_rows = 0;
     for (int i = 0; i < n_sessions; i++) {
         bee_session *s = sessions[i];
-        for (int w = 0; w < s->n_waiting; w++) {
-            if (n_rows == BEE_MAX_PASS_ROWS) {
-                inject(e, rows, n_rows);
-                n_rows = 0;
+        for (int w = 0; w < s->n_waiting;) {
+            const int room = BEE_MAX_PASS_ROWS - n_rows, left = s->n_waiting - w, n = left < room ? left : room;
+            e->ops->buffer_move(e->backend, e->work.features + (size_t)n_rows * stride, s->waiting + (size_t)w * stride,
+                                (size_t)n * stride * sizeof(float));
+            for (int end = w + n; w < end; w++) {
+                const int position = s->n_injected + w;
+                rows[n_rows++] = (Row){s->draft_cache, s->tokens[position], position, position + 1};
             }
-            const int position = s->n_injected + w;
-            memcpy(e->work.features + (size_t)n_rows * stride, s->waiting + (size_t)w * stride, stride * sizeof(float));
-            rows[n_rows++] = (Row){s->draft_cache, s->tokens[position], position, position + 1};
+            if (n_rows < BEE_MAX_PASS_ROWS) continue;
+            inject(e, rows, n_rows);
+            n_rows = 0;
         }
         s->n_injected += s->n_waiting;
         s->n_waiting = 0;
@@ -113,6 +119,8 @@ static void run_redraft(Worker *worker, void *argument) {
 
 int32_t draft_allowed(bee_engine *e, const bee_sampling *sampling, int32_t position, int row, const uint32_t *mask) {
     Redraft redraft = {e, {.sampling = sampling, .position = position, .logits_row = row, .mask = mask}};
-    e->ops->run(e->backend, run_redraft, &redraft);
+    const RunInput input = {
+        .model = e->drafter, .choices = &redraft.choice, .n_choices = 1, .mask_words = (int)mask_words(e)};
+    e->ops->run(e->backend, run_redraft, &redraft, &input);
     return redraft.choice.token;
 }

@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "error.h"
+#include "memory_plan.h"
 
 double monotonic_seconds(void) {
     struct timespec t;
@@ -43,13 +44,14 @@ static bee_status open_target(bee_engine *e, const char *path, const bee_engine_
             return bee_fail(error, BEE_ERROR_ARGUMENT,
                             "taps[%d] is %d; it must lie between 0 and %d, the model's layers", i, params->taps[i],
                             shape.n_layer);
-    if (!(e->target = model_load(e->ops, e->backend, e->file, NULL, NULL, error))) return error->status;
+    if (!(e->target = model_load(e->ops, e->backend, e->file, NULL, NULL, params->made_up_weights, error)))
+        return error->status;
     e->n_taps = params->n_taps;
     memcpy(e->taps, params->taps, sizeof e->taps);
     return BEE_OK;
 }
 
-static bee_status open_drafter(bee_engine *e, const char *path, bee_error *error) {
+static bee_status open_drafter(bee_engine *e, const char *path, const bee_engine_params *params, bee_error *error) {
     bee_error local;
     if (!error) error = &local;
     if (!(e->drafter_file = bee_file_open(path, error))) return error->status;
@@ -59,36 +61,126 @@ static bee_status open_drafter(bee_engine *e, const char *path, bee_error *error
     if (shape.architecture != ARCH_DFLASH)
         return bee_fail(error, BEE_ERROR_MISMATCH, "'%s' is not a DFlash drafter (its architecture is not 'dflash')",
                         path);
-    if (!(e->drafter = model_load(e->ops, e->backend, e->drafter_file, e->target, e->file, error)))
+    if (!(e->drafter =
+              model_load(e->ops, e->backend, e->drafter_file, e->target, e->file, params->made_up_weights, error)))
         return error->status;
     e->n_taps = e->drafter->shape.n_taps;
     memcpy(e->taps, e->drafter->shape.taps, sizeof e->taps);
     return BEE_OK;
 }
 
+static bee_status open_backend(bee_engine *e, const bee_engine_params *params, bee_error *error) {
+    bee_error local;
+    if (!error) error = &local;
+    if (params->device == BEE_DEVICE_CUDA) {
+        e->cuda = cuda_library(error);
+        if (!e->cuda || e->cuda->describe(&e->device_info, error)) return error->status;
+        e->ops = e->cuda->ops;
+        e->backend = e->cuda->backend_new(error);
+    } else {
+        snprintf(e->device_info.name, sizeof e->device_info.name, "CPU");
+        e->backend = cpu_backend_new(params->n_threads, params->instruction_set, error);
+    }
+    return e->backend ? BEE_OK : error->status;
+}
+
+static void close_backend(bee_engine *e) {
+    if (!e->backend) return;
+    if (e->cuda)
+        e->cuda->backend_free(e->backend);
+    else
+        cpu_backend_free(e->backend);
+}
+
+static const char *kernels_name(const bee_engine *e) {
+    return e->cuda ? "cuda" : cpu_backend_instruction_set(e->backend);
+}
+
+static int host_threads(const bee_engine *e) { return e->cuda ? 1 : cpu_backend_threads(e->backend); }
+
+/* Before anything is uploaded: what would not fit is refused with the numbers. */
+static bee_status check_memory(const bee_engine *e, const char *model_path, const char *drafter_path, int32_t n_ctx,
+                               bee_error *error) {
+    if (!e->cuda) return BEE_OK;
+    bee_error local;
+    if (!error) error = &local;
+    bee_file *target = bee_file_open(model_path, error);
+    bee_file *drafter = target && drafter_path ? bee_file_open(drafter_path, error) : NULL;
+    bee_memory_plan plan;
+    bee_status status = BEE_OK;
+    if (!target || (drafter_path && !drafter))
+        status = error->status;
+    else
+        status = bee_plan_memory(target, drafter, BEE_DEVICE_CUDA, n_ctx, &plan, error);
+    if (!status) status = plan_check(&plan, &e->device_info, n_ctx, error);
+    bee_file_close(drafter);
+    bee_file_close(target);
+    return status;
+}
+
 static bee_status open_parts(bee_engine *e, const char *model_path, const char *drafter_path,
                              const bee_engine_params *params, bee_error *error) {
     bee_status status = check_params(params, drafter_path, error);
     if (status) return status;
-    e->backend = cpu_backend_new(params->n_threads, params->instruction_set, error);
-    if (!e->backend) return error ? error->status : BEE_ERROR_ARGUMENT;
+    status = open_backend(e, params, error);
+    if (status) return status;
+    status = check_memory(e, model_path, drafter_path, params->n_ctx, error);
+    if (status) return status;
     status = open_target(e, model_path, params, error);
-    if (!status && drafter_path) status = open_drafter(e, drafter_path, error);
+    if (!status && drafter_path) status = open_drafter(e, drafter_path, params, error);
     if (status) return status;
     if (!workspace_new(e->ops, e->backend, e->target, e->n_taps, &e->work) ||
         (e->drafter && !workspace_new(e->ops, e->backend, e->drafter, e->n_taps, &e->draft_work)))
         return bee_fail(error, BEE_ERROR_MEMORY, "out of memory for the activations of a pass");
     chances_reset(&e->usual);
-    return open_costs(e, params->costs, error);
+    status = open_costs(e, params->costs, error);
+    return status ? status : engine_status(e, error);
 }
 
 static void log_opened(const bee_engine *e) {
     if (!e->log) return;
-    char message[160];
-    snprintf(message, sizeof message, "%d layers, %.1f MB of packed weights, %s kernels on %d threads, %s",
-             e->target->shape.n_layer, 1e-6 * (double)e->target->weight_bytes, cpu_backend_instruction_set(e->backend),
-             cpu_backend_threads(e->backend), e->drafter ? "with a drafter" : "no drafter");
+    char message[320];
+    snprintf(message, sizeof message, "%d layers, %.1f MB of packed weights, %s kernels on %s, %d threads, %s",
+             e->target->shape.n_layer, 1e-6 * (double)e->target->weight_bytes, kernels_name(e), e->device_info.name,
+             host_threads(e), e->drafter ? "with a drafter" : "no drafter");
     e->log(e->log_user, message);
+}
+
+/* `note` is what the engine says of the device that it was not opened on; may be NULL. */
+static bee_engine *open_on(const char *model_path, const char *drafter_path, const bee_engine_params *params,
+                           const char *note, bee_error *error) {
+    bee_engine *e = calloc(1, sizeof *e);
+    if (!e) {
+        bee_fail(error, BEE_ERROR_MEMORY, "out of memory");
+        return NULL;
+    }
+    pthread_mutex_init(&e->mutex, NULL);
+    e->ops = &bee_cpu_ops;
+    e->log = params->log;
+    e->log_user = params->log_user;
+    if (note) snprintf(e->device_note, sizeof e->device_note, "%.255s", note);
+    if (!open_parts(e, model_path, drafter_path, params, error)) {
+        log_opened(e);
+        return e;
+    }
+    bee_engine_close(e);
+    return NULL;
+}
+
+/* The card where it takes the model, and otherwise the CPU. Where there is no card, nothing is said of it. What is
+ * wrong with the files, opening them on the CPU says. */
+static bee_engine *open_auto(const char *model_path, const char *drafter_path, const bee_engine_params *params,
+                             bee_error *error) {
+    bee_engine_params chosen = *params;
+    bee_device_info card;
+    bee_error reason = {.message = ""};
+    chosen.device = BEE_DEVICE_CUDA;
+    if (!params->instruction_set && !bee_device_describe(BEE_DEVICE_CUDA, &card, NULL)) {
+        bee_engine *e = open_on(model_path, drafter_path, &chosen, NULL, &reason);
+        if (e) return e;
+    }
+    chosen.device = BEE_DEVICE_CPU;
+    return open_on(model_path, drafter_path, &chosen, reason.message, error);
 }
 
 bee_engine *bee_engine_open(const char *model_path, const char *drafter_path, const bee_engine_params *params,
@@ -98,21 +190,13 @@ bee_engine *bee_engine_open(const char *model_path, const char *drafter_path, co
         bee_fail(error, BEE_ERROR_ARGUMENT, "model_path is missing");
         return NULL;
     }
-    bee_engine *e = calloc(1, sizeof *e);
-    if (!e) {
-        bee_fail(error, BEE_ERROR_MEMORY, "out of memory");
+    if (!params) params = &defaults;
+    if (params->device == BEE_DEVICE_AUTO) return open_auto(model_path, drafter_path, params, error);
+    if (params->device != BEE_DEVICE_CPU && params->device != BEE_DEVICE_CUDA) {
+        bee_fail(error, BEE_ERROR_ARGUMENT, "device is %d; bee_device has 0 to 2", (int)params->device);
         return NULL;
     }
-    pthread_mutex_init(&e->mutex, NULL);
-    e->ops = &bee_cpu_ops;
-    e->log = params ? params->log : NULL;
-    e->log_user = params ? params->log_user : NULL;
-    if (!open_parts(e, model_path, drafter_path, params ? params : &defaults, error)) {
-        log_opened(e);
-        return e;
-    }
-    bee_engine_close(e);
-    return NULL;
+    return open_on(model_path, drafter_path, params, NULL, error);
 }
 
 void bee_engine_close(bee_engine *e) {
@@ -121,7 +205,7 @@ void bee_engine_close(bee_engine *e) {
     workspace_free(e->ops, e->backend, &e->draft_work);
     model_free(e->ops, e->backend, e->drafter);
     model_free(e->ops, e->backend, e->target);
-    cpu_backend_free(e->backend);
+    close_backend(e);
     bee_file_close(e->drafter_file);
     bee_file_close(e->file);
     pthread_mutex_destroy(&e->mutex);
@@ -135,14 +219,17 @@ void bee_engine_describe(const bee_engine *e, bee_engine_info *out) {
         .n_ctx_train = s->n_ctx_train,
         .n_layer = s->n_layer,
         .n_embd = s->n_embd,
-        .n_threads = cpu_backend_threads(e->backend),
+        .n_threads = host_threads(e),
         .n_taps = e->n_taps,
         .has_drafter = e->drafter != NULL,
         .block_size = e->drafter ? e->drafter->shape.block_size : 0,
         .n_draft_vocab = e->drafter ? e->drafter->n_head_rows : 0,
         .mask_token = e->drafter ? e->drafter->shape.mask_token : -1,
         .weight_bytes = e->target->weight_bytes + (e->drafter ? e->drafter->weight_bytes : 0),
-        .instruction_set = cpu_backend_instruction_set(e->backend),
+        .instruction_set = kernels_name(e),
+        .device = e->cuda ? BEE_DEVICE_CUDA : BEE_DEVICE_CPU,
+        .device_info = e->device_info,
     };
+    memcpy(out->device_note, e->device_note, sizeof e->device_note);
     memcpy(out->taps, e->taps, sizeof e->taps);
 }

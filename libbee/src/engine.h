@@ -5,6 +5,7 @@
 #include <pthread.h>
 
 #include "copy_draft.h"
+#include "cuda_library.h"
 #include "draft_length.h"
 #include "forward.h"
 #include "full_path.h"
@@ -13,6 +14,9 @@ struct bee_engine {
     pthread_mutex_t mutex; /* one pass at a time; also guards the state of the engine's sessions */
     const Ops *ops;
     Backend *backend;
+    const CudaLibrary *cuda; /* whose backend it is; NULL: the CPU's */
+    bee_device_info device_info;
+    char device_note[256];
     bee_file *file, *drafter_file;
     Model *target, *drafter; /* drafter may be NULL */
     Workspace work, draft_work;
@@ -35,7 +39,9 @@ struct bee_session {
     float *waiting;  /* [BEE_MAX_PASS_ROWS][feature_stride], NULL without a drafter */
     int32_t *tokens; /* [n_ctx] */
     int32_t n_tokens, n_cached, n_injected, n_waiting;
-    CopyIndex copies; /* of tokens, as far as they were looked up in this request */
+    CopyIndex copies;     /* of tokens, as far as they were looked up in this request */
+    DeviceCycle *cycle;   /* on a device */
+    const float *profile; /* of accepted drafts, in place of the drafter's merit: bee_engine_measure_cycles */
     atomic_bool cancelled;
 
     /* the request */
@@ -59,6 +65,11 @@ struct bee_session {
 };
 
 double monotonic_seconds(void);
+
+/* BEE_OK, or what made the engine's device unusable: nothing that it computed since counts. */
+static inline bee_status engine_status(const bee_engine *e, bee_error *error) {
+    return e->ops->device ? e->ops->device->status(e->backend, error) : BEE_OK;
+}
 
 /* Of a constraint's mask. */
 static inline size_t mask_words(const bee_engine *e) { return ((size_t)e->target->shape.n_vocab + 31) / 32; }

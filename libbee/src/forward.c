@@ -102,12 +102,12 @@ static void tap(Worker *worker, TargetPass *pass, int layer) {
                             pass->work->feature_stride, n_embd, pass->n_rows);
 }
 
-static void run_target(Worker *worker, void *argument) {
+void target_body(Worker *worker, void *argument) {
     TargetPass *pass = argument;
     const Ops *ops = pass->ops;
     const Model *m = pass->model;
     Workspace *w = pass->work;
-    ops->embed(worker, &m->embedding, pass->rows, pass->n_rows, w->x, w->embd_stride);
+    ops->embed(worker, m->table, pass->rows, pass->n_rows, w->x, w->embd_stride);
     ops->rope_angles(worker, &m->heads, pass->rows, pass->n_rows, w->angles);
     for (int layer = 0; layer < m->shape.n_layer; layer++) {
         tap(worker, pass, layer);
@@ -124,17 +124,25 @@ static void run_target(Worker *worker, void *argument) {
 
 void target_forward(Backend *backend, TargetPass *pass) {
     atomic_init(&pass->stopped, false);
-    pass->ops->run(backend, run_target, pass);
+    const RunInput input = {.model = pass->model,
+                            .rows = pass->rows,
+                            .n_rows = pass->n_rows,
+                            .index = pass->head_rows,
+                            .n_index = pass->n_head_rows,
+                            .choices = pass->choices,
+                            .n_choices = pass->choices ? pass->n_head_rows : 0,
+                            .mask_words = (pass->model->shape.n_vocab + 31) / 32};
+    pass->ops->run(backend, target_body, pass, &input);
 }
 
 /* ---- drafter ------------------------------------------------------------------------------------ */
 
-static void run_draft(Worker *worker, void *argument) {
+void draft_body(Worker *worker, void *argument) {
     DraftPass *pass = argument;
     const Ops *ops = pass->ops;
     const Model *m = pass->model;
     Workspace *w = pass->work;
-    ops->embed(worker, &m->embedding, pass->rows, pass->n_rows, w->x, w->embd_stride);
+    ops->embed(worker, m->table, pass->rows, pass->n_rows, w->x, w->embd_stride);
     ops->rope_angles(worker, &m->heads, pass->rows, pass->n_rows, w->angles);
     for (int layer = 0; layer < m->shape.n_layer; layer++) {
         attention_block(worker, ops, m, w, layer, pass->rows, pass->n_rows);
@@ -143,10 +151,19 @@ static void run_draft(Worker *worker, void *argument) {
     head(worker, ops, m, w, pass->head_rows, pass->n_head_rows, pass->choices);
 }
 
-void draft_forward(Backend *backend, DraftPass *pass) { pass->ops->run(backend, run_draft, pass); }
+void draft_forward(Backend *backend, DraftPass *pass) {
+    const RunInput input = {.model = pass->model,
+                            .rows = pass->rows,
+                            .n_rows = pass->n_rows,
+                            .index = pass->head_rows,
+                            .n_index = pass->n_head_rows,
+                            .choices = pass->choices,
+                            .n_choices = pass->choices ? pass->n_head_rows : 0};
+    pass->ops->run(backend, draft_body, pass, &input);
+}
 
 /* The context of every layer is the same projected feature; only keys and values are needed of it. */
-static void run_inject(Worker *worker, void *argument) {
+void inject_body(Worker *worker, void *argument) {
     InjectPass *pass = argument;
     const Ops *ops = pass->ops;
     const Model *m = pass->model;
@@ -165,4 +182,11 @@ static void run_inject(Worker *worker, void *argument) {
     }
 }
 
-void inject_forward(Backend *backend, InjectPass *pass) { pass->ops->run(backend, run_inject, pass); }
+void inject_forward(Backend *backend, InjectPass *pass) {
+    const RunInput input = {.model = pass->model,
+                            .rows = pass->rows,
+                            .n_rows = pass->n_rows,
+                            .index = pass->feature_rows,
+                            .n_index = pass->n_rows};
+    pass->ops->run(backend, inject_body, pass, &input);
+}

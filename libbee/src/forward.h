@@ -70,4 +70,9 @@ typedef struct InjectPass {
 
 void inject_forward(Backend *backend, InjectPass *pass);
 
+/* What those three run, for a run that is made of several: the argument is the pass. */
+void target_body(Worker *worker, void *pass);
+void draft_body(Worker *worker, void *pass);
+void inject_body(Worker *worker, void *pass);
+
 #endif

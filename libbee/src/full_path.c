@@ -145,33 +145,12 @@ static void prepare_edits(FullPath *path, Choice *choice, const int32_t *tokens,
 void full_path_prepare(FullPath *path, Choice *choice, const int32_t *tokens, int n_tokens, const int32_t *drafts,
                        int n_drafts) {
     if (path->most_edits) prepare_edits(path, choice, tokens, n_tokens, drafts, n_drafts);
-    if (path->logprobs) choice->unchanged = path->unchanged + (size_t)n_drafts * path->n_vocab;
+    if (!path->logprobs) return;
+    choice->report = &path->results[n_drafts];
+    choice->n_top = path->n_top;
+    choice->unchanged = path->unchanged + (size_t)n_drafts * path->n_vocab;
 }
 
 /* ---- behind it ---------------------------------------------------------------------------------- */
 
-/* The most likely tokens, most likely first; of equal ones the lower. */
-static void report_top(const FullPath *path, const Choice *choice, bee_logprobs *out) {
-    const float *logits = choice->unchanged;
-    for (int32_t token = 0; token < path->n_vocab; token++) {
-        int at = out->n_top;
-        if (at == path->n_top && (!at || logits[token] <= logits[out->top_tokens[at - 1]])) continue;
-        if (at < path->n_top)
-            out->n_top++;
-        else
-            at--;
-        for (; at > 0 && logits[token] > logits[out->top_tokens[at - 1]]; at--)
-            out->top_tokens[at] = out->top_tokens[at - 1];
-        out->top_tokens[at] = token;
-    }
-    for (int i = 0; i < out->n_top; i++) out->top_logprobs[i] = (float)(logits[out->top_tokens[i]] - choice->log_sum);
-}
-
-void full_path_report(FullPath *path, const Choice *choices, int n) {
-    path->n_results = path->logprobs ? n : 0;
-    for (int i = 0; i < path->n_results; i++) {
-        bee_logprobs *out = &path->results[i];
-        *out = (bee_logprobs){.logprob = (float)(choices[i].unchanged[choices[i].token] - choices[i].log_sum)};
-        report_top(path, &choices[i], out);
-    }
-}
+void full_path_report(FullPath *path, int n) { path->n_results = path->logprobs ? n : 0; }

@@ -33,7 +33,7 @@ static inline bool full_path_active(const FullPath *path) { return path->most_ed
 void full_path_prepare(FullPath *path, Choice *choice, const int32_t *tokens, int n_tokens, const int32_t *drafts,
                        int n_drafts);
 
-/* Keeps the log-probabilities of the tokens that were chosen in slots 0 .. n - 1. */
-void full_path_report(FullPath *path, const Choice *choices, int n);
+/* The log-probabilities of slots 0 .. n - 1 are those of the step's tokens. */
+void full_path_report(FullPath *path, int n);
 
 #endif

@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "device_cycle.h"
 #include "dflash_draft.h"
 #include "error.h"
 
@@ -49,6 +50,7 @@ bee_status bee_session_evaluate(bee_session *s, const int32_t *tokens, int32_t n
     bee_engine *e = s->engine;
     const size_t n_vocab = (size_t)e->target->shape.n_vocab;
     pthread_mutex_lock(&e->mutex);
+    device_cycle_drop(s);
     s->active = false;
     memmove(s->tokens, tokens, (size_t)n * sizeof *tokens);
     s->n_tokens = n;
@@ -58,11 +60,12 @@ bee_status bee_session_evaluate(bee_session *s, const int32_t *tokens, int32_t n
         const int from = s->n_cached, rows = n - from < rows_per_pass ? n - from : rows_per_pass;
         evaluate_rows(s, rows, logits != NULL, NULL);
         for (int i = 0; logits && i < rows; i++)
-            memcpy(logits + (size_t)(from + i) * n_vocab, e->work.logits + i * e->work.logit_stride,
-                   n_vocab * sizeof(float));
+            e->ops->buffer_read(e->backend, logits + (size_t)(from + i) * n_vocab,
+                                e->work.logits + i * e->work.logit_stride, n_vocab * sizeof(float));
     }
+    const bee_status failed = engine_status(e, error);
     pthread_mutex_unlock(&e->mutex);
-    return BEE_OK;
+    return failed;
 }
 
 bee_status bee_session_features(const bee_session *s, int32_t from, int32_t n, float *out, bee_error *error) {
@@ -102,8 +105,10 @@ bee_status bee_session_draft(bee_session *s, int32_t last_token, int32_t n, int3
         project_features(e, &s, 1);
         draft_blocks(e, &(DraftBlock){s, last_token, &greedy, n, drafts}, 1);
         for (int i = 0; logits && i < n; i++)
-            memcpy(logits + (size_t)i * n_logits, e->draft_work.logits + (size_t)i * e->draft_work.logit_stride,
-                   n_logits * sizeof(float));
+            e->ops->buffer_read(e->backend, logits + (size_t)i * n_logits,
+                                e->draft_work.logits + (size_t)i * e->draft_work.logit_stride,
+                                n_logits * sizeof(float));
+        status = engine_status(e, error);
     }
     pthread_mutex_unlock(&e->mutex);
     return status;
@@ -191,7 +196,79 @@ bee_status bee_engine_measure(bee_engine *engine, int32_t n_rows, int32_t n_past
     bee_session_close(s);
     if (!times) return bee_fail(error, BEE_ERROR_MEMORY, "out of memory");
     free(times);
+    return engine_status(engine, error);
+}
+
+static bee_status check_cycles(const bee_engine *e, int n_drafts, int n_past, int n_cycles, const float *profile,
+                               bee_error *error) {
+    if (n_drafts < 0 || n_drafts >= BEE_MAX_BLOCK || n_past < 0 || n_cycles < 1 || n_cycles > 10000)
+        return bee_fail(error, BEE_ERROR_ARGUMENT,
+                        "n_drafts must lie between 0 and %d, n_past be at least 0, n_cycles between 1 and 10000",
+                        BEE_MAX_BLOCK - 1);
+    if (n_drafts && !can_draft(e, n_drafts))
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "n_drafts is %d; the drafter drafts at most %d", n_drafts,
+                        e->drafter ? e->drafter->shape.block_size - 1 : 0);
+    if (profile && !e->cuda)
+        return bee_fail(error, BEE_ERROR_UNSUPPORTED, "only a device draws accepted drafts from a profile");
+    for (int i = 0; profile && i < BEE_MAX_BLOCK; i++)
+        if (!(profile[i] >= 0 && profile[i] <= (i ? profile[i - 1] : 1)))
+            return bee_fail(error, BEE_ERROR_ARGUMENT, "profile[%d] is %g; shares lie between 0 and the one before", i,
+                            profile[i]);
     return BEE_OK;
+}
+
+/* One pass of one session that decodes. */
+static bee_status run_cycle(bee_session *s, int32_t *n_tokens, bee_error *error) {
+    bee_step step;
+    const bee_status status = bee_engine_step(s->engine, &s, 1, &step, error);
+    if (status) return status;
+    *n_tokens += step.n_tokens;
+    if (step.finish == BEE_FINISH_NOT_FINITE)
+        return bee_fail(error, BEE_ERROR_FORMAT, "the model's logits are not finite");
+    return step.finish ? bee_fail(error, BEE_ERROR_ARGUMENT, "the request ended before its cycles") : BEE_OK;
+}
+
+/* The prompt's last token still waits for a pass when the request begins: the first cycle is one like all others. */
+static bee_status time_cycles(bee_session *s, int n_drafts, int n_past, int n_cycles, double *seconds, double *tokens,
+                              bee_error *error) {
+    enum { WARM_UP = 2 };
+    read_made_up(s, n_past, 1);
+    const bee_request request = {.prompt = s->tokens,
+                                 .n_prompt = n_past + 1,
+                                 .max_tokens = s->n_ctx,
+                                 .speculation = n_drafts ? BEE_SPECULATION_DFLASH : BEE_SPECULATION_OFF,
+                                 .draft_length = n_drafts,
+                                 .sampling = {.temperature = 0, .top_p = 1},
+                                 .penalties = {.repetition = 1}};
+    int32_t n_tokens = 0;
+    bee_status status = bee_session_begin(s, &request, error);
+    for (int i = 0; !status && i < WARM_UP; i++) status = run_cycle(s, &n_tokens, error);
+    const double start = monotonic_seconds();
+    n_tokens = 0;
+    for (int i = 0; !status && i < n_cycles; i++) status = run_cycle(s, &n_tokens, error);
+    *seconds = (monotonic_seconds() - start) / n_cycles;
+    *tokens = (double)n_tokens / n_cycles;
+    return status;
+}
+
+bee_status bee_engine_measure_cycles(bee_engine *engine, int32_t n_drafts, int32_t n_past, int32_t n_cycles,
+                                     const float *profile, double *seconds_per_cycle, double *tokens_per_cycle,
+                                     bee_error *error) {
+    enum { MORE_CYCLES = 6 }; /* to warm up, queued ahead, and so far from the context's end that they can be */
+    bee_status status = check_cycles(engine, n_drafts, n_past, n_cycles, profile, error);
+    if (status) return status;
+    const int64_t n_ctx = (int64_t)n_past + 1 + (int64_t)(n_cycles + MORE_CYCLES) * (n_drafts + 1) + 3 * BEE_MAX_BLOCK;
+    if (n_ctx > engine->target->shape.n_ctx_train)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "the cycles may need %lld positions; the model's context holds %d",
+                        (long long)n_ctx, engine->target->shape.n_ctx_train);
+    bee_error local;
+    if (!error) error = &local;
+    bee_session *s = bee_session_open(engine, (int32_t)n_ctx, false, error);
+    if (!s) return error->status;
+    s->profile = profile;
+    status = time_cycles(s, n_drafts, n_past, n_cycles, seconds_per_cycle, tokens_per_cycle, error);
+    bee_session_close(s);
+    return status;
 }
 
 /* ---- limits ------------------------------------------------------------------------------------- */

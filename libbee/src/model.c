@@ -7,7 +7,9 @@
 #include <string.h>
 
 #include "../cpu/pack.h"
+#include "../cuda/layout.h"
 #include "error.h"
+#include "made_up.h"
 
 /* ---- metadata ----------------------------------------------------------------------------------- */
 
@@ -170,6 +172,9 @@ typedef struct Loader {
     const char **bound; /* names, as the file points to them, of the tensors that the model uses */
     uint64_t n_bound;
     uint64_t weight_bytes;
+    bool on_device;        /* bytes are those of a device */
+    MadeUp **made_up;      /* NULL: the weights are the file's */
+    int32_t *draft_tokens; /* while loading: the host's copy of the model's */
     bee_error *error;
     bee_status status;
 } Loader;
@@ -196,17 +201,25 @@ static bool find(Loader *l, const char *name, int64_t rows, int64_t columns, Ten
         l->status =
             bee_fail(l->error, BEE_ERROR_FORMAT, "tensor '%s': %" PRId64 " rows are out of range", name, out->rows);
     }
-    if (!l->status) l->bound[l->n_bound++] = out->name;
+    if (l->status) return false;
+    l->bound[l->n_bound++] = out->name;
+    if (l->made_up && !make_up(l->made_up, out)) fail_memory(l, name);
     return !l->status;
+}
+
+static uint64_t device_matrix_bytes(TensorType type, int rows, int columns) {
+    const DeviceWeight weight = device_weight_layout(type, rows, columns);
+    return device_weight_bytes(&weight);
 }
 
 static Weight *load_matrix_rows(Loader *l, const char *name, const Tensor *tensor, const int32_t *row_ids, int n_rows) {
     if (l->status) return NULL;
-    l->weight_bytes += packed_size(tensor->type, n_rows, (int)tensor->columns);
+    l->weight_bytes += l->on_device ? device_matrix_bytes(tensor->type, n_rows, (int)tensor->columns)
+                                    : packed_size(tensor->type, n_rows, (int)tensor->columns);
     if (!l->backend) return NULL;
     Weight *weight = l->ops->weight_new(l->backend, tensor, row_ids, n_rows);
     if (!weight) fail_memory(l, name);
-    gguf_release(tensor); /* packed now: the file's copy need not take memory, too */
+    if (!l->made_up) gguf_release(tensor); /* packed now: the file's copy need not take memory, too */
     return weight;
 }
 
@@ -220,11 +233,15 @@ static float *load_vector(Loader *l, const char *name, int64_t columns) {
     if (!find(l, name, 1, columns, &tensor)) return NULL;
     l->weight_bytes += padded(columns) * sizeof(float);
     if (!l->backend) return NULL;
-    float *vector = l->ops->buffer_new(l->backend, padded(columns));
-    if (vector)
-        dequantize_row(&tensor, 0, vector);
-    else
+    float *values = malloc(padded(columns) * sizeof *values);
+    float *vector = values ? l->ops->buffer_new(l->backend, padded(columns)) : NULL;
+    if (vector) {
+        dequantize_row(&tensor, 0, values);
+        l->ops->buffer_write(l->backend, vector, values, (size_t)columns * sizeof *values);
+    } else {
         fail_memory(l, name);
+    }
+    free(values);
     return vector;
 }
 
@@ -250,25 +267,45 @@ static void load_layer(Loader *l, const Shape *s, int index, Layer *layer) {
 /* RoPE frequencies, divided by the factors of rope_freqs.weight where there are any (Llama 3). */
 static void load_frequencies(Loader *l, Model *m) {
     const int half = m->shape.n_rotated / 2;
-    float *factors = gguf_has_tensor(l->file, "rope_freqs.weight") ? load_vector(l, "rope_freqs.weight", half) : NULL;
+    float factors[MAX_HEAD_SIZE / 2];
+    double frequencies[MAX_HEAD_SIZE / 2];
+    Tensor tensor;
+    const bool scaled = gguf_has_tensor(l->file, "rope_freqs.weight");
+    if (scaled && find(l, "rope_freqs.weight", 1, half, &tensor)) dequantize_row(&tensor, 0, factors);
     for (int i = 0; !l->status && i < half; i++) {
-        m->frequencies[i] = pow(m->shape.rope_base, -2.0 * i / m->shape.n_rotated) / m->shape.rope_scale;
-        if (!factors) continue;
+        frequencies[i] = pow(m->shape.rope_base, -2.0 * i / m->shape.n_rotated) / m->shape.rope_scale;
+        if (!scaled) continue;
         if (!(factors[i] > 0))
             l->status =
                 bee_fail(l->error, BEE_ERROR_FORMAT, "tensor 'rope_freqs.weight': factor %d must be above 0", i);
-        m->frequencies[i] /= factors[i];
+        frequencies[i] /= factors[i];
     }
-    if (factors) l->ops->buffer_free(l->backend, factors);
+    if (l->status || !l->backend) return;
+    m->frequencies = (double *)l->ops->buffer_new(l->backend, padded(half) * 2);
+    if (m->frequencies)
+        l->ops->buffer_write(l->backend, m->frequencies, frequencies, (size_t)half * sizeof *frequencies);
+    else
+        fail_memory(l, "rope_freqs.weight");
+    m->heads.frequencies = m->frequencies;
 }
 
-/* The embedding stays in the file: a pass reads a few of its rows. */
+/* The CPU leaves it in the file: a pass reads a few of its rows. */
+static void load_table(Loader *l, Model *m) {
+    if (l->status) return;
+    if (l->on_device) l->weight_bytes += m->embedding.size;
+    if (!l->backend) return;
+    m->table = l->ops->table_new(l->backend, &m->embedding);
+    m->owns_table = true;
+    if (!m->table) fail_memory(l, "token_embd.weight");
+}
+
 static void load_embedding(Loader *l, Model *m) {
     if (!find(l, "token_embd.weight", -1, m->shape.n_embd, &m->embedding)) return;
     if (m->shape.n_vocab && m->shape.architecture == ARCH_DFLASH && m->embedding.rows != m->shape.n_vocab)
         l->status = bee_fail(l->error, BEE_ERROR_FORMAT, "tensor 'token_embd.weight': %" PRId64 " rows for %d tokens",
                              m->embedding.rows, m->shape.n_vocab);
     m->shape.n_vocab = (int)m->embedding.rows;
+    load_table(l, m);
 }
 
 static void load_target(Loader *l, Model *m) {
@@ -351,8 +388,10 @@ static void load_draft_tokens(Loader *l, Model *m, int n_vocab) {
     }
     l->bound[l->n_bound++] = t.name;
     m->n_head_rows = (int)t.columns;
-    m->draft_tokens = malloc((size_t)t.columns * sizeof *m->draft_tokens);
-    if (!m->draft_tokens) {
+    l->weight_bytes += l->on_device ? padded(t.columns) * sizeof *m->draft_tokens : 0;
+    l->draft_tokens = malloc((size_t)t.columns * sizeof *m->draft_tokens);
+    if (l->backend) m->draft_tokens = (int32_t *)l->ops->buffer_new(l->backend, padded(t.columns));
+    if (!l->draft_tokens || (l->backend && !m->draft_tokens)) {
         fail_memory(l, "d2t");
         return;
     }
@@ -364,20 +403,24 @@ static void load_draft_tokens(Loader *l, Model *m, int n_vocab) {
                                  "tensor 'd2t': entry %d is %" PRId64 ", no token of the target", i, token);
             return;
         }
-        m->draft_tokens[i] = (int32_t)token;
+        l->draft_tokens[i] = (int32_t)token;
     }
+    if (l->backend)
+        l->ops->buffer_write(l->backend, m->draft_tokens, l->draft_tokens,
+                             (size_t)m->n_head_rows * sizeof *l->draft_tokens);
 }
 
 static void load_draft_head(Loader *l, Model *m, const Model *target, const bee_file *target_file) {
     if (gguf_has_tensor(l->file, "output.weight")) {
         m->owns_head = true;
         m->head = load_matrix(l, "output.weight", m->n_head_rows, m->shape.n_embd);
-    } else if (m->draft_tokens) { /* the target's own rows */
+    } else if (l->draft_tokens) { /* the target's own rows */
         Tensor rows = target->embedding;
         if (gguf_has_tensor(target_file, "output.weight") && !l->status)
             l->status = gguf_tensor(target_file, "output.weight", &rows, l->error);
+        if (l->made_up && !l->status && !make_up(l->made_up, &rows)) fail_memory(l, "output.weight");
         m->owns_head = true;
-        m->head = load_matrix_rows(l, "output.weight", &rows, m->draft_tokens, m->n_head_rows);
+        m->head = load_matrix_rows(l, "output.weight", &rows, l->draft_tokens, m->n_head_rows);
     } else {
         m->head = target->head;
     }
@@ -389,8 +432,10 @@ static void load_drafter(Loader *l, Model *m, const Model *target, const bee_fil
     m->n_head_rows = m->shape.n_vocab = n_vocab;
     if (gguf_has_tensor(l->file, "token_embd.weight"))
         load_embedding(l, m);
-    else if (target)
+    else if (target) {
         m->embedding = target->embedding;
+        m->table = target->table;
+    }
     m->features_in = load_matrix(l, "fc.weight", m->shape.n_embd, (int64_t)m->shape.n_taps * m->shape.n_embd);
     m->features_norm = load_vector(l, "enc.output_norm.weight", m->shape.n_embd);
     load_draft_tokens(l, m, n_vocab);
@@ -398,7 +443,7 @@ static void load_drafter(Loader *l, Model *m, const Model *target, const bee_fil
         load_draft_head(l, m, target, target_file);
     } else if (gguf_has_tensor(l->file, "output.weight")) {
         m->owns_head = true;
-        m->head = load_matrix(l, "output.weight", m->draft_tokens ? m->n_head_rows : -1, m->shape.n_embd);
+        m->head = load_matrix(l, "output.weight", l->draft_tokens ? m->n_head_rows : -1, m->shape.n_embd);
     }
 }
 
@@ -426,14 +471,17 @@ static void check_leftovers(Loader *l) {
 static void load_model(Loader *l, Model *m, const Model *target, const bee_file *target_file) {
     const Shape *s = &m->shape;
     m->layers = calloc((size_t)s->n_layer, sizeof *m->layers);
-    m->frequencies = calloc((size_t)s->n_rotated / 2, sizeof *m->frequencies);
     l->bound = calloc(bee_file_tensor_count(l->file) + 1, sizeof *l->bound);
-    if (!m->layers || !m->frequencies || !l->bound) {
+    if (!m->layers || !l->bound) {
         fail_memory(l, "blk.0");
         return;
     }
-    m->heads = (Heads){s->n_head,      s->n_head_kv, s->head_size, s->n_rotated, s->architecture != ARCH_LLAMA,
-                       m->frequencies, s->eps};
+    m->heads = (Heads){.n_head = s->n_head,
+                       .n_head_kv = s->n_head_kv,
+                       .head_size = s->head_size,
+                       .n_rotated = s->n_rotated,
+                       .neox = s->architecture != ARCH_LLAMA,
+                       .eps = s->eps};
     if (s->architecture == ARCH_DFLASH)
         load_drafter(l, m, target, target_file);
     else
@@ -446,15 +494,21 @@ static void load_model(Loader *l, Model *m, const Model *target, const bee_file 
 }
 
 Model *model_load(const Ops *ops, Backend *backend, const bee_file *file, const Model *target,
-                  const bee_file *target_file, bee_error *error) {
+                  const bee_file *target_file, bool made_up, bee_error *error) {
     Model *m = calloc(1, sizeof *m);
     if (!m) {
         bee_fail(error, BEE_ERROR_MEMORY, "out of memory");
         return NULL;
     }
-    Loader l = {.ops = ops, .backend = backend, .file = file, .error = error};
+    Loader l = {.ops = ops,
+                .backend = backend,
+                .file = file,
+                .on_device = ops->device != NULL,
+                .made_up = made_up ? &m->made_up : NULL,
+                .error = error};
     l.status = shape_read(file, &m->shape, error);
     if (!l.status) load_model(&l, m, target, target_file);
+    free(l.draft_tokens);
     free(l.bound);
     if (!l.status) return m;
     model_free(ops, backend, m);
@@ -475,25 +529,33 @@ void model_free(const Ops *ops, Backend *backend, Model *m) {
     ops->weight_free(backend, m->features_in);
     ops->buffer_free(backend, m->features_norm);
     ops->buffer_free(backend, m->output_norm);
-    free(m->draft_tokens);
-    free(m->frequencies);
+    ops->buffer_free(backend, m->draft_tokens);
+    ops->buffer_free(backend, m->frequencies);
+    if (m->owns_table) ops->table_free(backend, m->table);
+    made_up_free(m->made_up);
     free(m->layers);
     free(m);
 }
 
-/* The same walk over the tensors, without a backend to hold them. */
-bee_status bee_file_plan(const bee_file *file, bee_plan *out, bee_error *error) {
-    Model m = {0};
-    Loader l = {.file = file, .error = error};
-    l.status = shape_read(file, &m.shape, error);
-    if (!l.status) load_model(&l, &m, NULL, NULL);
+bee_status model_plan(const bee_file *file, bool on_device, const Model *target, const bee_file *target_file,
+                      Model *out, bee_error *error) {
+    *out = (Model){0};
+    Loader l = {.file = file, .on_device = on_device, .error = error};
+    l.status = shape_read(file, &out->shape, error);
+    if (!l.status) load_model(&l, out, target, target_file);
     free(l.bound);
-    free(m.draft_tokens);
-    free(m.frequencies);
-    free(m.layers);
-    if (l.status) return l.status;
+    free(l.draft_tokens);
+    free(out->layers);
+    out->layers = NULL;
+    return l.status;
+}
+
+bee_status bee_file_plan(const bee_file *file, bee_plan *out, bee_error *error) {
+    Model m;
+    const bee_status status = model_plan(file, false, NULL, NULL, &m, error);
+    if (status) return status;
     *out = (bee_plan){
-        .weight_bytes = l.weight_bytes,
+        .weight_bytes = m.weight_bytes,
         .kv_bytes_per_token = (uint64_t)m.shape.n_layer * m.shape.n_head_kv * m.shape.head_size * 2 * sizeof(uint16_t),
         .n_vocab = m.shape.n_vocab,
         .n_ctx_train = m.shape.n_ctx_train,

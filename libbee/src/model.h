@@ -2,6 +2,7 @@
 #ifndef BEE_MODEL_H
 #define BEE_MODEL_H
 
+#include "made_up.h"
 #include "ops.h"
 
 typedef enum Architecture { ARCH_LLAMA, ARCH_QWEN3, ARCH_DFLASH } Architecture;
@@ -33,8 +34,10 @@ typedef struct Layer {
 typedef struct Model {
     Shape shape;
     Heads heads;
-    double *frequencies;
+    double *frequencies; /* these and draft_tokens are buffers of the backend */
     Tensor embedding;
+    Table *table; /* the embedding, as the backend reads it */
+    bool owns_table;
     Layer *layers;
     float *output_norm;
     Weight *head;
@@ -46,14 +49,21 @@ typedef struct Model {
     float *features_norm;
     int32_t *draft_tokens; /* d2t: head row -> token; NULL: the row is the token */
     uint64_t weight_bytes;
+    MadeUp *made_up; /* weights that are no file's; the embedding may point to them */
 } Model;
 
 bee_status shape_read(const bee_file *file, Shape *shape, bee_error *error);
 
 /* Loads the weights. `target` is NULL for a target; a drafter takes from it, and from `target_file`, what its own file
- * lacks, after a check that the two fit. Returns NULL with the reason. Both files must outlive the model. */
+ * lacks, after a check that the two fit. made_up: weights are random, not the file's. Returns NULL with the reason.
+ * Both files must outlive the model. */
 Model *model_load(const Ops *ops, Backend *backend, const bee_file *file, const Model *target,
-                  const bee_file *target_file, bee_error *error);
+                  const bee_file *target_file, bool made_up, bee_error *error);
+/* The same walk over the tensors without a backend, for what the CPU or a device would hold: shape, number of head rows
+ * and weight_bytes are filled in, everything else stays NULL. `target` may be NULL for a drafter, too: what it would
+ * take from its target is then left out. Nothing is to be freed. */
+bee_status model_plan(const bee_file *file, bool on_device, const Model *target, const bee_file *target_file,
+                      Model *out, bee_error *error);
 void model_free(const Ops *ops, Backend *backend, Model *model);
 
 #endif

@@ -15,15 +15,14 @@ typedef struct Backend Backend;
 typedef struct Worker Worker; /* a thread's view of the backend inside `run` */
 typedef struct Weight Weight;
 typedef struct Operand Operand;
+typedef struct Table Table; /* the embedding: rows of a tensor, by token */
 
 enum { MAX_HEAD_SIZE = 1024 }; /* dimensions of a head */
 
-/* Keys and values of one sequence: float16, in chunks of 128 positions, so that memory is taken as the sequence grows.
- */
+/* Keys and values of one sequence: float16, in chunks of 128 positions. In what order, is the backend's business. */
 typedef struct Cache {
     int n_ctx, n_layer, n_head_kv, head_size; /* n_ctx: whole chunks */
-    uint16_t *keys;                           /* [chunk][layer][head][8 blocks][head_size][16 positions] */
-    uint16_t *values;                         /* [chunk][layer][head][128 positions][head_size] */
+    uint16_t *keys, *values;
 } Cache;
 
 typedef struct Row {
@@ -45,7 +44,7 @@ typedef struct Heads {
     int n_head, n_head_kv, head_size;
     int n_rotated;             /* leading dimensions of a head that RoPE turns */
     bool neox;                 /* RoPE pairs (i, i + n_rotated / 2); otherwise (2 i, 2 i + 1) */
-    const double *frequencies; /* [n_rotated / 2] radians per position */
+    const double *frequencies; /* [n_rotated / 2] radians per position, in a buffer of the backend */
     float eps;                 /* of the query and key norms */
 } Heads;
 
@@ -64,10 +63,25 @@ typedef struct Choice {
     const uint32_t *mask; /* a bit for each token that may be chosen; NULL: all */
     const LogitEdit *edits;
     int32_t n_edits;
-    float *unchanged; /* gets the row as it was; NULL: not wanted */
-    double log_sum;   /* out, where `unchanged` is wanted: the logarithm of the sum of its exponentials */
-    int32_t token;    /* out; -1 where the logits are not finite */
+    bee_logprobs *report; /* out: of the row as it was; NULL: not wanted */
+    int n_top;            /* most likely tokens in the report */
+    float *unchanged;     /* room for the row as it was, where a report is wanted; a device has its own */
+    int32_t token;        /* out; -1 where the logits are not finite */
 } Choice;
+
+/* What the operations of a run take from the host's memory. A device backend uploads it beforehand, and keeps the run
+ * as a graph: the next one of the same function, model and numbers differs in nothing else. Operations may be given
+ * these very arrays, and parts of `index`, and no others. */
+typedef struct RunInput {
+    const void *model; /* the models and buffers that the function works on */
+    const Row *rows;
+    int n_rows;
+    const int32_t *index; /* rows of a buffer, for rms_norm and to_operand */
+    int n_index;
+    Choice *choices;
+    int n_choices;
+    int mask_words; /* of their masks */
+} RunInput;
 
 /* OPERAND_OWN: what rms_norm and to_operand write, which each worker may compute for itself. */
 enum { OPERAND_CODES = 1, OPERAND_VALUES = 2, OPERAND_OWN = 4 };
@@ -79,6 +93,48 @@ typedef struct Rates {
     double multiply_adds_per_second; /* 8-bit */
 } Rates;
 
+typedef struct DeviceCycle DeviceCycle;
+
+/* Of a session at the beginning of a cycle. */
+typedef struct CycleState {
+    bee_sampling sampling;
+    const Cache *cache, *draft_cache; /* draft_cache may be NULL */
+    int32_t last_token, n_cached;
+    int32_t output_left, context_left; /* tokens that may still come */
+    const int32_t *stop_tokens;
+    int32_t n_stop_tokens;
+    int32_t mask_token;
+    bool causal;          /* the drafter */
+    const float *profile; /* [BEE_MAX_BLOCK]: bee_engine_measure_cycles; or NULL */
+} CycleState;
+
+typedef struct CycleOutcome {
+    int32_t n_drafts, n_new;
+    int32_t drafts[BEE_MAX_BLOCK], tokens[BEE_MAX_BLOCK]; /* tokens: chosen behind each row, n_drafts + 1 */
+} CycleOutcome;
+
+/* What a device backend does beyond the operations: whole cycles of one session without the host. Its state lies on the
+ * device; a cycle is a run whose rows and choices are made there. */
+typedef struct DeviceOps {
+    /* BEE_OK, or the error that made the backend unusable: then nothing that it computed since counts. */
+    bee_status (*status)(Backend *backend, bee_error *error);
+
+    DeviceCycle *(*cycle_new)(Backend *backend);
+    void (*cycle_free)(Backend *backend, DeviceCycle *cycle);
+    /* Where the session stands, before its first cycle and after every pass that the host ran for it. */
+    void (*cycle_set)(Backend *backend, DeviceCycle *cycle, const CycleState *state);
+    /* Queues a cycle: `body` calls the passes, with these three between them. The numbers of rows are the same for
+     * every cycle of so many drafts. Of `input` only the model and the index count, which is 0, 1, 2 ... */
+    void (*cycle_queue)(Backend *backend, DeviceCycle *cycle, void (*body)(Worker *worker, void *argument),
+                        void *argument, const RunInput *input, int n_drafts);
+    void (*cycle_draft_rows)(Worker *worker);
+    void (*cycle_verify_rows)(Worker *worker);
+    void (*cycle_accept)(Worker *worker);
+    int (*cycle_queued)(const DeviceCycle *cycle); /* cycles whose result was not read yet, at most 2 */
+    /* The oldest of them. False where the device failed. */
+    bool (*cycle_read)(Backend *backend, DeviceCycle *cycle, CycleOutcome *out);
+} DeviceOps;
+
 typedef struct Ops {
     /* holding data; all of these return NULL where memory runs out */
     Weight *(*weight_new)(Backend *backend, const Tensor *tensor, const int32_t *row_ids, int n_rows);
@@ -88,15 +144,21 @@ typedef struct Ops {
     Operand *(*operand_new)(Backend *backend, int columns, int max_rows, int formats);
     void (*operand_free)(Backend *backend, Operand *operand);
     float *(*buffer_new)(Backend *backend, size_t count); /* zeroed */
-    void (*buffer_free)(Backend *backend, float *buffer);
+    void (*buffer_free)(Backend *backend, void *buffer);
+    /* Between the host's memory and buffers, in the order of the runs. Not inside a run. */
+    void (*buffer_write)(Backend *backend, void *to, const void *from, size_t bytes);
+    void (*buffer_read)(Backend *backend, void *to, const void *from, size_t bytes);
+    void (*buffer_move)(Backend *backend, void *to, const void *from, size_t bytes);
+    Table *(*table_new)(Backend *backend, const Tensor *tensor); /* the tensor must outlive it */
+    void (*table_free)(Backend *backend, Table *table);
     Cache *(*cache_new)(Backend *backend, const Heads *heads, int n_layer, int n_ctx);
     void (*cache_free)(Backend *backend, Cache *cache);
 
     /* running */
-    void (*run)(Backend *backend, void (*body)(Worker *worker, void *argument), void *argument);
+    void (*run)(Backend *backend, void (*body)(Worker *worker, void *argument), void *argument, const RunInput *input);
     int (*worker_index)(const Worker *worker); /* 0 for exactly one worker of a run */
 
-    void (*embed)(Worker *worker, const Tensor *table, const Row *rows, int n, float *x, size_t stride);
+    void (*embed)(Worker *worker, const Table *table, const Row *rows, int n, float *x, size_t stride);
     /* out row i = norm of x row (index ? index[i] : i) */
     void (*rms_norm)(Worker *worker, const float *x, size_t stride, const int32_t *index, const float *gain, float eps,
                      int columns, int n, Operand *out);
@@ -122,6 +184,9 @@ typedef struct Ops {
 
     /* `reread_bytes`: how many bytes a pass reads again and again. False where memory runs out. Not inside a run. */
     bool (*measure_rates)(Backend *backend, uint64_t reread_bytes, Rates *out);
+
+    /* of a device; NULL on the CPU */
+    const DeviceOps *device;
 } Ops;
 
 extern const Ops bee_cpu_ops;

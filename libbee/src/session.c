@@ -1,6 +1,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "device_cycle.h"
 #include "dflash_draft.h"
 #include "error.h"
 #include "sample.h"
@@ -17,6 +18,7 @@ static bool session_allocate(bee_session *s, bool keep_features) {
         s->waiting = e->ops->buffer_new(e->backend, BEE_MAX_PASS_ROWS * e->work.feature_stride);
         if (!s->draft_cache || !s->waiting) return false;
     }
+    if (e->ops->device && !(s->cycle = e->ops->device->cycle_new(e->backend))) return false;
     if (keep_features && e->n_taps) {
         s->features = malloc((size_t)s->n_ctx * e->n_taps * e->target->shape.n_embd * sizeof(float));
         if (!s->features) return false;
@@ -27,6 +29,7 @@ static bool session_allocate(bee_session *s, bool keep_features) {
 static void session_free(bee_session *s) {
     s->engine->ops->buffer_free(s->engine->backend, s->waiting);
     copy_index_free(&s->copies);
+    if (s->cycle) s->engine->ops->device->cycle_free(s->engine->backend, s->cycle);
     s->engine->ops->cache_free(s->engine->backend, s->cache);
     s->engine->ops->cache_free(s->engine->backend, s->draft_cache);
     full_path_end(&s->full);
@@ -51,9 +54,9 @@ bee_session *bee_session_open(bee_engine *engine, int32_t n_ctx, bool keep_featu
     s->n_ctx = n_ctx;
     pthread_mutex_lock(&engine->mutex);
     const bool ok = session_allocate(s, keep_features);
+    if (!ok) session_free(s);
     pthread_mutex_unlock(&engine->mutex);
     if (ok) return s;
-    session_free(s);
     bee_fail(error, BEE_ERROR_MEMORY, "out of memory for a context of %d tokens; ask for a smaller n_ctx", n_ctx);
     return NULL;
 }
@@ -146,6 +149,7 @@ static bool prepare_paths(bee_session *s, const bee_request *r) {
 }
 
 static void start_request(bee_session *s, const bee_request *r) {
+    device_cycle_drop(s);
     set_speculation(s, r);
     const int reused = reusable_prefix(s, r);
     s->n_cached = reused;

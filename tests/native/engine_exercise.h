@@ -39,13 +39,35 @@ enum { N_PAIRS = sizeof pairs / sizeof *pairs };
 static const TinyTarget plain_target = {
     .n_vocab = 97, .n_layer = 2, .n_embd = 64, .n_ctx = 256, .seed = 1, .sharpness = 3};
 
+/* BEE_TEST_DEVICE=cuda runs these tests on a card, or with BEE_CUDA_LIBRARY on its emulation. */
+static inline bool test_on_cuda(void) {
+    const char *device = getenv("BEE_TEST_DEVICE");
+    return device && !strcmp(device, "cuda");
+}
+
+/* On an emulated card everything takes long: BEE_TEST_DIVISOR makes fewer rounds of what repeats. */
+static inline int test_rounds(int n) {
+    const char *divisor = getenv("BEE_TEST_DIVISOR");
+    const int rounds = divisor ? n / atoi(divisor) : n;
+    return rounds ? rounds : 1;
+}
+
+static inline bee_device test_device(void) { return test_on_cuda() ? BEE_DEVICE_CUDA : BEE_DEVICE_CPU; }
+
+/* Instruction sets to go through: on a card they all come to the same. */
+static inline const char *const *test_sets(void) {
+    static const char *one[2];
+    one[0] = bee_instruction_sets()[0];
+    return test_on_cuda() ? one : bee_instruction_sets();
+}
+
 static inline bee_engine *open_engine(const TinyTarget *target, const TinyDrafter *drafter, int threads,
                                       const char *isa) {
     TinyFile file = tiny_target(target), drafter_file = {-1, ""};
     if (drafter) drafter_file = tiny_drafter(target, drafter);
     bee_error error = {BEE_OK, ""};
-    bee_engine *engine = bee_engine_open(file.path, drafter ? drafter_file.path : NULL,
-                                         &(bee_engine_params){.n_threads = threads, .instruction_set = isa}, &error);
+    const bee_engine_params params = {.device = test_device(), .n_threads = threads, .instruction_set = isa};
+    bee_engine *engine = bee_engine_open(file.path, drafter ? drafter_file.path : NULL, &params, &error);
     if (!CHECK(engine != NULL)) {
         printf("    %s\n", error.message);
         exit(check_report());

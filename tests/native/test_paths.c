@@ -526,9 +526,10 @@ static void check_totals(const Totals *t) {
     for (int finish = BEE_FINISH_STOP; finish <= BEE_FINISH_CONTEXT; finish++) CHECK(t->finishes[finish] > 0);
     CHECK(t->finishes[BEE_FINISH_COMPLETE] > 0);
     CHECK_EQ(t->finishes[BEE_FINISH_NOT_FINITE] + t->finishes[BEE_FINISH_CONSTRAINT], 0);
-    CHECK(t->masked > 100 && t->full > 100 && t->reduced > 100);
-    CHECK(t->forced > 100 && t->refused > 100 && t->free_cycles > 100 && t->unforced > 100);
-    CHECK(t->cuts > 50 && t->nothing_kept > 50 && t->copied > 20);
+    CHECK(t->masked > test_rounds(100) && t->full > test_rounds(100) && t->reduced > test_rounds(100));
+    CHECK(t->forced > test_rounds(100) && t->refused > test_rounds(100) && t->free_cycles > test_rounds(100) &&
+          t->unforced > test_rounds(100));
+    CHECK(t->cuts > test_rounds(50) && t->nothing_kept > test_rounds(50) && t->copied > test_rounds(20));
 }
 
 static void compare_modes(bee_engine *engine, Job *job, bool all_lengths, Random *random, Totals *totals) {
@@ -561,10 +562,10 @@ static void test_identity(void) {
     Random random = {40};
     Totals totals = {.masked = 0};
     for (int p = 0; p < N_PAIRS; p++)
-        for (const char *const *isa = bee_instruction_sets(); *isa; isa++) {
+        for (const char *const *isa = test_sets(); *isa; isa++) {
             bee_engine *engine = open_engine(&pairs[p].target, &pairs[p].drafter, pairs[p].threads, *isa);
             const int rounds = strcmp(*isa, "portable") ? 20 : 5;
-            for (int round = 0; round < rounds; round++) {
+            for (int round = 0; round < test_rounds(rounds); round++) {
                 static Job job;
                 random_job(&random, pairs[p].target.n_vocab, &job);
                 compare_modes(engine, &job, round == 0, &random, &totals);
@@ -580,11 +581,12 @@ static void test_without_drafter(void) {
     Totals totals = {.masked = 0};
     bee_engine *engine = open_engine(&pairs[1].target, NULL, 2, NULL);
     static Job job;
-    for (int round = 0; round < 30; round++) {
+    for (int round = 0; round < test_rounds(30); round++) {
         random_job(&random, 5, &job);
         compare_modes(engine, &job, false, &random, &totals);
     }
-    CHECK(totals.refused > 50 && totals.copied > 20 && totals.forced > 50 && totals.masked > 50);
+    CHECK(totals.refused > test_rounds(50) && totals.copied > test_rounds(20) && totals.forced > test_rounds(50) &&
+          totals.masked > test_rounds(50));
     bee_engine_close(engine);
 }
 
@@ -602,14 +604,15 @@ static void test_ends(void) {
         job.rules.free = round;
         job.request.n_stop_tokens = 0;
         job.request.n_prompt = 4;
-        for (int end = 1; end < 25; end++) {
+        for (int end = 1; end < 25; end += test_rounds(8) == 8 ? 1 : 5) {
             const bool by_context = (end + round) % 2;
             job.n_ctx = by_context ? job.request.n_prompt + end - 1 : N_CTX;
             job.request.max_tokens = by_context ? 1000 : end;
             compare_modes(engine, &job, false, &random, &totals);
         }
     }
-    CHECK(totals.finishes[BEE_FINISH_CONTEXT] > 50 && totals.finishes[BEE_FINISH_LENGTH] > 50);
+    CHECK(totals.finishes[BEE_FINISH_CONTEXT] > test_rounds(50) &&
+          totals.finishes[BEE_FINISH_LENGTH] > test_rounds(50));
     CHECK_EQ(totals.finishes[BEE_FINISH_COMPLETE], 0);
     bee_engine_close(engine);
 }
@@ -623,7 +626,7 @@ static void test_together(void) {
         bee_engine *engine = open_engine(&pairs[p].target, &pairs[p].drafter, pairs[p].threads, NULL);
         bee_engine_info info;
         bee_engine_describe(engine, &info);
-        for (int round = 0; round < 4; round++) {
+        for (int round = 0; round < test_rounds(4); round++) {
             static Job jobs[N];
             static Answer alone[N];
             Job *all[N];
@@ -646,7 +649,8 @@ static void test_together(void) {
         }
         bee_engine_close(engine);
     }
-    CHECK(totals.masked > 50 && totals.full > 50 && totals.reduced > 50 && totals.forced > 50 && totals.cuts > 20);
+    CHECK(totals.masked > test_rounds(50) && totals.full > test_rounds(50) && totals.reduced > test_rounds(50) &&
+          totals.forced > test_rounds(50) && totals.cuts > test_rounds(20));
 }
 
 /* More constrained sessions than a pass has rows for drafts: nothing is forced then. */
@@ -699,7 +703,7 @@ static void test_one_after_another(void) {
     bee_engine_describe(engine, &info);
     bee_session *session = open_session(engine, N_CTX);
     static Job job;
-    for (int round = 0; round < 60; round++) {
+    for (int round = 0; round < test_rounds(60); round++) {
         random_job(&random, info.n_vocab, &job);
         job.constrained = round % 2;
         job.n_ctx = N_CTX;
@@ -851,7 +855,7 @@ static void test_forced_but_refused(void) {
         bee_engine_describe(engine, &info);
         static Job job;
         int refused = 0;
-        for (int round = 0; round < 30; round++) {
+        for (int round = 0; round < test_rounds(30); round++) {
             random_job(&random, info.n_vocab, &job);
             job.constrained = true;
             job.rules.run_every = 3;
@@ -863,33 +867,47 @@ static void test_forced_but_refused(void) {
             check_same(&job, &sound, "forced, but refused");
             refused += job.guide.refused;
         }
-        CHECK(refused > 50);
+        CHECK(refused > test_rounds(50));
         bee_engine_close(engine);
     }
 }
 
 /* ---- log-probabilities --------------------------------------------------------------------------------- */
 
+typedef struct ChooseRow {
+    float *row;
+    int n_vocab;
+    Choice choice;
+} ChooseRow;
+
+static void choose_row(Worker *worker, void *argument) {
+    ChooseRow *c = argument;
+    bee_cpu_ops.choose(worker, c->row, 0, c->n_vocab, NULL, &c->choice, 1);
+}
+
 /* Of equally likely tokens the lower one stands first. */
 static void test_equal_tops(void) {
-    enum { N_VOCAB = 60 };
+    enum { N_VOCAB = 64 };
     Random random = {45};
+    Backend *backend = cpu_backend_new(2, NULL, NULL);
     for (int n_top = 0; n_top <= BEE_MAX_TOP_LOGPROBS; n_top++) {
         FullPath path = {.n_vocab = 0};
         const bee_request request = {.logprobs = true, .n_top_logprobs = n_top};
+        const bee_sampling sampling = {.temperature = 3, .top_p = 1, .seed = (uint64_t)n_top};
         CHECK(full_path_begin(&path, &request, N_VOCAB, 10));
         for (int round = 0; round < 50; round++) {
-            float row[N_VOCAB];
+            _Alignas(64) float row[N_VOCAB];
             for (int i = 0; i < N_VOCAB; i++) row[i] = (float)random_below(&random, 1 + round);
-            double sum = 0;
-            for (int i = 0; i < N_VOCAB; i++) sum += exp(row[i]);
-            const Choice choice = {.token = random_below(&random, N_VOCAB), .unchanged = row, .log_sum = log(sum)};
-            full_path_report(&path, &choice, 1);
+            ChooseRow c = {row, N_VOCAB, {.sampling = &sampling, .position = round}};
+            full_path_prepare(&path, &c.choice, NULL, 0, NULL, 0);
+            bee_cpu_ops.run(backend, choose_row, &c, NULL);
+            full_path_report(&path, 1);
             CHECK_EQ(path.n_results, 1);
-            check_logprobs(&request, row, N_VOCAB, choice.token, &path.results[0]);
+            check_logprobs(&request, row, N_VOCAB, c.choice.token, &path.results[0]);
         }
         full_path_end(&path);
     }
+    cpu_backend_free(backend);
 }
 
 static void refuse_logprobs(const bee_session *session, int32_t i, const char *part) {
@@ -1140,7 +1158,7 @@ static void test_watching(void) {
     const TinyDrafter shape = {.block_size = 8, .seed = 2};
     bee_engine *engine = open_engine(&plain_target, &shape, 1, NULL);
     int unseen = 0;
-    for (int round = 0; round < 40; round++) {
+    for (int round = 0; round < test_rounds(40); round++) {
         Watcher w = {.n_seen = 0};
         for (int i = 0; i < 4; i++)
             w.watched[i] = (uint32_t)(random_bits(&random) & random_bits(&random) & random_bits(&random));
@@ -1162,7 +1180,7 @@ static void test_watching(void) {
         }
         CHECK_EQ(next, w.n_seen);
     }
-    CHECK(unseen > 40);
+    CHECK(unseen > test_rounds(40));
     bee_engine_close(engine);
 }
 
@@ -1198,7 +1216,7 @@ static void test_mask_of_nothing(void) {
     bee_engine_describe(engine, &info);
     Random random = {50};
     static Job job;
-    for (int round = 0; round < 40; round++) {
+    for (int round = 0; round < test_rounds(40); round++) {
         const int place = 1 + round % 20;
         random_job(&random, info.n_vocab, &job);
         job.constrained = true;
@@ -1235,7 +1253,7 @@ static void test_cancelled_neighbour(void) {
     Random random = {51};
     static Job jobs[2];
     int struck = 0;
-    for (int round = 0; round < 30; round++) {
+    for (int round = 0; round < test_rounds(30); round++) {
         Answer alone;
         for (int i = 0; i < 2; i++) {
             random_job(&random, 97, &jobs[i]);
@@ -1261,7 +1279,7 @@ static void test_cancelled_neighbour(void) {
         struck += did;
         for (int i = 0; i < 2; i++) bee_session_close(sessions[i]);
     }
-    CHECK(struck > 10);
+    CHECK(struck > test_rounds(10));
     bee_engine_close(engine);
 }
 

@@ -108,7 +108,7 @@ def test_other_words_for_lengths_and_threads() -> None:
         ({"timeout": 0}, "timeout"),
         ({"n_ctx": 0}, "n_ctx is 0"),
         ({"threads": 65}, "threads is 65"),
-        ({"device": "cuda"}, "no CUDA backend"),
+        ({"device": "tpu"}, "must be 'auto', 'cpu' or 'cuda'"),
         ({"speculation": "always"}, "speculation"),
     ],
 )

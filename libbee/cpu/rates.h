@@ -1,12 +1,12 @@
 /* What the machine allows: the rates that a pass runs against. */
-#ifndef BEE_LIMITS_H
-#define BEE_LIMITS_H
+#ifndef BEE_RATES_H
+#define BEE_RATES_H
 
 #include "../src/ops.h"
 #include "kernels.h"
 #include "threads.h"
 
 /* Measures with all threads of the pool at once, in some tenths of a second. False where memory ran out. */
-bool limits_measure(ThreadPool *pool, const Kernels *kernels, uint64_t reread_bytes, Rates *out);
+bool rates_measure(ThreadPool *pool, const Kernels *kernels, uint64_t reread_bytes, Rates *out);
 
 #endif

@@ -1,7 +1,7 @@
 /* The rates that a pass runs against: reading memory, and 8-bit dot products. Both are the best of several sweeps: what
  * else the machine does can only slow one down. */
 #define _GNU_SOURCE
-#include "limits.h"
+#include "rates.h"
 
 #include <string.h>
 #include <sys/mman.h>
@@ -75,7 +75,7 @@ static void measure_all(void *argument, int index) {
     }
 }
 
-bool limits_measure(ThreadPool *pool, const Kernels *kernels, uint64_t reread_bytes, Rates *out) {
+bool rates_measure(ThreadPool *pool, const Kernels *kernels, uint64_t reread_bytes, Rates *out) {
     void *memory = mmap(NULL, READ_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) return false;
 #ifdef MADV_HUGEPAGE

@@ -1,0 +1,182 @@
+"""Model files of a given shape without weights: real headers before a hole as large as the weights would be.
+
+An engine opens them with `made_up_weights`, which never reads the hole. What such a model costs is what any of its
+shape costs; what it says is noise.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["BLOCK_SIZE", "SHAPES", "Shape", "write_drafter", "write_target"]
+
+BLOCK_SIZE = 16  # of the drafters: the last token and 15 drafts
+CONTEXT_LENGTH = 8192
+
+_DRAFT_LAYERS = 5
+_TAPS = 5
+_ALIGNMENT = 32
+_UINT32, _INT32, _FLOAT32, _STRING, _ARRAY = 4, 5, 6, 8, 9
+# ggml's number of a type, columns of a block, bytes of a block
+_TYPES = {"F32": (0, 1, 4), "Q4_K": (12, 256, 144), "Q5_K": (13, 256, 176), "Q6_K": (14, 256, 210)}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's sizes, and how it is quantised: `kind` everywhere, but `head_kind` for the head, `more_kind` for half
+    of the layers' attn_v and ffn_down."""
+
+    architecture: str  # "llama" or "qwen3"
+    n_layer: int
+    n_embd: int
+    n_ff: int
+    n_head: int
+    n_head_kv: int
+    head_size: int
+    n_vocab: int
+    kind: str
+    head_kind: str
+    more_kind: str
+
+
+# Those of docs/gpu/model.py, and one for tests.
+SHAPES: dict[str, Shape] = {
+    "qwen3-8b": Shape("qwen3", 36, 4096, 12288, 32, 8, 128, 151936, "Q4_K", "Q6_K", "Q6_K"),
+    "llama-3.1-8b": Shape("llama", 32, 4096, 14336, 32, 8, 128, 128256, "Q4_K", "Q6_K", "Q6_K"),
+    "dense-27b": Shape("qwen3", 64, 5120, 20480, 40, 8, 128, 248320, "Q5_K", "Q6_K", "Q5_K"),
+    "dense-31b": Shape("qwen3", 60, 5376, 21504, 32, 16, 256, 262144, "Q4_K", "Q6_K", "Q6_K"),
+    "tiny": Shape("qwen3", 2, 256, 512, 4, 2, 64, 320, "Q4_K", "Q6_K", "Q6_K"),
+}
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    name: str
+    columns: int
+    rows: int  # 0: a vector
+    kind: str
+
+    @property
+    def size(self) -> int:
+        _, columns, size = _TYPES[self.kind]
+        return self.columns * max(self.rows, 1) // columns * size
+
+
+def write_target(shape: Shape, path: Path) -> Path:
+    """A target of that shape, with an embedding and a head of its own."""
+    tensors = [
+        _Tensor("token_embd.weight", shape.n_embd, shape.n_vocab, shape.kind),
+        _Tensor("output.weight", shape.n_embd, shape.n_vocab, shape.head_kind),
+        _Tensor("output_norm.weight", shape.n_embd, 0, "F32"),
+    ]
+    for index in range(shape.n_layer):
+        kind = shape.more_kind if _has_more_bits(index, shape.n_layer) else shape.kind
+        tensors += _layer(shape, index, more_kind=kind, with_norms=shape.architecture != "llama")
+    return _write(path, _metadata(shape, shape.architecture, shape.n_layer), tensors)
+
+
+def write_drafter(shape: Shape, path: Path) -> Path:
+    """A drafter of five such layers for it, which uses the target's embedding and head."""
+    step = max(1, shape.n_layer // _TAPS)
+    taps = [min(1 + index * step, shape.n_layer) for index in range(_TAPS)]
+    metadata = {
+        **_metadata(shape, "dflash", _DRAFT_LAYERS),
+        "dflash.block_size": _integer(BLOCK_SIZE),
+        "dflash.target_layers": struct.pack(f"<IIQ{_TAPS}i", _ARRAY, _INT32, _TAPS, *taps),
+        "tokenizer.ggml.mask_token_id": _integer(0),
+    }
+    tensors = [
+        _Tensor("fc.weight", _TAPS * shape.n_embd, shape.n_embd, shape.kind),
+        _Tensor("enc.output_norm.weight", shape.n_embd, 0, "F32"),
+        _Tensor("output_norm.weight", shape.n_embd, 0, "F32"),
+    ]
+    for index in range(_DRAFT_LAYERS):
+        tensors += _layer(shape, index, more_kind=shape.kind, with_norms=True)
+    return _write(path, metadata, tensors)
+
+
+def _has_more_bits(index: int, n_layer: int) -> bool:
+    """llama.cpp's choice of the layers that "M" mixtures give more bits."""
+    eighth = n_layer // 8
+    return index < eighth or index >= 7 * n_layer // 8 or (index - eighth) % 3 == 2
+
+
+def _layer(shape: Shape, index: int, *, more_kind: str, with_norms: bool) -> Iterator[_Tensor]:
+    queries, keys = shape.n_head * shape.head_size, shape.n_head_kv * shape.head_size
+    matrices = {
+        "attn_q": (shape.n_embd, queries),
+        "attn_k": (shape.n_embd, keys),
+        "attn_v": (shape.n_embd, keys),
+        "attn_output": (queries, shape.n_embd),
+        "ffn_gate": (shape.n_embd, shape.n_ff),
+        "ffn_up": (shape.n_embd, shape.n_ff),
+        "ffn_down": (shape.n_ff, shape.n_embd),
+    }
+    vectors = {"attn_norm": shape.n_embd, "ffn_norm": shape.n_embd}
+    if with_norms:
+        vectors |= {"attn_q_norm": shape.head_size, "attn_k_norm": shape.head_size}
+    for name, (columns, rows) in matrices.items():
+        kind = more_kind if name in ("attn_v", "ffn_down") else shape.kind
+        yield _Tensor(f"blk.{index}.{name}.weight", columns, rows, kind)
+    for name, columns in vectors.items():
+        yield _Tensor(f"blk.{index}.{name}.weight", columns, 0, "F32")
+
+
+# ---- the file ----------------------------------------------------------------------------------------------------
+
+
+def _string(value: str) -> bytes:
+    data = value.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def _text(value: str) -> bytes:
+    return struct.pack("<I", _STRING) + _string(value)
+
+
+def _integer(value: int) -> bytes:
+    return struct.pack("<II", _UINT32, value)
+
+
+def _number(value: float) -> bytes:
+    return struct.pack("<If", _FLOAT32, value)
+
+
+def _metadata(shape: Shape, prefix: str, n_layer: int) -> dict[str, bytes]:
+    words = b"".join(_string(f"w{token}") for token in range(shape.n_vocab))
+    return {
+        "general.architecture": _text(prefix),
+        f"{prefix}.block_count": _integer(n_layer),
+        f"{prefix}.context_length": _integer(CONTEXT_LENGTH),
+        f"{prefix}.embedding_length": _integer(shape.n_embd),
+        f"{prefix}.feed_forward_length": _integer(shape.n_ff),
+        f"{prefix}.attention.head_count": _integer(shape.n_head),
+        f"{prefix}.attention.head_count_kv": _integer(shape.n_head_kv),
+        f"{prefix}.attention.key_length": _integer(shape.head_size),
+        f"{prefix}.attention.value_length": _integer(shape.head_size),
+        f"{prefix}.attention.layer_norm_rms_epsilon": _number(1e-6),
+        f"{prefix}.rope.freq_base": _number(1e6),
+        "tokenizer.ggml.tokens": struct.pack("<IIQ", _ARRAY, _STRING, shape.n_vocab) + words,
+    }
+
+
+def _write(path: Path, metadata: dict[str, bytes], tensors: Sequence[_Tensor]) -> Path:
+    header = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata))]
+    header += [_string(key) + value for key, value in metadata.items()]
+    offset = 0
+    for tensor in tensors:
+        sizes = (tensor.columns, tensor.rows) if tensor.rows else (tensor.columns,)
+        header.append(_string(tensor.name) + struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes))
+        header.append(struct.pack("<IQ", _TYPES[tensor.kind][0], offset))
+        offset += _aligned(tensor.size)
+    with path.open("wb") as file:
+        begin = _aligned(file.write(b"".join(header)))
+        file.truncate(begin + offset)
+    return path
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT

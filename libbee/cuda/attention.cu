@@ -1,0 +1,425 @@
+/* Attention: see kernels.h. The positions that a row sees are taken in chunks of 128, counted from position 0. Of each
+ * chunk a block computes maximum, sum and weighted values for a tile of 16 queries; a row's chunks are put together in
+ * ascending order. So the numbers depend on neither the grid nor the rows beside.
+ *
+ * A tile's queries share a key head: as many rows of the pass as fit, each with all its query heads of that key head
+ * (or a part of them, where there are more than 16). Both products are matrix instructions, whose rows, here the
+ * queries, do not touch each other. */
+#include "kernels.h"
+
+#if defined(BEE_EMULATE)
+#define UNROLL
+#define UNROLL_BY_4
+#else
+#define UNROLL _Pragma("unroll")
+#define UNROLL_BY_4 _Pragma("unroll 4")
+#endif
+
+enum {
+    TILE_QUERIES = 16,
+    ATTEND_WARPS = 4,
+    ATTEND_THREADS = ATTEND_WARPS * WARP_SIZE,
+    WARP_POSITIONS = CACHE_CHUNK / ATTEND_WARPS,
+    KEY_BLOCKS = WARP_POSITIONS / 8,    /* of a warp: 8 positions each */
+    VALUE_BLOCKS = WARP_POSITIONS / 16, /* of a warp: 16 positions each */
+    SLICE_BLOCKS = 8,                   /* of 8 dimensions, of the values: what the registers hold at a time */
+    SLICE = SLICE_BLOCKS * 8,
+    SLICE_STRIDE = SLICE + 8, /* in shared memory: so that a warp's stores meet all banks */
+};
+
+static __host__ __device__ __forceinline__ int at_most(int a, int b) { return a < b ? a : b; }
+
+/* ---- queries, keys and values before attention --------------------------------------------------- */
+
+/* The factor by which a head is multiplied before its gain. */
+static __device__ float norm_factor(const float *x, int size, float eps) {
+    float squares = 0;
+    for (int d = lane_of(); d < size; d += WARP_SIZE) squares = fused(x[d], x[d], squares);
+    return 1.0f / sqrtf(warp_sum(squares) / (float)size + eps);
+}
+
+/* A head on its way: normed, rotated, scaled, by a warp. Each lane reads the dimensions that it alone hands to `store`,
+ * which may therefore write them in place. */
+template <class Store>
+static __device__ void rotate_head(const DeviceHeads &heads, const float *x, const float *gain, const float *turn,
+                                   float scale, Store store) {
+    const int half = heads.n_rotated / 2;
+    const float factor = gain ? norm_factor(x, heads.head_size, heads.eps) : 1.0f;
+    const auto normed = [&](int d) { return gain ? x[d] * factor * gain[d] : x[d]; };
+    for (int i = lane_of(); i < half; i += WARP_SIZE) {
+        const int a = heads.neox ? i : 2 * i, b = heads.neox ? i + half : 2 * i + 1;
+        const float c = turn[2 * i], s = turn[2 * i + 1], first = normed(a), second = normed(b);
+        store(a, (first * c - second * s) * scale);
+        store(b, (first * s + second * c) * scale);
+    }
+    for (int d = 2 * half + lane_of(); d < heads.head_size; d += WARP_SIZE) store(d, normed(d) * scale);
+}
+
+/* Whether float16 holds all of the head's values. */
+static __device__ bool values_fit(const float *v, int size) {
+    bool fit = true;
+    for (int d = lane_of(); d < size; d += WARP_SIZE) fit = fit && (half_from_float(v[d]) & 0x7c00) != 0x7c00;
+    return __all_sync(0xffffffffu, fit);
+}
+
+/* A value that is not finite would spoil, in the matrix instructions, rows of the tile that must not see its position:
+ * zero times NaN. Such a position gets zeros for values and NaN for a key, which spoils those that do see it, alone. */
+static __device__ void store_position(const DeviceHeads &heads, int layer, int head, const DeviceRow &row,
+                                      const float *k, const float *v, const float *gain, const float *turn) {
+    const int size = heads.head_size, in_chunk = row.position % CACHE_CHUNK;
+    const size_t chunk = cache_chunk_at(row.n_ctx, heads.n_head_kv, size, layer, head, row.position / CACHE_CHUNK);
+    uint16_t *keys = row.keys + chunk, *values = row.values + chunk;
+    const bool fit = values_fit(v, size);
+    rotate_head(heads, k, gain, turn, 1.0f, [&](int d, float x) {
+        keys[key_place(size, in_chunk, d)] = fit ? half_from_float(x) : (uint16_t)0x7e00;
+    });
+    for (int d = lane_of(); d < size; d += WARP_SIZE)
+        values[value_place(size, in_chunk, d)] = fit ? half_from_float(v[d]) : (uint16_t)0;
+}
+
+/* A warp per row and head: the key heads, then the query heads. */
+static __global__ void __launch_bounds__(ATTEND_THREADS)
+    rotate_heads(DeviceHeads heads, int layer, const DeviceRow *rows, const float *angles, const float *q_gain,
+                 const float *k_gain, float *q, size_t q_stride, const float *k, const float *v, size_t kv_stride) {
+    const size_t i = blockIdx.y, size = (size_t)heads.head_size;
+    const int unit = (int)(blockIdx.x * ATTEND_WARPS + threadIdx.x / WARP_SIZE), query = unit - heads.n_head_kv;
+    const float *turn = angles + i * (size_t)heads.n_rotated;
+    if (query < 0) {
+        const size_t at = i * kv_stride + (size_t)unit * size;
+        const DeviceRow row = rows[i];
+        if (row.position >= 0) store_position(heads, layer, unit, row, k + at, v + at, k_gain, turn);
+    } else if (q && query < heads.n_head) {
+        float *x = q + i * q_stride + (size_t)query * size;
+        rotate_head(heads, x, q_gain, turn, 1.0f / sqrtf((float)heads.head_size), [&](int d, float y) { x[d] = y; });
+    }
+}
+
+void queue_rotate_and_store(cudaStream_t stream, const DeviceHeads *heads, int layer, const DeviceRow *rows, int n,
+                            const float *angles, const float *q_gain, const float *k_gain, float *q, size_t q_stride,
+                            float *k, float *v, size_t kv_stride) {
+    const int units = heads->n_head_kv + (q ? heads->n_head : 0);
+    launch(stream, dim3((unsigned)((units + ATTEND_WARPS - 1) / ATTEND_WARPS), (unsigned)n), dim3(ATTEND_THREADS), 0,
+           rotate_heads, *heads, layer, rows, angles, q_gain, k_gain, q, q_stride, k, v, kv_stride);
+}
+
+/* ---- chunks -------------------------------------------------------------------------------------- */
+
+/* Partial results: maximum and sum of (row, head, chunk), then the weighted values of each. */
+typedef struct Partials {
+    float2 *totals;
+    float *values;
+} Partials;
+
+static size_t n_partials(const DeviceHeads *heads, int n, int n_chunks) {
+    return (size_t)n * (size_t)heads->n_head * (size_t)n_chunks;
+}
+
+size_t attention_scratch_size(const DeviceHeads *heads, int n, int n_chunks) {
+    return n_partials(heads, n, n_chunks) * (2 + (size_t)heads->head_size);
+}
+
+/* How queries are put into tiles. */
+typedef struct Tiling {
+    int group;   /* query heads of a key head */
+    int members; /* of them in one tile */
+    int parts;   /* tiles that a row's group needs */
+    int rows;    /* of a tile */
+} Tiling;
+
+static Tiling tiling_of(const DeviceHeads *heads) {
+    const int group = heads->n_head / heads->n_head_kv;
+    Tiling t;
+    t.group = group;
+    t.members = at_most(group, TILE_QUERIES);
+    t.parts = (group + TILE_QUERIES - 1) / TILE_QUERIES;
+    t.rows = TILE_QUERIES / t.members;
+    return t;
+}
+
+typedef struct AttendTask {
+    DeviceHeads heads;
+    Tiling tiling;
+    int layer, n;
+    const DeviceRow *rows;
+    const float *q;
+    size_t q_stride;
+    Partials partials;
+} AttendTask;
+
+/* Row and head of a query of this block's tile; false where there is none. */
+static __device__ __forceinline__ bool find_query(const AttendTask &task, int query, int *row, int *head) {
+    const Tiling &t = task.tiling;
+    const int tile = (int)blockIdx.z / t.parts, member = (int)blockIdx.z % t.parts * TILE_QUERIES + query % t.members;
+    *row = tile * t.rows + query / t.members;
+    *head = (int)blockIdx.y * t.group + member;
+    return query / t.members < t.rows && *row < task.n && member < t.group;
+}
+
+/* Shared memory of a block, beside what is used in turns: queries first, then weighted values. */
+typedef struct Shared {
+    const float *query[TILE_QUERIES]; /* NULL: there is none */
+    size_t partial[TILE_QUERIES];     /* where its result goes */
+    int visible[TILE_QUERIES];        /* how many of the chunk's positions; 0: not of this cache, or no query */
+    float top[ATTEND_WARPS][TILE_QUERIES], sum[ATTEND_WARPS][TILE_QUERIES];
+} Shared;
+
+static __device__ void find_queries(const AttendTask &task, const uint16_t *keys, Shared *shared) {
+    const int i = (int)threadIdx.x, n_head = task.heads.n_head;
+    int row, head, visible = 0;
+    if (i >= TILE_QUERIES) return;
+    const bool found = find_query(task, i, &row, &head);
+    if (found && task.rows[row].keys == keys)
+        visible = at_most(task.rows[row].n_visible - (int)blockIdx.x * CACHE_CHUNK, CACHE_CHUNK);
+    shared->visible[i] = visible > 0 ? visible : 0;
+    shared->query[i] =
+        found ? task.q + (size_t)row * task.q_stride + (size_t)head * (size_t)task.heads.head_size : nullptr;
+    shared->partial[i] = found ? ((size_t)row * (size_t)n_head + (size_t)head) * gridDim.x + blockIdx.x : 0;
+}
+
+/* Queries as A fragments: [dimension / 16][lane][4 words]. */
+static __device__ void stage_queries(int head_size, const Shared *shared, unsigned *fragments) {
+    const int words = head_size * TILE_QUERIES / 2;
+    UNROLL_BY_4 for (int i = (int)threadIdx.x; i < words; i += ATTEND_THREADS) {
+        const int lane = i / 4 % WARP_SIZE, word = i % 4;
+        const int d = i / (4 * WARP_SIZE) * 16 + lane % 4 * 2 + word / 2 * 8;
+        const float *q = shared->query[lane / 4 + word % 2 * 8];
+        fragments[i] = q ? (unsigned)half_from_float(q[d]) | (unsigned)half_from_float(q[d + 1]) << 16 : 0;
+    }
+}
+
+/* Scores of the warp's positions, c registers of each block of 8. Blocks that nobody sees are not read. */
+static __device__ __forceinline__ void score(const uint16_t *keys, int head_size, const unsigned *queries, int limit,
+                                             float (*scores)[4]) {
+    const int steps = head_size / 16, first = (int)(threadIdx.x / WARP_SIZE) * KEY_BLOCKS;
+    const uint2 *from = (const uint2 *)keys + (size_t)first * (size_t)steps * WARP_SIZE + lane_of();
+    const uint4 *q = (const uint4 *)queries + lane_of();
+    UNROLL for (int b = 0; b < KEY_BLOCKS; b++) scores[b][0] = scores[b][1] = scores[b][2] = scores[b][3] = 0;
+    UNROLL_BY_4 for (int step = 0; step < steps; step++) {
+        uint2 k[KEY_BLOCKS];
+        UNROLL for (int b = 0; b < KEY_BLOCKS; b++) k[b] =
+            (first + b) * 8 < limit ? __ldg(from + (size_t)(b * steps + step) * WARP_SIZE) : make_uint2(0, 0);
+        const uint4 words = q[step * WARP_SIZE];
+        const unsigned a[4] = {words.x, words.y, words.z, words.w};
+        UNROLL for (int b = 0; b < KEY_BLOCKS; b++) {
+            const unsigned key[2] = {k[b].x, k[b].y};
+            mma_f16_k16(scores[b], a, key, scores[b]);
+        }
+    }
+}
+
+/* The four lanes that share a row of C, put together. */
+static __device__ __forceinline__ float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+    return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
+static __device__ __forceinline__ float quad_sum(float x) {
+    x += __shfl_xor_sync(0xffffffffu, x, 1);
+    return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+/* Hides what a query does not see, be it NaN, and leaves each query's largest score of the warp in shared memory. */
+static __device__ __forceinline__ void hide_and_find_top(float (*scores)[4], Shared *shared) {
+    const int warp = (int)(threadIdx.x / WARP_SIZE), g = lane_of() / 4, t = lane_of() % 4;
+    UNROLL for (int half = 0; half < 2; half++) {
+        const int query = g + 8 * half, visible = shared->visible[query] - warp * WARP_POSITIONS;
+        float top = -INFINITY;
+        UNROLL for (int i = 0; i < 2 * KEY_BLOCKS; i++) {
+            float *x = &scores[i / 2][2 * half + i % 2];
+            if (i / 2 * 8 + 2 * t + i % 2 >= visible) *x = -INFINITY;
+            top = fmaxf(top, *x);
+        }
+        top = quad_max(top);
+        if (t == 0) shared->top[warp][query] = top;
+    }
+}
+
+static __device__ __forceinline__ float top_of(const Shared *shared, int query) {
+    float top = shared->top[0][query];
+    for (int w = 1; w < ATTEND_WARPS; w++) top = fmaxf(top, shared->top[w][query]);
+    return top;
+}
+
+static __device__ __forceinline__ float sum_of(const Shared *shared, int query) {
+    float sum = shared->sum[0][query];
+    for (int w = 1; w < ATTEND_WARPS; w++) sum += shared->sum[w][query];
+    return sum;
+}
+
+/* Scores become weights, as the A fragments of the warp's positions. Summed up as they are used, after their rounding:
+ * what is divided by the sum is then weighted by one in all. A NaN among the scores is dropped from the maximum, but
+ * not from the sum. */
+static __device__ __forceinline__ void soften(const float (*scores)[4], Shared *shared, unsigned (*weights)[4]) {
+    const int warp = (int)(threadIdx.x / WARP_SIZE), g = lane_of() / 4, t = lane_of() % 4;
+    UNROLL for (int half = 0; half < 2; half++) {
+        const float top = top_of(shared, g + 8 * half);
+        float sum = 0;
+        UNROLL for (int b = 0; b < KEY_BLOCKS; b++) {
+            const uint16_t first = half_from_float(expf(scores[b][2 * half] - top));
+            const uint16_t second = half_from_float(expf(scores[b][2 * half + 1] - top));
+            sum += float_from_half(first);
+            sum += float_from_half(second);
+            weights[b / 2][b % 2 * 2 + half] = (unsigned)first | (unsigned)second << 16;
+        }
+        sum = quad_sum(sum);
+        if (t == 0) shared->sum[warp][g + 8 * half] = sum;
+    }
+}
+
+typedef struct ValueSlice {
+    uint2 words[VALUE_BLOCKS][SLICE_BLOCKS];
+} ValueSlice;
+
+static __device__ __forceinline__ unsigned keep_pair(unsigned pair, int left) {
+    return left <= 0 ? 0 : left == 1 ? pair & 0xffff : pair;
+}
+
+/* SLICE dimensions from `block` on of the warp's positions. Positions that nobody sees may hold anything. */
+static __device__ __forceinline__ void load_values(const uint16_t *values, int head_size, int block, int limit,
+                                                   ValueSlice *slice) {
+    const int blocks = head_size / 8, first = (int)(threadIdx.x / WARP_SIZE) * VALUE_BLOCKS;
+    const uint2 *from =
+        (const uint2 *)values + ((size_t)first * (size_t)blocks + (size_t)block) * WARP_SIZE + lane_of();
+    UNROLL for (int p = 0; p < VALUE_BLOCKS; p++) {
+        const int left = limit - (first + p) * 16, mine = left - lane_of() % 4 * 2;
+        UNROLL for (int d = 0; d < SLICE_BLOCKS; d++) {
+            uint2 pair = make_uint2(0, 0);
+            if (left > 0 && block + d < blocks) pair = __ldg(from + (size_t)(p * blocks + d) * WARP_SIZE);
+            slice->words[p][d] = make_uint2(keep_pair(pair.x, mine), keep_pair(pair.y, mine - 8));
+        }
+    }
+}
+
+/* The warp's share of the weighted values, into its part of shared memory. */
+static __device__ __forceinline__ void weigh(const ValueSlice *slice, const unsigned (*weights)[4], float *part) {
+    const int g = lane_of() / 4, t = lane_of() % 4;
+    UNROLL for (int d = 0; d < SLICE_BLOCKS; d++) {
+        float c[4] = {0, 0, 0, 0};
+        UNROLL for (int p = 0; p < VALUE_BLOCKS; p++) {
+            const unsigned b[2] = {slice->words[p][d].x, slice->words[p][d].y};
+            mma_f16_k16(c, weights[p], b, c);
+        }
+        float *out = part + g * SLICE_STRIDE + d * 8 + 2 * t;
+        *(float2 *)out = make_float2(c[0], c[1]);
+        *(float2 *)(out + 8 * SLICE_STRIDE) = make_float2(c[2], c[3]);
+    }
+}
+
+/* The warps' shares put together, in the order of the warps: the order of the positions. */
+static __device__ void store_values(const AttendTask &task, const Shared *shared, const float *parts, int first) {
+    const int part = TILE_QUERIES * SLICE_STRIDE, size = task.heads.head_size;
+    for (int i = (int)threadIdx.x; i < TILE_QUERIES * SLICE; i += ATTEND_THREADS) {
+        const int query = i / SLICE, d = i % SLICE;
+        if (!shared->visible[query] || first + d >= size) continue;
+        const float *x = parts + query * SLICE_STRIDE + d;
+        float sum = x[0];
+        UNROLL for (int w = 1; w < ATTEND_WARPS; w++) sum += x[w * part];
+        task.partials.values[shared->partial[query] * (size_t)size + (size_t)(first + d)] = sum;
+    }
+}
+
+static __device__ void store_totals(const AttendTask &task, const Shared *shared) {
+    const int query = (int)threadIdx.x;
+    if (query < TILE_QUERIES && shared->visible[query])
+        task.partials.totals[shared->partial[query]] = make_float2(top_of(shared, query), sum_of(shared, query));
+}
+
+/* The queries of the tile whose sequence has this cache. */
+static __device__ void attend_cache(const AttendTask &task, const DeviceRow &row, Shared *shared, void *turns) {
+    const int size = task.heads.head_size, warp = (int)(threadIdx.x / WARP_SIZE);
+    const size_t chunk =
+        cache_chunk_at(row.n_ctx, task.heads.n_head_kv, size, task.layer, (int)blockIdx.y, (int)blockIdx.x);
+    float *const parts = (float *)turns;
+    __syncthreads(); /* the cache before this one is done with the shared memory */
+    find_queries(task, row.keys, shared);
+    __syncthreads();
+    int limit = 0;
+    for (int i = 0; i < TILE_QUERIES; i++) limit = shared->visible[i] > limit ? shared->visible[i] : limit;
+    if (!limit) return;
+    stage_queries(size, shared, (unsigned *)turns);
+    __syncthreads();
+
+    float scores[KEY_BLOCKS][4];
+    unsigned weights[VALUE_BLOCKS][4];
+    ValueSlice slice;
+    score(row.keys + chunk, size, (const unsigned *)turns, limit, scores);
+    load_values(row.values + chunk, size, 0, limit, &slice); /* under way during what follows */
+    hide_and_find_top(scores, shared);
+    __syncthreads(); /* also: nobody reads the queries any more */
+    soften(scores, shared, weights);
+    for (int first = 0; first < size; first += SLICE) {
+        weigh(&slice, weights, parts + warp * TILE_QUERIES * SLICE_STRIDE);
+        if (first + SLICE < size) load_values(row.values + chunk, size, (first + SLICE) / 8, limit, &slice);
+        __syncthreads();
+        if (first == 0) store_totals(task, shared);
+        store_values(task, shared, parts, first);
+        __syncthreads();
+    }
+}
+
+/* Grid: chunks, key heads, tiles. Rows of one sequence stand side by side, so that most tiles have one cache; a tile
+ * is gone through once for each of its caches. */
+static __global__ void __launch_bounds__(ATTEND_THREADS, 4) attend_chunks(AttendTask task) {
+    SHARED_MEMORY(turns);
+    __shared__ Shared shared;
+    const int first = (int)blockIdx.z / task.tiling.parts * task.tiling.rows;
+    const int end = at_most(first + task.tiling.rows, task.n);
+    for (int row = first; row < end; row++) {
+        bool done = false;
+        for (int before = first; before < row; before++) done = done || task.rows[before].keys == task.rows[row].keys;
+        if (!done) attend_cache(task, task.rows[row], &shared, turns);
+    }
+}
+
+static size_t attend_shared_bytes(int head_size) {
+    const size_t queries = (size_t)(TILE_QUERIES * 2) * (size_t)head_size;
+    const size_t parts = ATTEND_WARPS * TILE_QUERIES * SLICE_STRIDE * sizeof(float);
+    return queries > parts ? queries : parts;
+}
+
+/* ---- chunks put together ------------------------------------------------------------------------- */
+
+enum { FOLD_WARPS = 4, FOLD_THREADS = FOLD_WARPS * WARP_SIZE };
+
+/* One dimension of a head's result, from partial results `at` and following. A maximum is the same in any order. */
+static __device__ float fold(const Partials &partials, size_t at, int n_chunks, int head_size, int d) {
+    const float2 *totals = partials.totals + at;
+    const float *values = partials.values + at * (size_t)head_size + (size_t)d;
+    float top = -INFINITY, sum = 0, value = 0;
+    UNROLL_BY_4 for (int c = 0; c < n_chunks; c++) top = fmaxf(top, totals[c].x);
+    UNROLL_BY_4 for (int c = 0; c < n_chunks; c++) {
+        const float2 total = totals[c];
+        const float factor = expf(total.x - top);
+        sum = fused(total.y, factor, sum);
+        value = fused(values[(size_t)c * (size_t)head_size], factor, value);
+    }
+    return value * (1.0f / sum);
+}
+
+/* A warp per row and group of 32 columns, which may lie in two heads. */
+static __global__ void __launch_bounds__(FOLD_THREADS)
+    fold_chunks(DeviceHeads heads, const DeviceRow *rows, int n_chunks, Partials partials, DeviceOperand out) {
+    const int row = (int)blockIdx.y, group = (int)(blockIdx.x * FOLD_WARPS + threadIdx.x / WARP_SIZE);
+    if (group >= out.n_groups) return;
+    const int column = group * GROUP + lane_of(), head = column / heads.head_size, d = column % heads.head_size;
+    const int seen = (rows[row].n_visible + CACHE_CHUNK - 1) / CACHE_CHUNK;
+    float x = 0;
+    if (head < heads.n_head)
+        x = fold(partials, ((size_t)row * (size_t)heads.n_head + (size_t)head) * (size_t)n_chunks, seen,
+                 heads.head_size, d);
+    store_group(&out, row, group, x);
+}
+
+void queue_attend(cudaStream_t stream, const DeviceHeads *heads, int layer, const DeviceRow *rows, int n, int n_chunks,
+                  const float *q, size_t q_stride, float *scratch, const DeviceOperand *out) {
+    Partials partials;
+    partials.totals = (float2 *)scratch;
+    partials.values = scratch + 2 * n_partials(heads, n, n_chunks);
+    AttendTask task = {*heads, tiling_of(heads), layer, n, rows, q, q_stride, partials};
+    const int tiles = (n + task.tiling.rows - 1) / task.tiling.rows * task.tiling.parts;
+    const size_t shared = attend_shared_bytes(heads->head_size);
+    launch(stream, dim3((unsigned)n_chunks, (unsigned)heads->n_head_kv, (unsigned)tiles), dim3(ATTEND_THREADS), shared,
+           attend_chunks, task);
+    launch(stream, dim3((unsigned)((out->n_groups + FOLD_WARPS - 1) / FOLD_WARPS), (unsigned)n), dim3(FOLD_THREADS), 0,
+           fold_chunks, *heads, rows, n_chunks, partials, *out);
+}

@@ -1,0 +1,485 @@
+/* See emulate.h. */
+#include "../cpu/float16.h"
+#include "device.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <set>
+#include <vector>
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+/* ---- fibers ------------------------------------------------------------------------------------- */
+
+namespace {
+
+/* Stacks begin at odd distances: equal ones would share the few lines of the cache that their addresses fall on. */
+enum { STACK_BYTES = 64 << 10, MOST_SHIFT = 16 << 10, WARP = 32, MOST_EXCHANGED = 32 };
+
+#if defined(__x86_64__)
+/* Saves what a called function must keep, on the stack, and goes on where another fiber did so. */
+struct Context {
+    void *stack = nullptr;
+};
+extern "C" void bee_emulated_switch(void **save, void *load);
+__asm__(".text\n.globl bee_emulated_switch\n.hidden bee_emulated_switch\n.type bee_emulated_switch,@function\n"
+        "bee_emulated_switch:\n"
+        "pushq %rbp\npushq %rbx\npushq %r12\npushq %r13\npushq %r14\npushq %r15\n"
+        "movq %rsp, (%rdi)\nmovq %rsi, %rsp\n"
+        "popq %r15\npopq %r14\npopq %r13\npopq %r12\npopq %rbx\npopq %rbp\nret\n");
+void switch_to(Context &from, Context &to) { bee_emulated_switch(&from.stack, to.stack); }
+void prepare(Context &c, unsigned char *stack, void (*entry)()) {
+    void **top = (void **)(((uintptr_t)stack + STACK_BYTES) & ~(uintptr_t)15);
+    *--top = nullptr; /* as if called: the stack is 8 bytes off a multiple of 16 when a function begins */
+    *--top = (void *)entry;
+    for (int i = 0; i < 6; i++) *--top = nullptr;
+    c.stack = top;
+}
+#else
+struct Context {
+    ucontext_t context;
+};
+void switch_to(Context &from, Context &to) { swapcontext(&from.context, &to.context); }
+void prepare(Context &c, unsigned char *stack, void (*entry)()) {
+    getcontext(&c.context);
+    c.context.uc_stack.ss_sp = stack;
+    c.context.uc_stack.ss_size = STACK_BYTES;
+    c.context.uc_link = nullptr;
+    makecontext(&c.context, entry, 0);
+}
+#endif
+
+struct Fiber {
+    Context context;
+    EmulatedThread thread;
+    bool done;
+    unsigned exchanges; /* so far: even and odd ones use different buffers */
+};
+
+/* Meets of a group of threads: who comes waits until as many are there as are alive. */
+struct Meeting {
+    int arrived, members;
+    unsigned round;
+};
+
+struct Block {
+    std::vector<Fiber> fibers;
+    std::vector<unsigned char *> stacks;
+    std::vector<int> order, place; /* who runs after whom, and where a thread stands in it */
+    std::vector<Meeting> warps;
+    Meeting all;
+    std::vector<unsigned char> exchanged; /* [warp][2][32 lanes x MOST_EXCHANGED] */
+    std::vector<unsigned char> shared;
+    Context outside;
+    int current, n, n_alive;
+    const std::function<void()> *kernel;
+    ~Block() {
+        for (unsigned char *stack : stacks) free(stack);
+    }
+};
+
+Block *running;
+
+void go_to(Block *b, int next) {
+    const int from = b->current;
+    if (next == from) return;
+    b->current = next;
+    emulated_thread = &b->fibers[next].thread;
+    switch_to(b->fibers[from].context, b->fibers[next].context);
+}
+
+void yield(Block *b) {
+    int at = b->place[b->current];
+    do at = at + 1 == b->n ? 0 : at + 1;
+    while (b->fibers[b->order[at]].done);
+    go_to(b, b->order[at]);
+}
+
+void meet(Block *b, Meeting &m) {
+    const unsigned round = m.round;
+    if (++m.arrived == m.members) {
+        m.arrived = 0;
+        m.round++;
+        return;
+    }
+    long waited = 0;
+    while (m.round == round) {
+        yield(b);
+        if (++waited > 100000000) {
+            fprintf(stderr, "emulated CUDA: threads of a block wait for each other forever\n");
+            abort();
+        }
+    }
+}
+
+/* A thread that has ended is waited for no longer. */
+void leave(Meeting &m) {
+    if (--m.members && m.arrived == m.members) {
+        m.arrived = 0;
+        m.round++;
+    }
+}
+
+void fiber_main() {
+    Block *b = running;
+    const int me = b->current;
+    (*b->kernel)();
+    b->fibers[me].done = true;
+    leave(b->all);
+    leave(b->warps[me / WARP]);
+    if (--b->n_alive)
+        yield(b);
+    else
+        switch_to(b->fibers[me].context, b->outside);
+    abort();
+}
+
+void arrange(Block *b, unsigned seed) {
+    for (int i = 0; i < b->n; i++) b->order[i] = emulated_order == 1 ? b->n - 1 - i : i;
+    uint64_t state = seed * 0x9e3779b97f4a7c15u + (unsigned)emulated_order;
+    for (int i = b->n - 1; emulated_order > 1 && i > 0; i--) {
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        std::swap(b->order[i], b->order[(state >> 33) % (unsigned)(i + 1)]);
+    }
+    for (int i = 0; i < b->n; i++) b->place[b->order[i]] = i;
+}
+
+void run_block(Block *b, dim3 grid, dim3 block, dim3 index) {
+    b->n = b->n_alive = (int)(block.x * block.y * block.z);
+    b->fibers.resize(b->n);
+    b->order.resize(b->n);
+    b->place.resize(b->n);
+    b->warps.assign((b->n + WARP - 1) / WARP, {0, WARP, 0});
+    if (b->n % WARP) b->warps.back().members = b->n % WARP;
+    b->all = {0, b->n, 0};
+    b->exchanged.resize(b->warps.size() * 2 * WARP * MOST_EXCHANGED);
+    while ((int)b->stacks.size() < b->n) b->stacks.push_back((unsigned char *)malloc(STACK_BYTES + MOST_SHIFT));
+    memset(b->shared.data(), 0xff, b->shared.size());
+    arrange(b, index.x + 977 * index.y + 7919 * index.z);
+    for (int i = 0; i < b->n; i++) {
+        Fiber &f = b->fibers[i];
+        f.thread = {dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y)), index, block, grid};
+        f.done = false;
+        f.exchanges = 0;
+        prepare(f.context, b->stacks[i] + i * 320 % MOST_SHIFT, fiber_main);
+    }
+    b->current = b->order[0];
+    emulated_thread = &b->fibers[b->current].thread;
+    switch_to(b->outside, b->fibers[b->current].context);
+}
+
+} // namespace
+
+EmulatedThread *emulated_thread;
+int emulated_order;
+
+unsigned char *emulated_shared_memory() {
+    return (unsigned char *)(((uintptr_t)running->shared.data() + 127) & ~(uintptr_t)127);
+}
+
+unsigned emulated_lane() { return (unsigned)running->current % WARP; }
+
+void __syncthreads() { meet(running, running->all); }
+
+void __syncwarp(unsigned) { meet(running, running->warps[running->current / WARP]); }
+
+const void *emulated_exchange(const void *mine, size_t bytes) {
+    Block *b = running;
+    if (bytes > MOST_EXCHANGED) abort();
+    const int me = b->current, warp = me / WARP;
+    unsigned char *all =
+        b->exchanged.data() + (size_t)(2 * warp + b->fibers[me].exchanges++ % 2) * WARP * MOST_EXCHANGED;
+    memcpy(all + (size_t)(me % WARP) * bytes, mine, bytes);
+    meet(b, b->warps[warp]);
+    return all;
+}
+
+unsigned __ballot_sync(unsigned, int predicate) {
+    const int *all = (const int *)emulated_exchange(&predicate, sizeof predicate);
+    unsigned votes = 0;
+    for (int i = 0; i < WARP; i++) votes |= (unsigned)(all[i] != 0) << i;
+    return votes;
+}
+
+void emulated_run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()> &kernel) {
+    static std::mutex one_at_a_time;
+    static Block block_memory;
+    const std::lock_guard<std::mutex> guard(one_at_a_time);
+    Block *b = running = &block_memory;
+    b->kernel = &kernel;
+    b->shared.resize(shared_bytes + 128);
+    for (unsigned z = 0; z < grid.z; z++)
+        for (unsigned y = 0; y < grid.y; y++)
+            for (unsigned x = 0; x < grid.x; x++) run_block(b, grid, block, dim3(x, y, z));
+    running = nullptr;
+}
+
+/* ---- the runtime library ------------------------------------------------------------------------ */
+
+typedef std::vector<std::function<void()>> Work;
+struct EmulatedGraph {
+    Work work;
+};
+struct EmulatedStream {
+    Work work;
+    EmulatedGraph *captured;
+};
+struct EmulatedEvent {
+    EmulatedStream *stream;
+    size_t after;
+};
+
+static std::mutex streams_lock;
+static std::set<EmulatedStream *> streams;
+
+static void finish(EmulatedStream *stream) {
+    Work work;
+    std::swap(work, stream->work);
+    for (const auto &one : work) one();
+}
+
+static void finish_all() {
+    std::set<EmulatedStream *> all;
+    {
+        const std::lock_guard<std::mutex> guard(streams_lock);
+        all = streams;
+    }
+    for (EmulatedStream *stream : all) finish(stream);
+}
+
+void emulated_enqueue(cudaStream_t stream, std::function<void()> work) {
+    (stream->captured ? stream->captured->work : stream->work).push_back(std::move(work));
+}
+
+/* BEE_EMULATED_CAPABILITY: "major.minor"; _MEMORY: bytes; _DEVICES: how many, -1 for a driver that is missing or older
+ * than _DRIVER (as cudaDriverGetVersion has it); _FAILURE: see wait_for. */
+static long setting(const char *name, long otherwise) {
+    const char *value = getenv(name);
+    return value ? atol(value) : otherwise;
+}
+
+static thread_local cudaError_t last_error;
+static size_t taken;
+static std::mutex memory_lock;
+static size_t total_memory() { return (size_t)setting("BEE_EMULATED_MEMORY", 4l << 30); }
+
+cudaError_t cudaGetDeviceCount(int *count) {
+    *count = (int)setting("BEE_EMULATED_DEVICES", 1);
+    return *count < 0 ? cudaErrorInsufficientDriver : *count ? cudaSuccess : cudaErrorNoDevice;
+}
+cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int) {
+    *out = cudaDeviceProp{"emulated device", total_memory(), 8, 0, 4};
+    if (const char *capability = getenv("BEE_EMULATED_CAPABILITY"))
+        sscanf(capability, "%d.%d", &out->major, &out->minor);
+    return cudaSuccess;
+}
+cudaError_t cudaDriverGetVersion(int *version) {
+    *version = (int)setting("BEE_EMULATED_DRIVER", 13000);
+    return cudaSuccess;
+}
+cudaError_t cudaRuntimeGetVersion(int *version) { return *version = 13000, cudaSuccess; }
+cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes) {
+    const std::lock_guard<std::mutex> guard(memory_lock);
+    *total_bytes = total_memory();
+    *free_bytes = *total_bytes > taken ? *total_bytes - taken : 0;
+    return cudaSuccess;
+}
+/* The size stands in front; behind the end lies nothing, so that a sanitizer sees what reads on. */
+enum { MEMORY_HEAD = 256 };
+cudaError_t cudaMalloc(void **out, size_t bytes) {
+    const std::lock_guard<std::mutex> guard(memory_lock);
+    *out = nullptr;
+    if (taken + bytes > total_memory()) return last_error = cudaErrorMemoryAllocation;
+    unsigned char *memory =
+        (unsigned char *)aligned_alloc(MEMORY_HEAD, (bytes + 2 * MEMORY_HEAD - 1) / MEMORY_HEAD * MEMORY_HEAD);
+    if (!memory) return cudaErrorMemoryAllocation;
+    memcpy(memory, &bytes, sizeof bytes);
+    memset(memory + MEMORY_HEAD, 0xff, bytes);
+    taken += bytes;
+    *out = memory + MEMORY_HEAD;
+    return cudaSuccess;
+}
+cudaError_t cudaFree(void *memory) {
+    if (!memory) return cudaSuccess;
+    finish_all();
+    const std::lock_guard<std::mutex> guard(memory_lock);
+    size_t bytes;
+    memcpy(&bytes, (unsigned char *)memory - MEMORY_HEAD, sizeof bytes);
+    taken -= bytes;
+    free((unsigned char *)memory - MEMORY_HEAD);
+    return cudaSuccess;
+}
+cudaError_t cudaHostAlloc(void **out, size_t bytes, unsigned) {
+    *out = calloc(1, bytes ? bytes : 1);
+    return *out ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+cudaError_t cudaFreeHost(void *memory) {
+    free(memory);
+    return cudaSuccess;
+}
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+    emulated_enqueue(stream, [=] { memmove(to, from, bytes); });
+    return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void *at, int value, size_t bytes, cudaStream_t stream) {
+    emulated_enqueue(stream, [=] { memset(at, value, bytes); });
+    return cudaSuccess;
+}
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned) {
+    const std::lock_guard<std::mutex> guard(streams_lock);
+    streams.insert(*out = new EmulatedStream{});
+    return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    finish(stream);
+    const std::lock_guard<std::mutex> guard(streams_lock);
+    streams.erase(stream);
+    delete stream;
+    return cudaSuccess;
+}
+/* After so many waits a kernel has read what is not its own: from then on the device does nothing. */
+static cudaError_t wait_for(cudaStream_t stream) {
+    static long waits;
+    const long most = setting("BEE_EMULATED_FAILURE", 0);
+    if (!most) waits = 0;
+    if (most && ++waits > most) return last_error = cudaErrorIllegalAddress;
+    finish(stream);
+    return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return wait_for(stream); }
+cudaError_t cudaStreamQuery(cudaStream_t stream) { return wait_for(stream); }
+/* Work of the other stream that this one must wait for is done now. */
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t event, unsigned) {
+    if (event->stream) finish(event->stream);
+    return cudaSuccess;
+}
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out, unsigned) { return *out = new EmulatedEvent{}, cudaSuccess; }
+cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) { return event->stream = stream, cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    if (event->stream) finish(event->stream);
+    return cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t event) { return cudaEventSynchronize(event); }
+cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t, cudaEvent_t) {
+    return *milliseconds = 1, cudaSuccess;
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+    stream->captured = new EmulatedGraph{};
+    return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *out) {
+    *out = stream->captured;
+    stream->captured = nullptr;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsigned long long) {
+    *out = new EmulatedGraph(*graph);
+    return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) { return delete graph, cudaSuccess; }
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
+    for (const auto &one : graph->work) stream->work.push_back(one);
+    return cudaSuccess;
+}
+static std::mutex allowed_lock;
+static std::map<const void *, int> allowed_shared;
+
+bool emulated_launch_allowed(const void *kernel, dim3 grid, dim3 block, size_t shared_bytes) {
+    enum { OWN_VARIABLES = 1024, USUAL = 48 << 10 };
+    const std::lock_guard<std::mutex> guard(allowed_lock);
+    const auto found = allowed_shared.find(kernel);
+    const size_t most = found == allowed_shared.end() ? (size_t)USUAL - OWN_VARIABLES : (size_t)found->second;
+    const bool ok = grid.x && grid.y && grid.z && grid.y <= 65535 && grid.z <= 65535 && block.x && block.y && block.z &&
+                    block.x * block.y * block.z <= 1024 && shared_bytes <= most;
+    if (!ok) last_error = cudaErrorInvalidValue;
+    return ok;
+}
+cudaError_t emulated_allow_shared(const void *kernel, int bytes) {
+    const std::lock_guard<std::mutex> guard(allowed_lock);
+    if (bytes > (99 << 10) - 1024) return last_error = cudaErrorInvalidValue;
+    allowed_shared[kernel] = bytes;
+    return cudaSuccess;
+}
+cudaError_t cudaGetLastError() {
+    const cudaError_t error = last_error;
+    last_error = cudaSuccess;
+    return error;
+}
+cudaError_t cudaPeekAtLastError() { return last_error; }
+const char *cudaGetErrorName(cudaError_t) { return "cudaErrorEmulated"; }
+const char *cudaGetErrorString(cudaError_t error) {
+    return error == cudaErrorMemoryAllocation ? "out of memory" : "emulated error";
+}
+
+/* ---- device.h ----------------------------------------------------------------------------------- */
+
+float emulated_float_from_half(uint16_t half) { return float_from_f16(half); }
+uint16_t emulated_half_from_float(float value) { return f16_from_float(value); }
+
+namespace {
+
+/* A lane's registers of both operands. */
+struct Fragments {
+    unsigned a[4], b[2];
+};
+
+const Fragments *exchange(const unsigned *a, int n_a, const unsigned *b, int n_b) {
+    Fragments mine = {};
+    memcpy(mine.a, a, n_a * sizeof *a);
+    memcpy(mine.b, b, n_b * sizeof *b);
+    return (const Fragments *)emulated_exchange(&mine, sizeof mine);
+}
+
+/* An element of a register. */
+template <class T> T element(const unsigned *registers, int index) {
+    T value;
+    memcpy(&value, (const unsigned char *)registers + (size_t)index * sizeof value, sizeof value);
+    return value;
+}
+
+void multiply_s8(int *d, const Fragments *all, int depth, const int *c) {
+    const int lane = (int)emulated_lane(), g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; i++) {
+        const int row = g + 8 * (i / 2), column = 2 * t + i % 2;
+        int sum = c[i];
+        for (int k = 0; k < depth; k++) {
+            const int quad = k % 16 / 4, half = k / 16, at = k % 4;
+            sum += element<int8_t>(&all[4 * (row % 8) + quad].a[2 * half + row / 8], at) *
+                   element<int8_t>(&all[4 * column + quad].b[half], at);
+        }
+        d[i] = sum;
+    }
+}
+
+template <class Convert> void multiply_16(float *d, const Fragments *all, const float *c, Convert to_float) {
+    const int lane = (int)emulated_lane(), g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; i++) {
+        const int row = g + 8 * (i / 2), column = 2 * t + i % 2;
+        float sum = c[i];
+        for (int k = 0; k < 16; k++) {
+            const int pair = k % 8 / 2, half = k / 8, at = k % 2;
+            sum += to_float(element<uint16_t>(&all[4 * (row % 8) + pair].a[2 * half + row / 8], at)) *
+                   to_float(element<uint16_t>(&all[4 * column + pair].b[half], at));
+        }
+        d[i] = sum;
+    }
+}
+
+} // namespace
+
+void mma_s8_k32(int *d, const unsigned *a, const unsigned *b, const int *c) {
+    multiply_s8(d, exchange(a, 4, b, 2), 32, c);
+}
+void mma_s8_k16(int *d, const unsigned *a, unsigned b, const int *c) { multiply_s8(d, exchange(a, 2, &b, 1), 16, c); }
+void mma_f16_k16(float *d, const unsigned *a, const unsigned *b, const float *c) {
+    multiply_16(d, exchange(a, 4, b, 2), c, float_from_f16);
+}
+void mma_bf16_k16(float *d, const unsigned *a, const unsigned *b, const float *c) {
+    multiply_16(d, exchange(a, 4, b, 2), c, float_from_bf16);
+}

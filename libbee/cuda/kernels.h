@@ -1,0 +1,174 @@
+/* The kernels of the CUDA backend: what each computes, and the functions that queue them. All pointers are to device
+ * memory unless a comment says otherwise. Every function computes a row's numbers without regard to the other rows, to
+ * their number, and to the device: design section 3. */
+#ifndef BEE_CUDA_KERNELS_H
+#define BEE_CUDA_KERNELS_H
+
+#include "../include/bee.h"
+#include "../src/gguf.h"
+#include "device.h"
+#include "layout.h"
+#include "operand.h"
+
+/* One row of a pass. position < 0: the row is idle; nothing is stored for it, and what is computed of it is never used
+ * (its token is any of the vocabulary, n_visible is 1 and its cache a real one). */
+typedef struct DeviceRow {
+    uint16_t *keys, *values; /* of its sequence: layout.h */
+    int32_t n_ctx;           /* positions of that cache: whole chunks */
+    int32_t token, position, n_visible;
+} DeviceRow;
+
+typedef struct DeviceHeads {
+    int n_head, n_head_kv, head_size, n_rotated;
+    bool neox;
+    float eps;
+    const double *frequencies;
+} DeviceHeads;
+
+/* ---- weights: weights.cu ------------------------------------------------------------------------- */
+
+/* Rows [first_row, first_row + n_rows) of the weight, from `raw`: the file's blocks, rows side by side, row_bytes each.
+ * first_row is a multiple of 16, and so is n_rows but for the last rows. Padding is written, too. */
+void queue_pack(cudaStream_t stream, const DeviceWeight *weight, TensorType type, const uint8_t *raw, size_t row_bytes,
+                int first_row, int n_rows);
+
+/* ---- products: matmul.cu ------------------------------------------------------------------------- */
+
+/* out[row][weight row] (+)= product; stride in floats. Columns of `out` beyond the weight's rows are not written. */
+typedef struct DeviceProduct {
+    DeviceWeight weight;
+    float *out;
+    size_t stride;
+    bool add;
+} DeviceProduct;
+
+/* What products split over K need while they run. */
+typedef struct ProductScratch {
+    float *partials;
+    size_t partial_floats;
+    unsigned *tickets; /* zero before and after every kernel */
+    int n_tickets;
+} ProductScratch;
+
+/* What of it these products need. */
+void product_scratch_size(const DeviceWeight *weights, int n_weights, int max_rows, size_t *partial_floats,
+                          int *n_tickets);
+
+/* 1 to 3 products of the same operand. n is 1 to BEE_MAX_PASS_ROWS. */
+void queue_multiply(cudaStream_t stream, const DeviceProduct *products, int n_products, const DeviceOperand *in, int n,
+                    const ProductScratch *scratch);
+/* out = silu(gate in) * (up in), as an operand. */
+void queue_swiglu(cudaStream_t stream, const DeviceWeight *gate, const DeviceWeight *up, const DeviceOperand *in, int n,
+                  const DeviceOperand *out, float *gate_values, float *up_values, size_t stride,
+                  const ProductScratch *scratch);
+
+/* ---- rows: rows.cu ------------------------------------------------------------------------------- */
+
+/* x row i = row rows[i].token of the table: the file's blocks; zero from `columns` to `stride`. */
+void queue_embed(cudaStream_t stream, TensorType type, const uint8_t *raw, size_t row_bytes, int columns,
+                 const DeviceRow *rows, int n, float *x, size_t stride);
+/* out row i = norm of x row (index ? index[i] : i). */
+void queue_rms_norm(cudaStream_t stream, const float *x, size_t stride, const int32_t *index, const float *gain,
+                    float eps, int columns, int n, const DeviceOperand *out);
+void queue_to_operand(cudaStream_t stream, const float *x, size_t stride, const int32_t *index, int n,
+                      const DeviceOperand *out);
+/* angles[row] = cos, sin of position * frequency in double precision, [n_rotated / 2][2]. */
+void queue_rope_angles(cudaStream_t stream, const DeviceHeads *heads, const DeviceRow *rows, int n, float *angles);
+void queue_copy(cudaStream_t stream, const float *from, size_t from_stride, float *to, size_t to_stride, int columns,
+                int n);
+
+/* ---- attention: attention.cu --------------------------------------------------------------------- */
+
+/* Norms (where gains are given), rotates and scales queries in place by 1 / sqrt(head_size); norms, rotates and stores
+ * keys; stores values. `q` may be NULL. */
+void queue_rotate_and_store(cudaStream_t stream, const DeviceHeads *heads, int layer, const DeviceRow *rows, int n,
+                            const float *angles, const float *q_gain, const float *k_gain, float *q, size_t q_stride,
+                            float *k, float *v, size_t kv_stride);
+/* Floats of scratch for n rows of at most n_chunks chunks. */
+size_t attention_scratch_size(const DeviceHeads *heads, int n, int n_chunks);
+/* n_chunks: of 128 positions, at least what any row sees; it decides the grid, never a number. */
+void queue_attend(cudaStream_t stream, const DeviceHeads *heads, int layer, const DeviceRow *rows, int n, int n_chunks,
+                  const float *q, size_t q_stride, float *scratch, const DeviceOperand *out);
+
+/* ---- tokens: choose.cu --------------------------------------------------------------------------- */
+
+typedef struct DeviceEdit {
+    int32_t token;
+    float bias, repetition, penalty;
+} DeviceEdit;
+
+/* The most likely tokens of a row before edits and masks, and what turns logits into logarithms of probabilities. */
+typedef struct DeviceReport {
+    int32_t n_top;
+    int32_t top_tokens[BEE_MAX_TOP_LOGPROBS];
+    float top_logits[BEE_MAX_TOP_LOGPROBS];
+    float chosen_logit;
+    double log_sum;
+} DeviceReport;
+
+/* A token to choose from one row of logits. */
+typedef struct DeviceChoice {
+    bee_sampling sampling;
+    int32_t position, logits_row;
+    const uint32_t *mask;    /* NULL: all */
+    const DeviceEdit *edits; /* only for heads without ids */
+    int32_t n_edits;
+    int32_t n_top; /* -1: no report is wanted */
+} DeviceChoice;
+
+enum { CHOICE_PARTS = 32 }; /* a row is looked through in so many parts */
+
+/* Bytes of scratch for n choices; it must be zero before the first use, and is left as it must be. */
+size_t choice_scratch_size(int n, int n_vocab);
+/* tokens[i]: what choices[i] comes to, -1 where the logits are not finite. `ids`: the token of a row of the head, or
+ * NULL. `truncates`: whether any choice may have a temperature with top_k, top_p or min_p; `edits`: whether any has
+ * edits or a mask or wants a report: what none needs is not queued. `reports` may be NULL. */
+void queue_choose(cudaStream_t stream, float *logits, size_t stride, int n_vocab, const int32_t *ids,
+                  const DeviceChoice *choices, int n, bool truncates, bool edits, void *scratch, int32_t *tokens,
+                  DeviceReport *reports);
+
+/* ---- the cycle: cycle.cu ------------------------------------------------------------------------- */
+
+/* A session's state between cycles, on the device. */
+typedef struct DeviceSession {
+    bee_sampling sampling;
+    int32_t last_token; /* committed, not in the cache yet: it stands at position n_cached */
+    int32_t n_cached;
+    int32_t output_left;  /* tokens that may still be generated */
+    int32_t context_left; /* positions behind n_cached that the context still has */
+    int32_t n_stop_tokens;
+    int32_t stop_tokens[BEE_MAX_STOP_TOKENS];
+    int32_t n_new;    /* tokens that the last cycle gained */
+    int32_t finished; /* nothing may follow: later cycles do nothing */
+    int32_t mask_token;
+    int32_t causal; /* the drafter */
+    uint16_t *keys, *values, *draft_keys, *draft_values;
+    int32_t n_ctx, draft_n_ctx;
+    /* Accepted drafts are drawn from this profile instead, where it is given: [k] is the share of cycles that accept
+     * more than k drafts. For measurements with made-up weights. */
+    int32_t has_profile;
+    float profile[BEE_MAX_BLOCK];
+    uint32_t cycles; /* so far: what the host waits for */
+} DeviceSession;
+
+/* What the host reads of a cycle, in pinned memory. `cycle` is written last. */
+typedef struct CycleResult {
+    int32_t n_drafts, n_new, finished;
+    int32_t drafts[BEE_MAX_BLOCK];
+    int32_t tokens[BEE_MAX_BLOCK]; /* what the target chose behind each row: n_drafts + 1 */
+    volatile uint32_t cycle;
+} CycleResult;
+
+/* Rows and choices of the draft: the last token and n_drafts masks. A finished session's rows are idle. */
+void queue_draft_rows(cudaStream_t stream, const DeviceSession *session, int n_drafts, DeviceRow *rows,
+                      DeviceChoice *choices);
+/* Of the verification: the last token and the drafts (negative ones become token 0). */
+void queue_verify_rows(cudaStream_t stream, const DeviceSession *session, int n_drafts, const int32_t *drafts,
+                       DeviceRow *rows, DeviceChoice *choices);
+/* Accepts the longest prefix of drafts that agrees with the chosen tokens, and one token more, up to a stop token and
+ * the limits; moves the session on; writes the result (host memory, mapped) into results[cycle % 2]. Then rows of the
+ * accepted positions in the drafter's cache, for the injection; the others are idle. `inject_rows` may be NULL. */
+void queue_accept(cudaStream_t stream, DeviceSession *session, int n_drafts, int32_t *drafts, const int32_t *chosen,
+                  CycleResult *results, DeviceRow *inject_rows);
+
+#endif

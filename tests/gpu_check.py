@@ -1,0 +1,458 @@
+#!/usr/bin/env python3
+"""`make gpu-check`: builds for the card of this machine, tests on it, measures, and writes docs/gpu/report-<card>.md.
+
+Tests and sanitizers need a C and C++ compiler and nvcc, but of Python the standard library alone; measurements need the
+package's dependencies. What does not fit into the time is left out, and the report says so.
+
+Exit codes: 0; 1 where something failed; 2 where there is no card, or nothing to build with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import datetime
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ENGINE_TESTS = ("test_session", "test_paths")
+SANITIZERS = ("memcheck", "racecheck", "synccheck")
+SHAPES = ("qwen3-8b", "llama-3.1-8b", "dense-27b", "dense-31b")
+NOT_ENOUGH_TIME = 124
+# As libbee/CMakeLists.txt has them.
+INSTRUCTION_SETS = {
+    "x86_64": {
+        "avx2": "-mavx2 -mfma -mf16c",
+        "avxvnni": "-mavx2 -mfma -mf16c -mavxvnni",
+        "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c",
+    },
+    "aarch64": {"neon": "-march=armv8-a", "neon_dotprod": "-march=armv8.2-a+dotprod"},
+}
+
+
+class MissingError(Exception):
+    """Something that the check cannot do without is not there."""
+
+
+class BuildError(Exception):
+    """A command of the build failed; the text is its output."""
+
+
+# ---- the card ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Card:
+    name: str
+    capability: tuple[int, int]
+    memory_bytes: int
+    driver: str  # CUDA's version that it knows
+
+    @property
+    def slug(self) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+
+def find_card() -> Card:
+    """The first card, asked of the driver itself."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise MissingError(f"no NVIDIA driver: libcuda.so.1 cannot be loaded ({error})") from error
+    code = cuda.cuInit(0)
+    if code:
+        raise MissingError(f"no CUDA card: the driver's cuInit says {code}")
+    count, device, version = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    cuda.cuDeviceGetCount(ctypes.byref(count))
+    if not count.value:
+        raise MissingError("no CUDA card is visible to the driver")
+    cuda.cuDeviceGet(ctypes.byref(device), 0)
+    cuda.cuDriverGetVersion(ctypes.byref(version))
+    name, memory = ctypes.create_string_buffer(128), ctypes.c_size_t()
+    cuda.cuDeviceGetName(name, 128, device)
+    cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+    capability = []
+    for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+        value = ctypes.c_int()
+        cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        capability.append(value.value)
+    driver = f"{version.value // 1000}.{version.value % 1000 // 10}"
+    return Card(name.value.decode(errors="replace"), (capability[0], capability[1]), memory.value, driver)
+
+
+def find_nvcc() -> str:
+    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    if nvcc is None:
+        raise MissingError("no nvcc: it is neither on the PATH nor in /usr/local/cuda/bin")
+    return nvcc
+
+
+# ---- running -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Result:
+    name: str
+    outcome: str  # "passed", "failed", or why it was not run to its end
+    seconds: float = 0
+    output: str = ""
+
+
+@dataclass
+class Check:
+    """The time that is left, and what was found."""
+
+    end: float
+    results: list[Result] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)  # of the report: measurements, in Markdown
+
+    @property
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def run(self, name: str, command: Sequence[str], limit: float, env: dict[str, str], *, may_stop: bool) -> Result:
+        """may_stop: to run out of time is no failure."""
+        say(f"{name} ...")
+        code, output, seconds = execute(command, min(limit, self.left), env)
+        if code == NOT_ENOUGH_TIME:
+            outcome = f"not done in {seconds:.0f} s" if may_stop or self.left < 1 else f"failed: {seconds:.0f} s"
+        else:
+            outcome = "passed" if code == 0 else f"failed: exit code {code}"
+        result = Result(name, outcome, seconds, output)
+        say(f"{name}: {outcome}, {seconds:.1f} s")
+        if outcome.startswith("failed"):
+            print(output[-4000:], flush=True)
+        return result
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def execute(command: Sequence[str], limit: float, env: dict[str, str] | None = None) -> tuple[int, str, float]:
+    """Exit code (NOT_ENOUGH_TIME where it was stopped), output, seconds."""
+    start = time.monotonic()
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            cwd=ROOT,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(timeout=max(limit, 0.1))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)  # compute-sanitizer runs the program as a child
+            process.wait()
+            code = NOT_ENOUGH_TIME
+        output.seek(0)
+        text = output.read().decode(errors="replace")
+    return code, text, time.monotonic() - start
+
+
+def first_line(command: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    lines = done.stdout.strip().splitlines()
+    return lines[0].strip() if done.returncode == 0 and lines else ""
+
+
+# ---- building ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Built:
+    library: Path
+    cuda_library: Path
+    tests: Path  # the folder of the test programs
+
+
+def build(folder: Path, nvcc: str, architecture: str, limit: float) -> Built:
+    """With CMake where there is one, else with the compilers themselves. Raises BuildError."""
+    venv = Path(sys.executable).parent / "cmake"
+    cmake = str(venv) if venv.exists() else shutil.which("cmake")
+    if cmake is None:
+        return build_by_hand(folder, nvcc, architecture, limit)
+    configure = [cmake, "-S", "libbee", "-B", str(folder), "-DBEE_TESTS=ON", "-DBEE_TEST_ON_CARD=ON", "-DBEE_CUDA=ON"]
+    configure += [f"-DBEE_CUDA_ARCHITECTURES={architecture.removeprefix('sm_')}", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+    compile_all = [cmake, "--build", str(folder), "--parallel", str(os.cpu_count() or 2)]
+    end = time.monotonic() + limit
+    for command in (configure, compile_all):
+        must_run(command, end - time.monotonic())
+    return Built(folder / "libbee.so", folder / "libbee_cuda.so", folder / "tests")
+
+
+def must_run(command: Sequence[str], limit: float) -> None:
+    code, output, _ = execute(command, limit)
+    if code:
+        reason = "out of time" if code == NOT_ENOUGH_TIME else f"exit code {code}"
+        raise BuildError(f"{' '.join(command)}\n{output[-6000:]}\n{reason}")
+
+
+def build_by_hand(folder: Path, nvcc: str, architecture: str, limit: float) -> Built:
+    cc, cxx = (shutil.which(name) for name in ("gcc", "g++"))
+    if cc is None or cxx is None:
+        raise MissingError("neither cmake nor gcc and g++ are on the PATH")
+    end = time.monotonic() + limit
+    objects = folder / "objects"
+    objects.mkdir(parents=True, exist_ok=True)
+    libbee, native = ROOT / "libbee", ROOT / "tests" / "native"
+    sets = [isa for isa in instruction_sets() if compiles(cc, instruction_sets()[isa].split())]
+    version = re.search(r'__version__ = "([^"]+)"', (ROOT / "bee_integrations" / "__init__.py").read_text())
+    defines = [f'-DBEE_VERSION="{version.group(1) if version else "0.0.0"}"']
+    common = [*defines, *(f"-DBEE_HAVE_{isa.upper()}" for isa in sets)]
+    common += [f"-I{libbee / name}" for name in ("include", "src")]
+    c = [cc, "-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", *common, f"-I{libbee / 'cpu'}"]
+    cuda = [nvcc, f"-arch={architecture}", "-std=c++17", "-O3", "-fmad=false", "-Xcompiler=-fPIC"]
+    cuda += ["-Xcompiler=-fvisibility=hidden", "-Xcompiler=-ffp-contract=off", *common]
+
+    # Without cpu/: its limits.h would be taken for the system's.
+    of_tests = [*cuda, "-UNDEBUG", f"-I{libbee / 'cuda'}"]
+    jobs: list[list[str]] = []
+
+    def compiled(command: Sequence[str], source: Path, name: str = "") -> str:
+        target = str(objects / f"{name or source.name}.o")
+        jobs.append([*command, "-c", str(source), "-o", target])
+        return target
+
+    # The slow ones first.
+    on_card = [compiled(cuda, source) for source in sorted((libbee / "cuda").glob("*.cu"))]
+    programs = {s.stem: compiled([*of_tests, "-x", "cu"], s) for s in sorted((native / "cuda").glob("test_*.cpp"))}
+    kernels = {"portable": "", **{isa: instruction_sets()[isa] for isa in sets}}
+    on_host = [
+        compiled([*c, f"-DBEE_ISA_{isa.upper()}", *flags.split()], libbee / "cpu" / "kernels.c", f"kernels-{isa}")
+        for isa, flags in kernels.items()
+    ]
+    sources = sorted([*(libbee / "src").glob("*.c"), *(libbee / "cpu").glob("*.c")])
+    on_host += [compiled(c, source) for source in sources if source.name != "kernels.c"]
+    support = [compiled(c, native / f"{name}.c") for name in ("ggml_blocks", "tiny_model")]
+    engine_tests = {name: compiled([*c, "-UNDEBUG"], native / f"{name}.c") for name in ENGINE_TESTS}
+    run_all(jobs, end)
+
+    built = Built(folder / "libbee.so", folder / "libbee_cuda.so", folder)
+    error = str(objects / "error.c.o")
+    libraries = ["-lpthread", "-lm", "-ldl"]
+    links = [
+        [cc, "-shared", "-o", str(built.library), *on_host, *libraries],
+        [*cuda[:2], "-shared", "-cudart=static", "-o", str(built.cuda_library), *on_card, error],
+    ]
+    for name, program in programs.items():
+        links.append([*cuda[:2], "-cudart=static", "-o", str(folder / name), program, *on_card, *support, *on_host])
+        links[-1] += libraries
+    for name, program in engine_tests.items():
+        links.append([cc, "-o", str(folder / name), program, *support, *on_host, *libraries])
+    run_all(links, end)
+    return built
+
+
+def instruction_sets() -> dict[str, str]:
+    return INSTRUCTION_SETS.get(platform.machine(), {})
+
+
+def compiles(cc: str, flags: Sequence[str]) -> bool:
+    command = [cc, *flags, "-x", "c", "-c", "-o", os.devnull, os.devnull]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def run_all(jobs: Iterable[Sequence[str]], end: float) -> None:
+    with ThreadPoolExecutor(os.cpu_count() or 2) as pool:
+        for _ in pool.map(lambda job: must_run(job, end - time.monotonic()), jobs):
+            pass
+
+
+# ---- tests and measurements --------------------------------------------------------------------------------------
+
+
+def run_tests(check: Check, built: Built) -> None:
+    env = {"BEE_TEST_DEVICE": "cuda", "BEE_CUDA_LIBRARY": str(built.cuda_library)}
+    for name in (*kernel_tests(), *ENGINE_TESTS):
+        result = check.run(name, [str(built.tests / name)], 180, env, may_stop=False)
+        check.results.append(result)
+
+
+def kernel_tests() -> list[str]:
+    return [source.stem for source in sorted((ROOT / "tests" / "native" / "cuda").glob("test_*.cpp"))]
+
+
+def run_sanitizers(check: Check, built: Built, nvcc: str) -> None:
+    """At most half of the time that is left: they are slow, and measurements come after them."""
+    sanitizer = shutil.which("compute-sanitizer") or shutil.which(str(Path(nvcc).parent / "compute-sanitizer"))
+    if sanitizer is None:
+        check.remarks.append("compute-sanitizer is not installed: it was not run.")
+        return
+    end = time.monotonic() + check.left / 2
+    runs = [(tool, name) for tool in SANITIZERS for name in kernel_tests()]
+    for index, (tool, name) in enumerate(runs):
+        limit = min(120.0, 2 * (end - time.monotonic()) / (len(runs) - index), end - time.monotonic())
+        if limit < 5:
+            check.results.append(Result(f"{tool} {name}", "left out: no time"))
+            continue
+        command = [sanitizer, "--tool", tool, "--error-exitcode", "9", str(built.tests / name)]
+        check.results.append(check.run(f"{tool} {name}", command, limit, {}, may_stop=True))
+
+
+def bee(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from bee_integrations.cli import main; main()", *arguments]
+
+
+def measure(check: Check, built: Built, folder: Path) -> None:
+    env = {"BEE_LIBRARY": str(built.library), "BEE_CUDA_LIBRARY": str(built.cuda_library), "PYTHONPATH": str(ROOT)}
+    code, output, _ = execute(bee("bench", "--help"), 60, env)
+    if code:
+        reason = (output.strip().splitlines() or ["no output"])[-1]
+        check.remarks.append(f"Nothing was measured: the Python package cannot be run by {sys.executable} ({reason}).")
+        return
+    rows = []
+    for shape in SHAPES:
+        file = folder / f"{shape}.json"
+        command = bee("bench", "--synthetic", shape, "--device", "cuda", "--json", str(file))
+        if measured(check, f"bench --synthetic {shape}", command, 150, env):
+            rows.append(file)
+    if rows:
+        check.parts.append(synthetic_table(rows, env))
+    model = os.environ.get("BEE_CHECK_MODEL") or default_model(env)
+    if model is None:
+        check.remarks.append("`bee bench` was not run: the default model is not here, and BEE_CHECK_MODEL names none.")
+        return
+    file = folder / "bench.md"
+    command = bee("bench", "--device", "cuda", "--model", model, "--max-tokens", "100", "--markdown", str(file))
+    if measured(check, "bench --device cuda", command, 300, env):
+        check.parts.append("## bee bench\n\n" + file.read_text(encoding="utf-8"))
+
+
+def measured(check: Check, name: str, command: Sequence[str], limit: float, env: dict[str, str]) -> bool:
+    if check.left < 20:
+        check.remarks.append(f"`{name}` was left out: no time.")
+        return False
+    result = check.run(name, command, limit, env, may_stop=True)
+    if result.outcome == "passed":
+        return True
+    last = (result.output.strip().splitlines() or [""])[-1]
+    if result.outcome.startswith("failed") and "memory" in last:
+        result.outcome = "left out: it does not fit"
+    check.remarks.append(f"`{name}`: {result.outcome}. {last}".strip())
+    if result.outcome.startswith("failed"):
+        check.results.append(result)
+    return False
+
+
+def default_model(env: dict[str, str]) -> str | None:
+    """The path of the default model, where it was downloaded before: nothing is fetched here."""
+    code = "from bee_integrations.models import resolve_model; print(resolve_model(download=False))"
+    status, output, _ = execute([sys.executable, "-c", code], 60, env)
+    path = (output.strip().splitlines() or [""])[-1]
+    return path if status == 0 and Path(path).is_file() else None
+
+
+def synthetic_table(files: Sequence[Path], env: dict[str, str]) -> str:
+    """The rows of all files in one table; by a process that has the library."""
+    reports = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    together = reports[0] | {"synthetic": [row for report in reports for row in report["synthetic"]]}
+    files[0].write_text(json.dumps(together), encoding="utf-8")
+    code = (
+        "import json, sys; from bee_integrations.bench.synthetic import synthetic_markdown; "
+        "print(synthetic_markdown(json.load(open(sys.argv[1], encoding='utf-8'))))"
+    )
+    status, output, _ = execute([sys.executable, "-c", code, str(files[0])], 60, env)
+    return f"## Synthetic models\n\n{output if status == 0 else json.dumps(together['synthetic'])}"
+
+
+# ---- the report --------------------------------------------------------------------------------------------------
+
+
+def write_report(check: Check, card: Card, nvcc: str) -> Path:
+    query = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem,power.limit,temperature.gpu"
+    asked = first_line(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"])
+    found = dict(zip(query.split(","), asked.split(", "), strict=False)) if asked else {}
+    commit = first_line(["git", "rev-parse", "HEAD"])
+    changed = " with changes" if first_line(["git", "status", "--porcelain"]) else ""
+    facts = {
+        "card": f"{card.name}, compute capability {card.capability[0]}.{card.capability[1]}, "
+        f"{card.memory_bytes / 2**30:.0f} GiB",
+        "driver": f"{found.pop('driver_version', 'unknown')}, CUDA {card.driver}",
+        **{name: value for name, value in found.items() if not value.startswith("[")},
+        "compiler": first_line([nvcc, "--version"]) and nvcc_version(nvcc),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": f"{commit}{changed}" if commit else "unknown",
+    }
+    parts = [
+        f"# {card.name}\n\nWritten by `make gpu-check`.",
+        table(("", ""), facts.items()),
+        "## Tests",
+        table(("test", "outcome", "seconds"), ((r.name, r.outcome, f"{r.seconds:.1f}") for r in check.results)),
+        *check.parts,
+    ]
+    for result in check.results:
+        if result.outcome.startswith("failed"):
+            parts.append(f"The end of what {result.name} said:\n\n```\n{result.output[-3000:].strip()}\n```")
+    if check.remarks:
+        parts.append("## Not done\n\n" + "\n".join(f"- {remark}" for remark in check.remarks))
+    path = ROOT / "docs" / "gpu" / f"report-{card.slug}.md"
+    path.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
+    return path
+
+
+def nvcc_version(nvcc: str) -> str:
+    done = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False)
+    match = re.search(r"V(\d+\.\d+\.\d+)", done.stdout)
+    return f"nvcc {match.group(1)}" if match else "nvcc"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=540, help="time for all of it; 540")
+    parser.add_argument("--build", type=Path, default=ROOT / "build-gpu", help="the folder to build in; build-gpu")
+    options = parser.parse_args()
+    check = Check(time.monotonic() + options.seconds)
+    try:
+        card, nvcc = find_card(), find_nvcc()
+        if card.capability < (8, 0):
+            raise MissingError(f"{card.name} has compute capability {card.capability}, and 8.0 is needed")
+        say(f"{card.name}; building in {options.build} ...")
+        start = time.monotonic()
+        built = build(options.build.resolve(), nvcc, "native", check.left)
+    except MissingError as missing:
+        print(f"gpu-check: {missing}", file=sys.stderr)
+        return 2
+    except BuildError as failure:
+        check.results.append(Result("build", "failed", time.monotonic() - start, str(failure)))
+        say(str(failure))
+        say(f"written: {write_report(check, card, nvcc)}")
+        return 1
+    check.results.append(Result("build", "passed", time.monotonic() - start))
+    run_tests(check, built)
+    with tempfile.TemporaryDirectory(prefix="bee-gpu-check-") as folder:
+        run_sanitizers(check, built, nvcc)
+        measure(check, built, Path(folder))
+    path = write_report(check, card, nvcc)
+    failed = [result.name for result in check.results if result.outcome.startswith("failed")]
+    say(f"written: {path}")
+    say(f"failed: {', '.join(failed)}" if failed else "nothing failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

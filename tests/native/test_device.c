@@ -1,0 +1,208 @@
+/* What a card may lack, and what becomes of engines when it fails. Needs the emulation (BEE_CUDA_LIBRARY), which plays
+ * every kind of card; without it only the library's absence is tested. */
+#include "engine_exercise.h"
+#include "memory_plan.h"
+
+static const TinyTarget target = {.n_vocab = 97, .n_layer = 2, .n_embd = 64, .n_ctx = 256, .seed = 1, .sharpness = 3};
+static const TinyDrafter drafter = {.block_size = 8, .seed = 2};
+
+static void play(const char *name, const char *value) {
+    if (value)
+        setenv(name, value, 1);
+    else
+        unsetenv(name);
+}
+
+static void check_refused(const char *part) {
+    bee_device_info info;
+    bee_error error = {BEE_OK, ""};
+    CHECK_EQ(bee_device_describe(BEE_DEVICE_CUDA, &info, &error), BEE_ERROR_DEVICE);
+    CHECK_CONTAINS(error.message, part);
+    TinyFile file = tiny_target(&target);
+    CHECK(!bee_engine_open(file.path, NULL, &(bee_engine_params){.device = BEE_DEVICE_CUDA, .n_threads = 1}, &error));
+    CHECK_EQ(error.status, BEE_ERROR_DEVICE);
+    CHECK_CONTAINS(error.message, part);
+    /* Where there is no card, AUTO is the CPU and has nothing to say. */
+    bee_engine *engine =
+        bee_engine_open(file.path, NULL, &(bee_engine_params){.device = BEE_DEVICE_AUTO, .n_threads = 1}, &error);
+    bee_engine_info engine_info;
+    if (CHECK(engine != NULL)) {
+        bee_engine_describe(engine, &engine_info);
+        CHECK_EQ(engine_info.device, BEE_DEVICE_CPU);
+        CHECK_TEXT(engine_info.device_note, "");
+        CHECK_TEXT(engine_info.device_info.name, "CPU");
+    }
+    bee_engine_close(engine);
+    tiny_file_close(&file);
+}
+
+static void test_no_library(void) {
+    char *kept = getenv("BEE_CUDA_LIBRARY") ? strdup(getenv("BEE_CUDA_LIBRARY")) : NULL;
+    play("BEE_CUDA_LIBRARY", "/nowhere/libbee_cuda.so");
+    check_refused("the CUDA library is missing or cannot be loaded");
+    play("BEE_CUDA_LIBRARY", kept);
+    free(kept);
+}
+
+static void test_no_card(void) {
+    play("BEE_EMULATED_DEVICES", "0");
+    check_refused("no CUDA device can be used");
+    play("CUDA_VISIBLE_DEVICES", "");
+    check_refused("no CUDA device is visible: CUDA_VISIBLE_DEVICES is \"\"");
+    play("CUDA_VISIBLE_DEVICES", NULL);
+    play("BEE_EMULATED_DEVICES", "-1");
+    play("BEE_EMULATED_DRIVER", "0");
+    check_refused("no NVIDIA driver is installed");
+    play("BEE_EMULATED_DRIVER", "11040");
+    check_refused("the NVIDIA driver is too old: it knows CUDA 11.4, and 13.0 is needed");
+    play("BEE_EMULATED_DRIVER", NULL);
+    play("BEE_EMULATED_DEVICES", NULL);
+    play("BEE_EMULATED_CAPABILITY", "7.5");
+    check_refused("has compute capability 7.5, and 8.0 is needed");
+    play("BEE_EMULATED_CAPABILITY", NULL);
+}
+
+static bee_engine *open_on(bee_device device, bee_error *error) {
+    TinyFile file = tiny_target(&target), drafter_file = tiny_drafter(&target, &drafter);
+    bee_engine *engine = bee_engine_open(file.path, drafter_file.path,
+                                         &(bee_engine_params){.device = device, .n_threads = 1, .n_ctx = N_CTX}, error);
+    tiny_file_close(&file);
+    tiny_file_close(&drafter_file);
+    return engine;
+}
+
+/* A card whose memory is taken: refused with the numbers, or left alone. */
+static void test_small_card(void) {
+    bee_error error = {BEE_OK, ""};
+    play("BEE_EMULATED_MEMORY", "100000000");
+    CHECK(!open_on(BEE_DEVICE_CUDA, &error));
+    CHECK_EQ(error.status, BEE_ERROR_MEMORY);
+    CHECK_CONTAINS(error.message, "emulated device has 0.10 of 0.10 GB free: target");
+    CHECK_CONTAINS(error.message, "smaller context");
+    bee_engine *engine = open_on(BEE_DEVICE_AUTO, &error);
+    bee_engine_info info;
+    if (CHECK(engine != NULL)) {
+        bee_engine_describe(engine, &info);
+        CHECK_EQ(info.device, BEE_DEVICE_CPU);
+        CHECK_CONTAINS(info.device_note, "GB free");
+    }
+    bee_engine_close(engine);
+    play("BEE_EMULATED_MEMORY", NULL);
+}
+
+static uint64_t planned_bytes(void) {
+    TinyFile file = tiny_target(&target), drafter_file = tiny_drafter(&target, &drafter);
+    bee_file *t = bee_file_open(file.path, NULL), *d = bee_file_open(drafter_file.path, NULL);
+    bee_memory_plan plan = {0}, alone = {0}, longer = {0};
+    CHECK_EQ(bee_plan_memory(t, d, BEE_DEVICE_CUDA, N_CTX, &plan, NULL), BEE_OK);
+    CHECK_EQ(bee_plan_memory(t, NULL, BEE_DEVICE_CUDA, N_CTX, &alone, NULL), BEE_OK);
+    CHECK_EQ(bee_plan_memory(t, d, BEE_DEVICE_CUDA, 256, &longer, NULL), BEE_OK);
+    CHECK_EQ(plan.total_bytes, plan.target_bytes + plan.drafter_bytes + plan.cache_bytes + plan.work_bytes);
+    CHECK(alone.drafter_bytes == 0 && alone.total_bytes < plan.total_bytes && alone.target_bytes == plan.target_bytes);
+    CHECK(longer.cache_bytes > plan.cache_bytes && longer.target_bytes == plan.target_bytes);
+    EXPECT(bee_plan_memory(t, d, BEE_DEVICE_CUDA, 257, &plan, &error), BEE_ERROR_ARGUMENT, "n_ctx is 257");
+    EXPECT(bee_plan_memory(d, NULL, BEE_DEVICE_CUDA, 0, &alone, &error), BEE_ERROR_UNSUPPORTED, "is a DFlash drafter");
+    EXPECT(bee_plan_memory(t, d, BEE_DEVICE_AUTO, 0, &alone, &error), BEE_ERROR_ARGUMENT, "a plan is for");
+    bee_file_close(d);
+    bee_file_close(t);
+    tiny_file_close(&file);
+    tiny_file_close(&drafter_file);
+    return plan.total_bytes;
+}
+
+static const int32_t prompt[] = {5, 9, 2, 7};
+
+static bee_request greedy_request(void) {
+    return (bee_request){.prompt = prompt,
+                         .n_prompt = 4,
+                         .max_tokens = 20,
+                         .speculation = BEE_SPECULATION_DFLASH,
+                         .draft_length = -1,
+                         .sampling = {.top_p = 1}};
+}
+
+/* What an engine takes lies within its plan; what it took is given back. */
+static void test_plan(void) {
+    const uint64_t planned = planned_bytes();
+    bee_device_info before, during, after;
+    CHECK_EQ(bee_device_describe(BEE_DEVICE_CUDA, &before, NULL), BEE_OK);
+    bee_error error = {BEE_OK, ""};
+    bee_engine *engine = open_on(BEE_DEVICE_CUDA, &error);
+    if (!CHECK(engine != NULL)) return;
+    const bee_request request = greedy_request();
+    generate_fresh(engine, &request);
+    bee_session *session = open_session(engine, N_CTX);
+    CHECK_EQ(bee_device_describe(BEE_DEVICE_CUDA, &during, NULL), BEE_OK);
+    const uint64_t driver = 512u << 20;
+    CHECK(before.free_bytes - during.free_bytes <= planned - driver);
+    bee_session_close(session);
+    bee_engine_close(engine);
+    CHECK_EQ(bee_device_describe(BEE_DEVICE_CUDA, &after, NULL), BEE_OK);
+    CHECK_EQ(after.free_bytes, before.free_bytes);
+}
+
+/* A session too many is refused; those that are open go on as if nothing had been asked. */
+static void test_full_card(void) {
+    bee_error error = {BEE_OK, ""};
+    bee_engine *engine = open_on(BEE_DEVICE_CUDA, &error);
+    if (!CHECK(engine != NULL)) return;
+    const bee_request request = greedy_request();
+    const Output expected = generate_fresh(engine, &request);
+    bee_session *session = open_session(engine, N_CTX);
+    bee_device_info info;
+    bee_device_describe(BEE_DEVICE_CUDA, &info, NULL);
+    char memory[32];
+    snprintf(memory, sizeof memory, "%llu", (unsigned long long)(info.total_bytes - info.free_bytes + 4096));
+    play("BEE_EMULATED_MEMORY", memory);
+    CHECK(!bee_session_open(engine, 256, false, &error));
+    CHECK_EQ(error.status, BEE_ERROR_MEMORY);
+    const Output out = generate(engine, session, &request);
+    CHECK(same_output(&out, &expected));
+    play("BEE_EMULATED_MEMORY", NULL);
+    bee_session_close(session);
+    bee_engine_close(engine);
+}
+
+/* A kernel fails in the middle of an answer: the step says so, and every step after it; a CPU engine works. */
+static void test_failing_card(void) {
+    const bee_request request = greedy_request();
+    for (int after = 1; after < 12; after++) {
+        bee_error error = {BEE_OK, ""};
+        bee_engine *engine = open_on(BEE_DEVICE_CUDA, &error);
+        if (!CHECK(engine != NULL)) return;
+        bee_session *session = open_session(engine, N_CTX);
+        CHECK_EQ(bee_session_begin(session, &request, NULL), BEE_OK);
+        char count[16];
+        snprintf(count, sizeof count, "%d", after);
+        play("BEE_EMULATED_FAILURE", count);
+        bee_step step = {.finish = BEE_FINISH_NONE};
+        bee_status status = BEE_OK;
+        for (int i = 0; i < 40 && !status && !step.finish; i++)
+            status = bee_engine_step(engine, &session, 1, &step, &error);
+        if (status) {
+            CHECK_EQ(status, BEE_ERROR_DEVICE);
+            CHECK_CONTAINS(error.message, "this engine is unusable");
+            EXPECT(bee_engine_step(engine, &session, 1, &step, &error), BEE_ERROR_DEVICE, "this engine is unusable");
+        }
+        CHECK(status || after > 4);
+        bee_session_close(session);
+        bee_engine_close(engine);
+        play("BEE_EMULATED_FAILURE", NULL);
+    }
+    bee_error error = {BEE_OK, ""};
+    bee_engine *cpu = open_on(BEE_DEVICE_CPU, &error);
+    if (CHECK(cpu != NULL)) CHECK(generate_fresh(cpu, &request).n > 0);
+    bee_engine_close(cpu);
+}
+
+int main(void) {
+    test_no_library();
+    if (getenv("BEE_CUDA_LIBRARY")) {
+        test_no_card();
+        test_small_card();
+        test_plan();
+        test_full_card();
+        test_failing_card();
+    }
+    return check_report();
+}
