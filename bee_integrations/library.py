@@ -93,6 +93,11 @@ def _load() -> tuple[Any, Any]:
     except (OSError, AttributeError) as error:
         raise LibraryLoadError(f"{path} cannot be loaded as libbee: {error}") from error
     _check_version(path, version)
+    # cffi looks a name up at its first use, under a lock: a collected object that closes its handle in the middle of
+    # another look-up would wait for itself.
+    for name in dir(library):
+        if name.startswith("bee_"):
+            getattr(library, name)
     return builder, library
 
 
