@@ -1,6 +1,6 @@
 /* The kernels of the CUDA backend: what each computes, and the functions that queue them. All pointers are to device
  * memory unless a comment says otherwise. Every function computes a row's numbers without regard to the other rows, to
- * their number, and to the device: design section 3. */
+ * their number: design section 3. */
 #ifndef BEE_CUDA_KERNELS_H
 #define BEE_CUDA_KERNELS_H
 

@@ -91,6 +91,18 @@ static void head(Worker *worker, const Ops *ops, const Model *m, Workspace *w, c
     if (choices) ops->choose(worker, w->logits, w->logit_stride, m->n_head_rows, m->draft_tokens, choices, n);
 }
 
+static RunInput input_of(const Model *m, const Row *rows, int n_rows, const int32_t *index, int n_index,
+                         Choice *choices) {
+    return (RunInput){.model = m,
+                      .rows = rows,
+                      .n_rows = n_rows,
+                      .index = index,
+                      .n_index = n_index,
+                      .choices = choices,
+                      .n_choices = choices ? n_index : 0,
+                      .mask_words = (m->shape.n_vocab + 31) / 32};
+}
+
 /* ---- target ------------------------------------------------------------------------------------- */
 
 /* The input of `layer` (after the last one: its output) goes to its place among the features. */
@@ -124,14 +136,8 @@ void target_body(Worker *worker, void *argument) {
 
 void target_forward(Backend *backend, TargetPass *pass) {
     atomic_init(&pass->stopped, false);
-    const RunInput input = {.model = pass->model,
-                            .rows = pass->rows,
-                            .n_rows = pass->n_rows,
-                            .index = pass->head_rows,
-                            .n_index = pass->n_head_rows,
-                            .choices = pass->choices,
-                            .n_choices = pass->choices ? pass->n_head_rows : 0,
-                            .mask_words = (pass->model->shape.n_vocab + 31) / 32};
+    const RunInput input =
+        input_of(pass->model, pass->rows, pass->n_rows, pass->head_rows, pass->n_head_rows, pass->choices);
     pass->ops->run(backend, target_body, pass, &input);
 }
 
@@ -152,13 +158,8 @@ void draft_body(Worker *worker, void *argument) {
 }
 
 void draft_forward(Backend *backend, DraftPass *pass) {
-    const RunInput input = {.model = pass->model,
-                            .rows = pass->rows,
-                            .n_rows = pass->n_rows,
-                            .index = pass->head_rows,
-                            .n_index = pass->n_head_rows,
-                            .choices = pass->choices,
-                            .n_choices = pass->choices ? pass->n_head_rows : 0};
+    const RunInput input =
+        input_of(pass->model, pass->rows, pass->n_rows, pass->head_rows, pass->n_head_rows, pass->choices);
     pass->ops->run(backend, draft_body, pass, &input);
 }
 
@@ -183,10 +184,6 @@ void inject_body(Worker *worker, void *argument) {
 }
 
 void inject_forward(Backend *backend, InjectPass *pass) {
-    const RunInput input = {.model = pass->model,
-                            .rows = pass->rows,
-                            .n_rows = pass->n_rows,
-                            .index = pass->feature_rows,
-                            .n_index = pass->n_rows};
+    const RunInput input = input_of(pass->model, pass->rows, pass->n_rows, pass->feature_rows, pass->n_rows, NULL);
     pass->ops->run(backend, inject_body, pass, &input);
 }

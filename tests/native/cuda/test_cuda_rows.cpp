@@ -639,6 +639,31 @@ static void test_attention() {
     test_attention_case({32, 1, 17, 32, false, false, 1}, 5, true);
 }
 
+/* Small weights on eight positions and none on the eight behind, which hold zeros or `unseen`. */
+static __global__ void multiply_small(unsigned seed, float unseen, float *out) {
+    const int t = lane_of() % 4;
+    unsigned a[4] = {0, 0, 0, 0}, b[2];
+    for (int i = 0; i < 2; i++)
+        a[i] = (unsigned)half_from_float(0x1p-20f * (float)(1 + (seed + (unsigned)t) % 7)) << 16 | 1;
+    b[0] = (unsigned)half_from_float((float)((seed >> t) % 9) - 4.0f) << 16 | half_from_float(1.0f / (float)(1 + t));
+    b[1] = (unsigned)half_from_float(unseen) * 0x10001u;
+    const float none[4] = {0, 0, 0, 0};
+    float d[4];
+    mma_f16_k16(d, a, b, none);
+    for (int i = 0; i < 4; i++) out[4 * lane_of() + i] = d[i];
+}
+
+/* Attention counts on it: a position that a row does not see takes no bit from those that it sees, whatever lies there,
+ * though a tensor core aligns all products of a step to the largest. */
+static void test_unseen_products() {
+    for (unsigned seed = 0; seed < 200; seed++) {
+        const Device<float> zero(4 * WARP_SIZE), large(4 * WARP_SIZE);
+        launch(stream, dim3(1), dim3(WARP_SIZE), 0, multiply_small, seed * 2654435761u, 0.0f, zero.data);
+        launch(stream, dim3(1), dim3(WARP_SIZE), 0, multiply_small, seed * 2654435761u, 60000.0f, large.data);
+        CHECK(same_bits(zero.read(), large.read()));
+    }
+}
+
 int main() {
     if (cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) != cudaSuccess) return 77; /* no device: skipped */
     test_embed();
@@ -646,6 +671,7 @@ int main() {
     test_angles();
     test_copy();
     test_attention();
+    test_unseen_products();
     CHECK_EQ(cudaGetLastError(), cudaSuccess);
     cudaStreamDestroy(stream);
     return check_report();
