@@ -523,6 +523,7 @@ static void add_totals(Totals *t, const Job *job) {
 
 /* All that a test is for did happen. */
 static void check_totals(const Totals *t) {
+    if (test_rounds(8) < 8) return; /* too few rounds to see everything */
     for (int finish = BEE_FINISH_STOP; finish <= BEE_FINISH_CONTEXT; finish++) CHECK(t->finishes[finish] > 0);
     CHECK(t->finishes[BEE_FINISH_COMPLETE] > 0);
     CHECK_EQ(t->finishes[BEE_FINISH_NOT_FINITE] + t->finishes[BEE_FINISH_CONSTRAINT], 0);
@@ -585,8 +586,9 @@ static void test_without_drafter(void) {
         random_job(&random, 5, &job);
         compare_modes(engine, &job, false, &random, &totals);
     }
-    CHECK(totals.refused > test_rounds(50) && totals.copied > test_rounds(20) && totals.forced > test_rounds(50) &&
-          totals.masked > test_rounds(50));
+    if (test_rounds(8) == 8)
+        CHECK(totals.refused > test_rounds(50) && totals.copied > test_rounds(20) && totals.forced > test_rounds(50) &&
+              totals.masked > test_rounds(50));
     bee_engine_close(engine);
 }
 
@@ -611,8 +613,9 @@ static void test_ends(void) {
             compare_modes(engine, &job, false, &random, &totals);
         }
     }
-    CHECK(totals.finishes[BEE_FINISH_CONTEXT] > test_rounds(50) &&
-          totals.finishes[BEE_FINISH_LENGTH] > test_rounds(50));
+    if (test_rounds(8) == 8)
+        CHECK(totals.finishes[BEE_FINISH_CONTEXT] > test_rounds(50) &&
+              totals.finishes[BEE_FINISH_LENGTH] > test_rounds(50));
     CHECK_EQ(totals.finishes[BEE_FINISH_COMPLETE], 0);
     bee_engine_close(engine);
 }
@@ -649,8 +652,9 @@ static void test_together(void) {
         }
         bee_engine_close(engine);
     }
-    CHECK(totals.masked > test_rounds(50) && totals.full > test_rounds(50) && totals.reduced > test_rounds(50) &&
-          totals.forced > test_rounds(50) && totals.cuts > test_rounds(20));
+    if (test_rounds(8) == 8)
+        CHECK(totals.masked > test_rounds(50) && totals.full > test_rounds(50) && totals.reduced > test_rounds(50) &&
+              totals.forced > test_rounds(50) && totals.cuts > test_rounds(20));
 }
 
 /* More constrained sessions than a pass has rows for drafts: nothing is forced then. */
