@@ -81,6 +81,7 @@ static __device__ void store_position(const DeviceHeads &heads, int layer, int h
 static __global__ void __launch_bounds__(ATTEND_THREADS)
     rotate_heads(DeviceHeads heads, int layer, const DeviceRow *rows, const float *angles, const float *q_gain,
                  const float *k_gain, float *q, size_t q_stride, const float *k, const float *v, size_t kv_stride) {
+    begin_grid();
     const size_t i = blockIdx.y, size = (size_t)heads.head_size;
     const int unit = (int)(blockIdx.x * ATTEND_WARPS + threadIdx.x / WARP_SIZE), query = unit - heads.n_head_kv;
     const float *turn = angles + i * (size_t)heads.n_rotated;
@@ -197,7 +198,7 @@ static __device__ __forceinline__ void score(const uint16_t *keys, int head_size
     UNROLL_BY_4 for (int step = 0; step < steps; step++) {
         uint2 k[KEY_BLOCKS];
         UNROLL for (int b = 0; b < KEY_BLOCKS; b++) k[b] =
-            (first + b) * 8 < limit ? __ldg(from + (size_t)(b * steps + step) * WARP_SIZE) : make_uint2(0, 0);
+            (first + b) * 8 < limit ? from[(size_t)(b * steps + step) * WARP_SIZE] : make_uint2(0, 0);
         const uint4 words = q[step * WARP_SIZE];
         const unsigned a[4] = {words.x, words.y, words.z, words.w};
         UNROLL for (int b = 0; b < KEY_BLOCKS; b++) {
@@ -284,7 +285,7 @@ static __device__ __forceinline__ void load_values(const uint16_t *values, int h
         const int left = limit - (first + p) * 16, mine = left - lane_of() % 4 * 2;
         UNROLL for (int d = 0; d < SLICE_BLOCKS; d++) {
             uint2 pair = make_uint2(0, 0);
-            if (left > 0 && block + d < blocks) pair = __ldg(from + (size_t)(p * blocks + d) * WARP_SIZE);
+            if (left > 0 && block + d < blocks) pair = from[(size_t)(p * blocks + d) * WARP_SIZE];
             slice->words[p][d] = make_uint2(keep_pair(pair.x, mine), keep_pair(pair.y, mine - 8));
         }
     }
@@ -362,6 +363,7 @@ static __device__ void attend_cache(const AttendTask &task, const DeviceRow &row
 static __global__ void __launch_bounds__(ATTEND_THREADS, 4) attend_chunks(AttendTask task) {
     SHARED_MEMORY(turns);
     __shared__ Shared shared;
+    begin_grid();
     const int first = (int)blockIdx.z / task.tiling.parts * task.tiling.rows;
     const int end = at_most(first + task.tiling.rows, task.n);
     for (int row = first; row < end; row++) {
@@ -399,6 +401,7 @@ static __device__ float fold(const Partials &partials, size_t at, int n_chunks, 
 /* A warp per row and group of 32 columns, which may lie in two heads. */
 static __global__ void __launch_bounds__(FOLD_THREADS)
     fold_chunks(DeviceHeads heads, const DeviceRow *rows, int n_chunks, Partials partials, DeviceOperand out) {
+    begin_grid();
     const int row = (int)blockIdx.y, group = (int)(blockIdx.x * FOLD_WARPS + threadIdx.x / WARP_SIZE);
     if (group >= out.n_groups) return;
     const int column = group * GROUP + lane_of(), head = column / heads.head_size, d = column % heads.head_size;

@@ -257,11 +257,23 @@ static bool open_slots(Backend *b) {
     return ok && b->input && b->output && b->drafts;
 }
 
+/* Graphs hold such kernels since CUDA 12.3. BEE_CUDA_OVERLAP=0: to measure what it brings. */
+static bool overlaps_kernels() {
+    const char *wanted = getenv("BEE_CUDA_OVERLAP");
+    cudaDeviceProp card;
+    int driver = 0, runtime = 0;
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    if (driver < 12030 || runtime < 12030 || (wanted && !strcmp(wanted, "0"))) return false;
+    return cudaGetDeviceProperties(&card, 0) == cudaSuccess && card.major >= 9;
+}
+
 static Backend *backend_new(bee_error *error) {
     Backend *b = (Backend *)calloc(1, sizeof *b);
     const bool ok = b && cudaSetDevice(0) == cudaSuccess &&
                     cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking) == cudaSuccess && open_slots(b);
     cudaGetLastError();
+    if (ok) b->overlaps = overlaps_kernels();
     if (ok) return b;
     backend_free(b);
     bee_fail(error, BEE_ERROR_MEMORY, "the device has no memory left for the work space of an engine");

@@ -89,6 +89,7 @@ typedef struct Scratch {
 
 struct Backend {
     cudaStream_t stream;
+    bool overlaps; /* kernels of a pass begin before the one before them has ended: device.h */
     bee_status failure;
     char message[512];
     uint64_t bytes_taken;

@@ -300,6 +300,7 @@ template <bool EDITS>
 __global__ __launch_bounds__(PART_THREADS) void choose_parts(float *logits, size_t stride, int n_vocab,
                                                              const int32_t *ids, const DeviceChoice *choices,
                                                              Scratch scratch) {
+    begin_grid();
     const DeviceChoice *choice = &choices[blockIdx.y];
     const Range range = range_of_part(n_vocab, (int)blockIdx.x);
     float *row = logits + (size_t)choice->logits_row * stride;
@@ -522,6 +523,7 @@ __global__ __launch_bounds__(TRUNCATION_THREADS) void choose_finish(const float 
                                                                     Scratch scratch, int32_t *tokens,
                                                                     DeviceReport *reports) {
     static_assert((int)CHOICE_PARTS == (int)WARP_SIZE, "a lane looks at one part");
+    begin_grid();
     const DeviceChoice *choice = &choices[blockIdx.x];
     const float *row = logits + (size_t)choice->logits_row * stride;
     const Part *part = &scratch.parts[blockIdx.x * CHOICE_PARTS + (unsigned)lane_of()];

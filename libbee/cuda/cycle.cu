@@ -33,6 +33,7 @@ __device__ DeviceChoice choice_of(const DeviceSession *s, int behind) {
 }
 
 __global__ void draft_rows(const DeviceSession *s, int n_drafts, DeviceRow *rows, DeviceChoice *choices) {
+    begin_grid();
     const int i = (int)threadIdx.x;
     if (i > n_drafts) return;
     const int32_t position = s->n_cached + i, end = s->n_cached + n_drafts + 1;
@@ -47,6 +48,7 @@ __device__ __forceinline__ int32_t draft_at(const int32_t *drafts, int i) { retu
 
 __global__ void verify_rows(const DeviceSession *s, int n_drafts, const int32_t *drafts, DeviceRow *rows,
                             DeviceChoice *choices) {
+    begin_grid();
     const int i = (int)threadIdx.x;
     if (i > n_drafts) return;
     const int32_t position = s->n_cached + i;
@@ -145,6 +147,7 @@ __device__ void publish(CycleResult *out, int n_drafts, const Walk *walk, int32_
 
 __global__ void accept(DeviceSession *s, int n_drafts, int32_t *drafts, const int32_t *chosen_tokens,
                        CycleResult *results, DeviceRow *inject_rows) {
+    begin_grid();
     const int i = lane_of();
     const int32_t chosen = i <= n_drafts ? chosen_tokens[i] : -1;
     const int32_t draft = draft_of_lane(s, n_drafts, drafts, chosen);

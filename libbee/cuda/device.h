@@ -16,12 +16,55 @@
 
 enum { WARP_SIZE = 32 };
 
+/* ---- launches -----------------------------------------------------------------------------------
+ *
+ * Where it is allowed, a kernel may begin while the one before it in the stream still runs (programmatic dependent
+ * launch, compute capability 9.0 and up), so that launches and first copies cost no time of their own:
+ *
+ *   kernel      ..... rows of blocks ... last blocks |
+ *   the next             launch, weights on their way, wait for the grid before | ...
+ *
+ * So every kernel of a pass calls begin_grid before it touches memory, or its two halves with nothing between them but
+ * reads of what no kernel of a pass writes. All blocks wait, so that the end of a grid is the end of all before it.
+ * Loads must not be those for memory that is constant while the kernel runs (__ldg): it is not. */
+
+typedef struct LaunchOverlap {
+    bool allowed, next; /* next: the launch before was a kernel, and nothing else was queued since */
+} LaunchOverlap;
+inline thread_local LaunchOverlap launch_overlap;
+
 /* Queues a kernel; what goes wrong shows in cudaGetLastError, or at the next wait. */
 template <class... Parameters, class... Arguments>
 void launch(cudaStream_t stream, dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(Parameters...),
             Arguments... arguments) {
-    const cudaLaunchConfig_t config = {grid, block, shared_bytes, stream, nullptr, 0};
+    cudaLaunchAttribute overlap = {};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    const cudaLaunchConfig_t config = {grid, block, shared_bytes, stream, &overlap, launch_overlap.next ? 1u : 0u};
     cudaLaunchKernelEx(&config, kernel, (Parameters)arguments...);
+    launch_overlap.next = launch_overlap.allowed;
+}
+
+#if defined(BEE_EMULATE)
+static inline void let_next_grid_begin() {}
+void wait_for_grid_before();
+#else
+static __device__ __forceinline__ void let_next_grid_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+/* Until it has ended and all it wrote can be seen. */
+static __device__ __forceinline__ void wait_for_grid_before() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+#endif
+
+static __device__ __forceinline__ void begin_grid() {
+    let_next_grid_begin();
+    wait_for_grid_before();
 }
 
 /* ---- numbers ------------------------------------------------------------------------------------ */

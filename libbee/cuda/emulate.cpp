@@ -75,6 +75,8 @@ struct Block {
     std::vector<unsigned char> shared;
     Context outside;
     int current, n, n_alive;
+    bool early;  /* the grid before has not run yet */
+    int n_early; /* threads that wait for it */
     const std::function<void()> *kernel;
     ~Block() {
         for (unsigned char *stack : stacks) free(stack);
@@ -147,7 +149,15 @@ void arrange(Block *b, unsigned seed) {
     for (int i = 0; i < b->n; i++) b->place[b->order[i]] = i;
 }
 
-void run_block(Block *b, dim3 grid, dim3 block, dim3 index) {
+/* Until all threads have ended, or, of an early block, wait for the grid before. */
+void go_on(Block *b) {
+    running = b;
+    emulated_thread = &b->fibers[b->current].thread;
+    switch_to(b->outside, b->fibers[b->current].context);
+    running = nullptr;
+}
+
+void prepare_block(Block *b, dim3 grid, dim3 block, dim3 index) {
     b->n = b->n_alive = (int)(block.x * block.y * block.z);
     b->fibers.resize(b->n);
     b->order.resize(b->n);
@@ -167,8 +177,7 @@ void run_block(Block *b, dim3 grid, dim3 block, dim3 index) {
         prepare(f.context, b->stacks[i] + i * 320 % MOST_SHIFT, fiber_main);
     }
     b->current = b->order[0];
-    emulated_thread = &b->fibers[b->current].thread;
-    switch_to(b->outside, b->fibers[b->current].context);
+    b->n_early = 0;
 }
 
 } // namespace
@@ -204,22 +213,29 @@ unsigned __ballot_sync(unsigned, int predicate) {
     return votes;
 }
 
-void emulated_run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()> &kernel) {
-    static std::mutex one_at_a_time;
-    static Block block_memory;
-    const std::lock_guard<std::mutex> guard(one_at_a_time);
-    Block *b = running = &block_memory;
-    b->kernel = &kernel;
-    b->shared.resize(shared_bytes + 128);
-    for (unsigned z = 0; z < grid.z; z++)
-        for (unsigned y = 0; y < grid.y; y++)
-            for (unsigned x = 0; x < grid.x; x++) run_block(b, grid, block, dim3(x, y, z));
-    running = nullptr;
+void wait_for_grid_before() {
+    Block *b = running;
+    b->n_early++;
+    while (b->early) {
+        if (b->n_early < b->n_alive) {
+            yield(b);
+            continue;
+        }
+        switch_to(b->fibers[b->current].context, b->outside);
+        b->early = false;
+    }
 }
 
 /* ---- the runtime library ------------------------------------------------------------------------ */
 
-typedef std::vector<std::function<void()>> Work;
+/* What a stream does: a grid, or something else. */
+struct Task {
+    std::function<void()> work; /* of a grid: the kernel */
+    bool is_grid, overlaps;
+    dim3 grid, block;
+    size_t shared_bytes;
+};
+typedef std::vector<Task> Work;
 struct EmulatedGraph {
     Work work;
 };
@@ -235,10 +251,58 @@ struct EmulatedEvent {
 static std::mutex streams_lock;
 static std::set<EmulatedStream *> streams;
 
+/* The places of three blocks: one that runs, one that began early and goes on in the grid that runs, and the early one
+ * of the grid behind it. */
+static std::mutex one_at_a_time;
+static Block running_block, early_blocks[2];
+
+static unsigned n_blocks_of(const Task &task) { return task.grid.x * task.grid.y * task.grid.z; }
+
+static void prepare_block(Block *b, const Task &task, unsigned index) {
+    const dim3 grid = task.grid;
+    b->kernel = &task.work;
+    b->shared.resize(task.shared_bytes + 128);
+    prepare_block(b, grid, task.block, dim3(index % grid.x, index / grid.x % grid.y, index / (grid.x * grid.y)));
+}
+
+/* Of a grid that may overlap with the one before it, a block begins before that one: what it does until it waits must
+ * not need it. */
+static unsigned begin_early(Block *b, const Task &task) {
+    static unsigned turn;
+    const unsigned index = turn++ % n_blocks_of(task);
+    prepare_block(b, task, index);
+    b->early = true;
+    go_on(b);
+    if (b->n_alive) return index;
+    fprintf(stderr, "emulated CUDA: a kernel that may overlap does not wait for the one before it\n");
+    abort();
+}
+
+/* early: a block that has begun, and its index. */
+static void run_grid(const Task &task, Block *early, unsigned early_index) {
+    for (unsigned i = 0; i < n_blocks_of(task); i++) {
+        const bool begun = early && i == early_index;
+        if (!begun) prepare_block(&running_block, task, i);
+        go_on(begun ? early : &running_block);
+    }
+}
+
 static void finish(EmulatedStream *stream) {
+    const std::lock_guard<std::mutex> guard(one_at_a_time);
     Work work;
     std::swap(work, stream->work);
-    for (const auto &one : work) one();
+    Block *early = nullptr;
+    unsigned early_index = 0;
+    for (size_t i = 0; i < work.size(); i++) {
+        Block *const next = i + 1 < work.size() && work[i + 1].overlaps ? &early_blocks[i % 2] : nullptr;
+        const unsigned next_index = next ? begin_early(next, work[i + 1]) : 0;
+        if (work[i].is_grid)
+            run_grid(work[i], early, early_index);
+        else
+            work[i].work();
+        early = next;
+        early_index = next_index;
+    }
 }
 
 static void finish_all() {
@@ -250,8 +314,17 @@ static void finish_all() {
     for (EmulatedStream *stream : all) finish(stream);
 }
 
-void emulated_enqueue(cudaStream_t stream, std::function<void()> work) {
-    (stream->captured ? stream->captured->work : stream->work).push_back(std::move(work));
+static void enqueue(cudaStream_t stream, Task task) {
+    (stream->captured ? stream->captured->work : stream->work).push_back(std::move(task));
+}
+
+static void enqueue(cudaStream_t stream, std::function<void()> work) {
+    enqueue(stream, Task{std::move(work), false, false, {}, {}, 0});
+}
+
+void emulated_enqueue_grid(cudaStream_t stream, dim3 grid, dim3 block, size_t shared_bytes, bool overlaps,
+                           std::function<void()> kernel) {
+    enqueue(stream, Task{std::move(kernel), true, overlaps, grid, block, shared_bytes});
 }
 
 /* BEE_EMULATED_CAPABILITY: "major.minor"; _MEMORY: bytes; _DEVICES: how many, -1 for a driver that is missing or older
@@ -272,7 +345,7 @@ cudaError_t cudaGetDeviceCount(int *count) {
 }
 cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int) {
-    *out = cudaDeviceProp{"emulated device", total_memory(), 8, 0, 4};
+    *out = cudaDeviceProp{"emulated device", total_memory(), 9, 0, 4};
     if (const char *capability = getenv("BEE_EMULATED_CAPABILITY"))
         sscanf(capability, "%d.%d", &out->major, &out->minor);
     return cudaSuccess;
@@ -322,11 +395,11 @@ cudaError_t cudaFreeHost(void *memory) {
     return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
-    emulated_enqueue(stream, [=] { memmove(to, from, bytes); });
+    enqueue(stream, [=] { memmove(to, from, bytes); });
     return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void *at, int value, size_t bytes, cudaStream_t stream) {
-    emulated_enqueue(stream, [=] { memset(at, value, bytes); });
+    enqueue(stream, [=] { memset(at, value, bytes); });
     return cudaSuccess;
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned) {

@@ -4,7 +4,8 @@
  * The threads of a block are fibers of one system thread. They run one after the other, each until it waits for others:
  * at a barrier, a shuffle, a matrix instruction. `emulated_order` changes who comes first, so that a missing barrier
  * shows as another result. Streams are lazy: work is queued, and done when somebody waits for it, so that a read which
- * does not wait sees old data. Fresh device memory holds NaN.
+ * does not wait sees old data. Of a kernel that may overlap with the one before it a block begins, until it waits,
+ * before that one. Fresh device memory holds NaN.
  *
  * One grid runs at a time, whichever system thread it belongs to.
  *
@@ -117,7 +118,6 @@ static inline float __uint_as_float(unsigned bits) {
     return x;
 }
 static inline float __int_as_float(int bits) { return __uint_as_float((unsigned)bits); }
-template <class T> static inline T __ldg(const T *at) { return *at; }
 static inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
     return (unsigned)(((uint64_t)high << 32 | low) >> (shift & 31));
 }
@@ -148,11 +148,18 @@ typedef struct cudaDeviceProp {
     size_t totalGlobalMem;
     int major, minor, multiProcessorCount;
 } cudaDeviceProp;
+typedef enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 } cudaLaunchAttributeID;
+typedef struct cudaLaunchAttribute {
+    cudaLaunchAttributeID id;
+    struct {
+        int programmaticStreamSerializationAllowed;
+    } val;
+} cudaLaunchAttribute;
 typedef struct cudaLaunchConfig_t {
     dim3 gridDim, blockDim;
     size_t dynamicSmemBytes;
     cudaStream_t stream;
-    void *attrs;
+    cudaLaunchAttribute *attrs;
     unsigned numAttrs;
 } cudaLaunchConfig_t;
 enum { cudaHostAllocDefault = 0, cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaEventDefault = 0 };
@@ -192,22 +199,22 @@ cudaError_t cudaPeekAtLastError();
 const char *cudaGetErrorString(cudaError_t error);
 const char *cudaGetErrorName(cudaError_t error);
 
-void emulated_enqueue(cudaStream_t stream, std::function<void()> work);
+void emulated_enqueue_grid(cudaStream_t stream, dim3 grid, dim3 block, size_t shared_bytes, bool overlaps,
+                           std::function<void()> kernel);
 /* Of a card: sizes of grids and blocks, and 48 KiB of shared memory, of which the kernel's own variables take a part,
  * unless a function asked for up to 99. A launch that is refused is the last error. */
 bool emulated_launch_allowed(const void *kernel, dim3 grid, dim3 block, size_t shared_bytes);
 cudaError_t emulated_allow_shared(const void *kernel, int bytes);
-void emulated_run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()> &kernel);
 
 /* As the runtime library's: the arguments are copied at the launch. */
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(Parameters...),
                                Arguments &&...arguments) {
-    const std::function<void()> body = std::bind(kernel, (Parameters)(arguments)...);
     const dim3 grid = config->gridDim, block = config->blockDim;
     const size_t shared = config->dynamicSmemBytes;
+    const bool overlaps = config->numAttrs && config->attrs->val.programmaticStreamSerializationAllowed;
     if (!emulated_launch_allowed((const void *)kernel, grid, block, shared)) return cudaErrorInvalidValue;
-    emulated_enqueue(config->stream, [=] { emulated_run_grid(grid, block, shared, body); });
+    emulated_enqueue_grid(config->stream, grid, block, shared, overlaps, std::bind(kernel, (Parameters)(arguments)...));
     return cudaSuccess;
 }
 template <class Kernel> cudaError_t cudaFuncSetAttribute(Kernel kernel, int, int value) {

@@ -255,21 +255,25 @@ __device__ __forceinline__ void copy_piece(unsigned char *to, const uint8_t *fro
     }
 }
 
-/* A stage into a slot, and on to the next stage. Tiles of tokens that the pass does not have are not copied: they may
- * lie outside of the operand. */
+/* A stage of the weight into a slot, and on to the next stage. */
 template <TensorType TYPE, int TILES>
-__device__ __forceinline__ void fill_slot(unsigned char *slot, Sources *from, const DeviceOperand &in, int n_tiles,
-                                          int n_pairs) {
+__device__ __forceinline__ void fill_weights(unsigned char *slot, Sources *from, int n_pairs) {
+    typedef Form<TYPE, TILES> F;
+    typedef Slot<TYPE, TILES> S;
+    if (!from->weight) return;
+    copy_piece(slot + (int)threadIdx.x / WARP_SIZE * S::tile_bytes(), from->weight, S::tile_bytes(),
+               n_pairs / F::span_pairs * (int)span_bytes(TYPE), lane_of(), WARP_SIZE);
+    from->weight += S::tile_bytes();
+}
+
+/* The same of the tokens. Tiles that the pass does not have are not copied: they may lie outside of the operand. */
+template <TensorType TYPE, int TILES>
+__device__ __forceinline__ void fill_tokens(unsigned char *slot, Sources *from, const DeviceOperand &in, int n_tiles,
+                                            int n_pairs) {
     typedef Form<TYPE, TILES> F;
     typedef Slot<TYPE, TILES> S;
     typedef Team<TILES> T;
     constexpr int codes = F::stage_groups * F::group_bytes, scales = F::stage_groups * F::group_scale_bytes;
-    const int warp = (int)threadIdx.x / WARP_SIZE;
-    if (from->weight) {
-        copy_piece(slot + warp * S::tile_bytes(), from->weight, S::tile_bytes(),
-                   n_pairs / F::span_pairs * (int)span_bytes(TYPE), lane_of(), WARP_SIZE);
-        from->weight += S::tile_bytes();
-    }
     UNROLL for (int i = 0; i < TILES / T::n_teams; i++) {
         const int tile = T::index() + i * T::n_teams;
         if (TILES > 2 && tile >= n_tiles) break;
@@ -496,12 +500,18 @@ __global__ void __launch_bounds__(BLOCK_THREADS, TILES == 8 ? RESIDENT_LARGE : R
     multiply_kernel(const Tasks tasks, const DeviceOperand in, const DeviceOperand out, int n) {
     typedef Form<TYPE, TILES> F;
     SHARED_MEMORY(ring);
+    let_next_grid_begin();
     const Share s = share_of_block<8 * TILES>(tasks, n);
     const uint8_t *const weight_tile = tile_data(s, (size_t)(s.task.n_pairs / F::span_pairs) * span_bytes(TYPE));
     const int first_tile = s.first_token / 8, n_tiles = quotient_up(s.n_tokens, 8);
     const int begin = part_begin(s.task, s.part), end = part_begin(s.task, s.part + 1);
     const int n_stages = quotient_up(end - begin, F::stage_pairs), bytes = Slot<TYPE, TILES>::bytes();
     Sources from = first_sources<TYPE, TILES>(weight_tile, in, first_tile, begin);
+    for (int stage = 0; stage < F::slots - 1 && stage < n_stages; stage++)
+        fill_weights<TYPE, TILES>(ring + stage * bytes, &from,
+                                  stage_pairs<TYPE, TILES>(end - begin - stage * F::stage_pairs));
+    wait_for_grid_before(); /* no kernel writes weights: the first ones are on their way already */
+
     unsigned char *next = ring; /* the slot filled next; behind it is the one that was filled first */
     float sums[TILES][4] = {};
     for (int stage = 0; stage < n_stages + F::slots - 1; stage++) {
@@ -513,9 +523,11 @@ __global__ void __launch_bounds__(BLOCK_THREADS, TILES == 8 ? RESIDENT_LARGE : R
             copies_wait<F::slots - 2>();
             __syncthreads(); /* everyone's copies are there; and everyone is done with the slot filled next */
         }
-        if (stage < n_stages)
-            fill_slot<TYPE, TILES>(next, &from, in, n_tiles,
-                                   stage_pairs<TYPE, TILES>(end - begin - stage * F::stage_pairs));
+        if (stage < n_stages) {
+            const int n_pairs = stage_pairs<TYPE, TILES>(end - begin - stage * F::stage_pairs);
+            if (ready >= 0) fill_weights<TYPE, TILES>(next, &from, n_pairs);
+            fill_tokens<TYPE, TILES>(next, &from, in, n_tiles, n_pairs);
+        }
         copies_commit();
         if (ready >= 0 && weight_tile)
             add_stage<TYPE, TILES>(oldest, stage_pairs<TYPE, TILES>(end - begin - ready * F::stage_pairs), n_tiles,
@@ -531,6 +543,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, TILES == 8 ? RESIDENT_LARGE : R
 __global__ void __launch_bounds__(BLOCK_THREADS, RESIDENT_BLOCKS)
     multiply_floats_kernel(const Tasks tasks, const DeviceOperand in, const DeviceOperand out, int n) {
     SHARED_MEMORY(results);
+    begin_grid();
     const Share s = share_of_block<FLOAT_TOKENS>(tasks, n);
     const int warp = (int)threadIdx.x / WARP_SIZE, row = lane_of() % TILE_ROWS, odd = lane_of() / TILE_ROWS;
     const float *const weights = (const float *)tile_data(s, (size_t)s.task.n_pairs * span_bytes(TYPE_F32));
@@ -553,6 +566,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, RESIDENT_BLOCKS)
 
 /* A warp for each group (x) and row (y). */
 __global__ void gate_kernel(const float *gate, const float *up, size_t stride, int rows, const DeviceOperand out) {
+    begin_grid();
     const int group = (int)blockIdx.x, token = (int)blockIdx.y, column = group * GROUP + lane_of();
     const size_t at = (size_t)token * stride + (size_t)column;
     store_group(&out, token, group, column < rows ? gated(gate[at], up[at]) : 0.0f);

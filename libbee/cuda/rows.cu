@@ -81,6 +81,7 @@ static __device__ float dequantized(TensorType type, const uint8_t *row, int c) 
 static __global__ void __launch_bounds__(ROW_THREADS)
     embed_rows(TensorType type, const uint8_t *raw, size_t row_bytes, int columns, const DeviceRow *rows, float *x,
                size_t stride) {
+    begin_grid();
     const int i = (int)blockIdx.x;
     const uint8_t *from = raw + (size_t)rows[i].token * row_bytes;
     float *to = x + (size_t)i * stride;
@@ -123,6 +124,7 @@ static __global__ void __launch_bounds__(NORM_THREADS)
     norm_rows(const float *x, size_t stride, const int32_t *index, const float *gain, float eps, int columns,
               DeviceOperand out) {
     __shared__ float of_warps[NORM_WARPS];
+    begin_grid();
     const int i = (int)blockIdx.y, step = (int)gridDim.x * NORM_WARPS;
     int group = (int)(blockIdx.x * NORM_WARPS + threadIdx.x / WARP_SIZE), c = group * GROUP + lane_of();
     const float *from = x + (size_t)(index ? index[i] : i) * stride;
@@ -145,6 +147,7 @@ void queue_rms_norm(cudaStream_t stream, const float *x, size_t stride, const in
 
 static __global__ void __launch_bounds__(ROW_THREADS)
     store_rows(const float *x, size_t stride, const int32_t *index, DeviceOperand out) {
+    begin_grid();
     const int i = (int)blockIdx.y, group = (int)(blockIdx.x * ROW_WARPS + threadIdx.x / WARP_SIZE);
     if (group >= out.n_groups) return;
     const float *from = x + (size_t)(index ? index[i] : i) * stride;
@@ -164,6 +167,7 @@ enum { ANGLE_THREADS = 64 };
 
 static __global__ void __launch_bounds__(ANGLE_THREADS)
     angles_of_rows(int n_rotated, const double *frequencies, const DeviceRow *rows, float *angles) {
+    begin_grid();
     const int i = (int)blockIdx.y, d = (int)(blockIdx.x * ANGLE_THREADS + threadIdx.x);
     if (d >= n_rotated / 2) return;
     const double angle = rows[i].position * frequencies[d];
@@ -181,6 +185,7 @@ void queue_rope_angles(cudaStream_t stream, const DeviceHeads *heads, const Devi
 
 static __global__ void __launch_bounds__(ROW_THREADS)
     copy_rows(const float *from, size_t from_stride, float *to, size_t to_stride, int columns) {
+    begin_grid();
     const size_t i = blockIdx.y;
     const int c = (int)(blockIdx.x * ROW_THREADS + threadIdx.x);
     if (c < columns) to[i * to_stride + (size_t)c] = from[i * from_stride + (size_t)c];

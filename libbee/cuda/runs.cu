@@ -99,7 +99,9 @@ static Graph *capture(Backend *b, Worker *worker, void *argument) {
     /* Relaxed: a kernel's code may be loaded while it is first recorded, which other modes could forbid. */
     cudaGraph_t graph = NULL;
     if (!succeeded(b, cudaStreamBeginCapture(b->stream, cudaStreamCaptureModeRelaxed), "recorded a pass")) return NULL;
+    launch_overlap = {b->overlaps, false};
     worker->key.body(worker, argument);
+    launch_overlap = {};
     /* A kernel that could not be queued would be missing from the graph, without a word. */
     const cudaError_t queued = cudaGetLastError();
     if (!succeeded(b, cudaStreamEndCapture(b->stream, &graph), "recorded a pass")) return NULL;
