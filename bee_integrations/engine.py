@@ -13,6 +13,7 @@ generation within one pass over the model.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import queue
 import random
@@ -56,6 +57,8 @@ DEFAULT_N_CTX = 8192  # or what the model was trained for, if that is less
 _MAX_PARALLEL = 64
 _DRAWN_SEED_BITS = 48  # survives JSON readers that keep numbers as doubles
 
+_log = logging.getLogger(__name__)
+
 
 # ---- the engine ------------------------------------------------------------------------------------------------------
 
@@ -73,6 +76,7 @@ class Engine:
         device: str = "auto",
         instruction_set: str | None = None,
         n_parallel: int = 4,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Load a model.
 
@@ -87,6 +91,8 @@ class Engine:
         instruction_set: None: the best of this machine; a name of docs/instruction_sets.md ("avx512", "avx2", ...)
             forces one, and the CPU with it where the device is "auto".
         n_parallel: requests that run side by side; others wait. Each keeps a cache of its own between requests.
+        progress: called with the bytes of weights that are loaded and those of all, while the engine opens; what it
+            raises ends that. None: tenths are logged (level INFO).
 
         Raises the exceptions of `bee_integrations.errors`: ParameterError, ModelFileError, ModelFormatError,
         UnsupportedModelError, DrafterMismatchError, OutOfMemoryError, DeviceError, ModelDownloadError.
@@ -99,7 +105,13 @@ class Engine:
         self.model_name: str = models.model_name(self.model_path)
         self._read_model_file(n_ctx)
         handle = _open_engine(
-            self.model_path, self.drafter_path, threads, instruction_set, device=device, n_ctx=self.n_ctx
+            self.model_path,
+            self.drafter_path,
+            threads,
+            instruction_set,
+            device=device,
+            n_ctx=self.n_ctx,
+            progress=progress or _logged_progress(self.model_name),
         )
         self._scheduler = Scheduler(handle, self.n_ctx, n_parallel)  # owns the handle from here on
         self.info: dict[str, Any] = self._scheduler.call(_describe)
@@ -556,18 +568,57 @@ def _finish_reason(finish: int, stop_text: str | None) -> str:
 # ---- opening ---------------------------------------------------------------------------------------------------------
 
 
+def _logged_progress(name: str) -> Callable[[int, int], None]:
+    logged = 0
+
+    def log(done: int, total: int) -> None:
+        nonlocal logged
+        if 10 * done // total > logged:
+            logged = 10 * done // total
+            _log.info("%s: loaded %.2f of %.2f GB of weights", name, 1e-9 * done, 1e-9 * total)
+
+    return log
+
+
+class _ProgressCallback:
+    """A `bee_progress_function` for a Python function; keeps what that raises, Ctrl-C included."""
+
+    def __init__(self, progress: Callable[[int, int], None]) -> None:
+        self._progress = progress
+        self.raised: BaseException | None = None
+        self.function = ffi.callback("bee_progress_function", self._tell, error=False)
+
+    def _tell(self, user: Any, done: int, total: int) -> bool:
+        try:
+            self._progress(done, total)
+        except BaseException as error:  # raised again by the thread that opens the engine
+            self.raised = error
+        return self.raised is None
+
+
 def _open_engine(
-    model: Path, drafter: Path | None, threads: int, instruction_set: str | None, *, device: str, n_ctx: int
+    model: Path,
+    drafter: Path | None,
+    threads: int,
+    instruction_set: str | None,
+    *,
+    device: str,
+    n_ctx: int,
+    progress: Callable[[int, int], None],
 ) -> Any:
     """A `bee_engine *`, with the costs that are remembered for where it runs, or those that it measured remembered."""
 
     def opened(costs: Any) -> Any:
         name = ffi.NULL if instruction_set is None else ffi.new("char[]", str(instruction_set).encode())
         given = {"device": DEVICES[device], "n_ctx": n_ctx, "n_threads": threads, "instruction_set": name}
-        parameters = ffi.new("bee_engine_params *", given | {"costs": costs})
+        told = _ProgressCallback(progress)
+        given |= {"costs": costs, "progress": told.function}
+        parameters = ffi.new("bee_engine_params *", given)
         drafter_name = ffi.NULL if drafter is None else os.fsencode(drafter)
         error = new_error()
         handle = lib.bee_engine_open(os.fsencode(model), drafter_name, parameters, error)
+        if told.raised is not None:
+            raise told.raised
         check(handle, error)
         return handle
 

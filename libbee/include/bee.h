@@ -38,7 +38,8 @@ typedef enum bee_status {
     BEE_ERROR_MISMATCH = 5,    /* the drafter was made for another target */
     BEE_ERROR_CONTEXT = 6,     /* more tokens than the session's context holds */
     BEE_ERROR_MEMORY = 7,      /* an allocation failed, or would: the message has the numbers */
-    BEE_ERROR_DEVICE = 8       /* there is no such device, or it failed; the message says what is missing */
+    BEE_ERROR_DEVICE = 8,      /* there is no such device, or it failed; the message says what is missing */
+    BEE_ERROR_CANCELLED = 9    /* a progress function asked for it */
 } bee_status;
 
 typedef struct bee_error {
@@ -163,6 +164,9 @@ enum {
 };
 
 typedef void (*bee_log_function)(void *user, const char *message);
+/* While an engine opens: bytes of weights, as they will lie in memory, that have been read, packed and, for a device,
+ * sent there. `done` grows up to `total`. False gives up: BEE_ERROR_CANCELLED. */
+typedef bool (*bee_progress_function)(void *user, uint64_t done, uint64_t total);
 
 /* What passes and drafts cost, from which draft lengths are chosen. All in seconds; 0 where nothing is known. */
 typedef struct bee_costs {
@@ -180,6 +184,8 @@ typedef struct bee_engine_params {
     int32_t taps[16];
     bee_log_function log; /* may be NULL */
     void *log_user;
+    bee_progress_function progress; /* may be NULL */
+    void *progress_user;
     bool made_up_weights; /* for measurements: the files' tensor data is not read; weights are random, norms are 1 */
 } bee_engine_params;
 

@@ -28,7 +28,8 @@ static bee_status check_params(const bee_engine_params *params, const char *draf
     return BEE_OK;
 }
 
-static bee_status open_target(bee_engine *e, const char *path, const bee_engine_params *params, bee_error *error) {
+static bee_status open_target(bee_engine *e, const char *path, const bee_engine_params *params, LoadProgress *progress,
+                              bee_error *error) {
     bee_error local;
     if (!error) error = &local;
     if (!(e->file = bee_file_open(path, error))) return error->status;
@@ -44,14 +45,15 @@ static bee_status open_target(bee_engine *e, const char *path, const bee_engine_
             return bee_fail(error, BEE_ERROR_ARGUMENT,
                             "taps[%d] is %d; it must lie between 0 and %d, the model's layers", i, params->taps[i],
                             shape.n_layer);
-    if (!(e->target = model_load(e->ops, e->backend, e->file, NULL, NULL, params->made_up_weights, error)))
-        return error->status;
+    e->target = model_load(e->ops, e->backend, e->file, NULL, NULL, params->made_up_weights, progress, error);
+    if (!e->target) return error->status;
     e->n_taps = params->n_taps;
     memcpy(e->taps, params->taps, sizeof e->taps);
     return BEE_OK;
 }
 
-static bee_status open_drafter(bee_engine *e, const char *path, const bee_engine_params *params, bee_error *error) {
+static bee_status open_drafter(bee_engine *e, const char *path, const bee_engine_params *params, LoadProgress *progress,
+                               bee_error *error) {
     bee_error local;
     if (!error) error = &local;
     if (!(e->drafter_file = bee_file_open(path, error))) return error->status;
@@ -61,9 +63,9 @@ static bee_status open_drafter(bee_engine *e, const char *path, const bee_engine
     if (shape.architecture != ARCH_DFLASH)
         return bee_fail(error, BEE_ERROR_MISMATCH, "'%s' is not a DFlash drafter (its architecture is not 'dflash')",
                         path);
-    if (!(e->drafter =
-              model_load(e->ops, e->backend, e->drafter_file, e->target, e->file, params->made_up_weights, error)))
-        return error->status;
+    e->drafter =
+        model_load(e->ops, e->backend, e->drafter_file, e->target, e->file, params->made_up_weights, progress, error);
+    if (!e->drafter) return error->status;
     e->n_taps = e->drafter->shape.n_taps;
     memcpy(e->taps, e->drafter->shape.taps, sizeof e->taps);
     return BEE_OK;
@@ -98,36 +100,51 @@ static const char *kernels_name(const bee_engine *e) {
 
 static int host_threads(const bee_engine *e) { return e->cuda ? 1 : cpu_backend_threads(e->backend); }
 
-/* Before anything is uploaded: what would not fit is refused with the numbers. */
-static bee_status check_memory(const bee_engine *e, const char *model_path, const char *drafter_path, int32_t n_ctx,
-                               bee_error *error) {
-    if (!e->cuda) return BEE_OK;
+static bee_status plan(const char *model_path, const char *drafter_path, bee_device device, int32_t n_ctx,
+                       bee_memory_plan *out, bee_error *error) {
     bee_error local;
     if (!error) error = &local;
     bee_file *target = bee_file_open(model_path, error);
     bee_file *drafter = target && drafter_path ? bee_file_open(drafter_path, error) : NULL;
-    bee_memory_plan plan;
-    bee_status status = BEE_OK;
-    if (!target || (drafter_path && !drafter))
-        status = error->status;
-    else
-        status = bee_plan_memory(target, drafter, BEE_DEVICE_CUDA, n_ctx, &plan, error);
-    if (!status) status = plan_check(&plan, &e->device_info, n_ctx, error);
+    bee_status status = error->status;
+    if (target && (drafter || !drafter_path)) status = bee_plan_memory(target, drafter, device, n_ctx, out, error);
     bee_file_close(drafter);
     bee_file_close(target);
+    return status;
+}
+
+/* Before anything is uploaded: what would not fit is refused with the numbers. */
+static bee_status check_memory(const bee_engine *e, const char *model_path, const char *drafter_path, int32_t n_ctx,
+                               bee_error *error) {
+    bee_memory_plan needed;
+    if (!e->cuda) return BEE_OK;
+    const bee_status status = plan(model_path, drafter_path, BEE_DEVICE_CUDA, n_ctx, &needed, error);
+    return status ? status : plan_check(&needed, &e->device_info, n_ctx, error);
+}
+
+static bee_status load_models(bee_engine *e, const char *model_path, const char *drafter_path,
+                              const bee_engine_params *params, bee_error *error) {
+    LoadProgress progress = {.user = params->progress_user};
+    bee_memory_plan all;
+    /* Files that have no plan are refused below, with the reason. */
+    if (params->progress &&
+        !plan(model_path, drafter_path, e->cuda ? BEE_DEVICE_CUDA : BEE_DEVICE_CPU, 0, &all, NULL)) {
+        progress.tell = params->progress;
+        progress.total = all.target_bytes + all.drafter_bytes;
+    }
+    bee_status status = open_target(e, model_path, params, &progress, error);
+    if (!status && drafter_path) status = open_drafter(e, drafter_path, params, &progress, error);
+    if (!status && progress.tell && !progress.tell(progress.user, progress.total, progress.total))
+        status = bee_fail(error, BEE_ERROR_CANCELLED, "loading was cancelled");
     return status;
 }
 
 static bee_status open_parts(bee_engine *e, const char *model_path, const char *drafter_path,
                              const bee_engine_params *params, bee_error *error) {
     bee_status status = check_params(params, drafter_path, error);
-    if (status) return status;
-    status = open_backend(e, params, error);
-    if (status) return status;
-    status = check_memory(e, model_path, drafter_path, params->n_ctx, error);
-    if (status) return status;
-    status = open_target(e, model_path, params, error);
-    if (!status && drafter_path) status = open_drafter(e, drafter_path, params, error);
+    if (!status) status = open_backend(e, params, error);
+    if (!status) status = check_memory(e, model_path, drafter_path, params->n_ctx, error);
+    if (!status) status = load_models(e, model_path, drafter_path, params, error);
     if (status) return status;
     if (!workspace_new(e->ops, e->backend, e->target, e->n_taps, &e->work) ||
         (e->drafter && !workspace_new(e->ops, e->backend, e->drafter, e->n_taps, &e->draft_work)))
@@ -178,6 +195,10 @@ static bee_engine *open_auto(const char *model_path, const char *drafter_path, c
     if (!params->instruction_set && !bee_device_describe(BEE_DEVICE_CUDA, &card, NULL)) {
         bee_engine *e = open_on(model_path, drafter_path, &chosen, NULL, &reason);
         if (e) return e;
+        if (reason.status == BEE_ERROR_CANCELLED) {
+            bee_fail(error, reason.status, "%s", reason.message);
+            return NULL;
+        }
     }
     chosen.device = BEE_DEVICE_CPU;
     return open_on(model_path, drafter_path, &chosen, reason.message, error);

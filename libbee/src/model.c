@@ -172,9 +172,10 @@ typedef struct Loader {
     const char **bound; /* names, as the file points to them, of the tensors that the model uses */
     uint64_t n_bound;
     uint64_t weight_bytes;
-    bool on_device;        /* bytes are those of a device */
-    MadeUp **made_up;      /* NULL: the weights are the file's */
-    int32_t *draft_tokens; /* while loading: the host's copy of the model's */
+    bool on_device;         /* bytes are those of a device */
+    MadeUp **made_up;       /* NULL: the weights are the file's */
+    LoadProgress *progress; /* with a backend */
+    int32_t *draft_tokens;  /* while loading: the host's copy of the model's */
     bee_error *error;
     bee_status status;
 } Loader;
@@ -207,6 +208,15 @@ static bool find(Loader *l, const char *name, int64_t rows, int64_t columns, Ten
     return !l->status;
 }
 
+/* A matrix or a table has been loaded. */
+static void tell_progress(Loader *l, uint64_t bytes) {
+    LoadProgress *p = l->progress;
+    if (l->status || !p->tell) return;
+    p->done += bytes;
+    if (!p->tell(p->user, p->done < p->total ? p->done : p->total, p->total))
+        l->status = bee_fail(l->error, BEE_ERROR_CANCELLED, "loading was cancelled");
+}
+
 static uint64_t device_matrix_bytes(TensorType type, int rows, int columns) {
     const DeviceWeight weight = device_weight_layout(type, rows, columns);
     return device_weight_bytes(&weight);
@@ -214,12 +224,14 @@ static uint64_t device_matrix_bytes(TensorType type, int rows, int columns) {
 
 static Weight *load_matrix_rows(Loader *l, const char *name, const Tensor *tensor, const int32_t *row_ids, int n_rows) {
     if (l->status) return NULL;
-    l->weight_bytes += l->on_device ? device_matrix_bytes(tensor->type, n_rows, (int)tensor->columns)
-                                    : packed_size(tensor->type, n_rows, (int)tensor->columns);
+    const uint64_t bytes = l->on_device ? device_matrix_bytes(tensor->type, n_rows, (int)tensor->columns)
+                                        : packed_size(tensor->type, n_rows, (int)tensor->columns);
+    l->weight_bytes += bytes;
     if (!l->backend) return NULL;
     Weight *weight = l->ops->weight_new(l->backend, tensor, row_ids, n_rows);
     if (!weight) fail_memory(l, name);
     if (!l->made_up) gguf_release(tensor); /* packed now: the file's copy need not take memory, too */
+    tell_progress(l, bytes);
     return weight;
 }
 
@@ -297,6 +309,7 @@ static void load_table(Loader *l, Model *m) {
     m->table = l->ops->table_new(l->backend, &m->embedding);
     m->owns_table = true;
     if (!m->table) fail_memory(l, "token_embd.weight");
+    if (l->on_device) tell_progress(l, m->embedding.size);
 }
 
 static void load_embedding(Loader *l, Model *m) {
@@ -494,7 +507,7 @@ static void load_model(Loader *l, Model *m, const Model *target, const bee_file 
 }
 
 Model *model_load(const Ops *ops, Backend *backend, const bee_file *file, const Model *target,
-                  const bee_file *target_file, bool made_up, bee_error *error) {
+                  const bee_file *target_file, bool made_up, LoadProgress *progress, bee_error *error) {
     Model *m = calloc(1, sizeof *m);
     if (!m) {
         bee_fail(error, BEE_ERROR_MEMORY, "out of memory");
@@ -505,6 +518,7 @@ Model *model_load(const Ops *ops, Backend *backend, const bee_file *file, const 
                 .file = file,
                 .on_device = ops->device != NULL,
                 .made_up = made_up ? &m->made_up : NULL,
+                .progress = progress,
                 .error = error};
     l.status = shape_read(file, &m->shape, error);
     if (!l.status) load_model(&l, m, target, target_file);

@@ -54,11 +54,18 @@ typedef struct Model {
 
 bee_status shape_read(const bee_file *file, Shape *shape, bee_error *error);
 
+/* Whom to tell of the bytes of weights that are loaded, of one model or several. */
+typedef struct LoadProgress {
+    bee_progress_function tell; /* may be NULL */
+    void *user;
+    uint64_t done, total;
+} LoadProgress;
+
 /* Loads the weights. `target` is NULL for a target; a drafter takes from it, and from `target_file`, what its own file
  * lacks, after a check that the two fit. made_up: weights are random, not the file's. Returns NULL with the reason.
  * Both files must outlive the model. */
 Model *model_load(const Ops *ops, Backend *backend, const bee_file *file, const Model *target,
-                  const bee_file *target_file, bool made_up, bee_error *error);
+                  const bee_file *target_file, bool made_up, LoadProgress *progress, bee_error *error);
 /* The same walk over the tensors without a backend, for what the CPU or a device would hold: shape, number of head rows
  * and weight_bytes are filled in, everything else stays NULL. `target` may be NULL for a drafter, too: what it would
  * take from its target is then left out. Nothing is to be freed. */

@@ -1,5 +1,5 @@
 /* What a card may lack, and what becomes of engines when it fails. Needs the emulation (BEE_CUDA_LIBRARY), which plays
- * every kind of card; without it only the library's absence is tested. */
+ * every kind of card; without it only the library's absence and progress on the CPU are tested. */
 #include "engine_exercise.h"
 #include "memory_plan.h"
 
@@ -164,6 +164,45 @@ static void test_full_card(void) {
 }
 
 /* A kernel fails in the middle of an answer: the step says so, and every step after it; a CPU engine works. */
+typedef struct Told {
+    int calls, most; /* gives up after `most` */
+    uint64_t done, total;
+    bool in_order;
+} Told;
+
+static bool tell(void *user, uint64_t done, uint64_t total) {
+    Told *t = user;
+    t->in_order = t->in_order && done >= t->done && done <= total && (!t->calls || total == t->total);
+    t->done = done;
+    t->total = total;
+    return ++t->calls < t->most;
+}
+
+static void test_progress(bee_device device) {
+    TinyFile target_file = tiny_target(&target), drafter_file = tiny_drafter(&target, &drafter);
+    for (int most = 1; most < 100; most *= 3) {
+        Told told = {.most = most, .in_order = true};
+        const bee_engine_params params = {.device = device, .n_threads = 1, .progress = tell, .progress_user = &told};
+        bee_error error = {BEE_OK, ""};
+        bee_engine *engine = bee_engine_open(target_file.path, drafter_file.path, &params, &error);
+        CHECK(told.in_order);
+        if (engine) {
+            bee_engine_info info;
+            bee_engine_describe(engine, &info);
+            CHECK(told.calls < most && told.calls > 20);
+            CHECK(told.done == info.weight_bytes && told.total == info.weight_bytes);
+        } else {
+            CHECK_EQ(error.status, BEE_ERROR_CANCELLED);
+            CHECK_CONTAINS(error.message, "loading was cancelled");
+            CHECK_EQ(told.calls, most);
+        }
+        CHECK((engine != NULL) == (most > 20));
+        bee_engine_close(engine);
+    }
+    tiny_file_close(&target_file);
+    tiny_file_close(&drafter_file);
+}
+
 static void test_failing_card(void) {
     const bee_request request = greedy_request();
     for (int after = 1; after < 12; after++) {
@@ -197,11 +236,14 @@ static void test_failing_card(void) {
 
 int main(void) {
     test_no_library();
+    test_progress(BEE_DEVICE_CPU);
     if (getenv("BEE_CUDA_LIBRARY")) {
         test_no_card();
         test_small_card();
         test_plan();
         test_full_card();
+        test_progress(BEE_DEVICE_CUDA);
+        test_progress(BEE_DEVICE_AUTO);
         test_failing_card();
     }
     return check_report();

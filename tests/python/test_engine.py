@@ -66,6 +66,33 @@ def test_it_knows_its_model(engine: Engine, model_path: Path, drafter_path: Path
     assert engine.info["library_version"] == bee_integrations.__version__
 
 
+def test_progress_of_loading(tiny_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    told: list[tuple[int, int]] = []
+    with Engine(tiny_path, progress=lambda done, total: told.append((done, total))) as engine:
+        total = engine.info["weight_bytes"]
+    assert len(told) > 5
+    assert told == sorted(told)
+    assert told[-1] == (total, total)
+    assert {of for _, of in told} == {total}
+    with caplog.at_level("INFO", "bee_integrations.engine"), Engine(tiny_path):
+        assert "GB of weights" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("enough")])
+def test_progress_can_end_the_loading(tiny_path: Path, error: BaseException) -> None:
+    calls = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise error
+
+    with pytest.raises(error if isinstance(error, type) else type(error)):
+        Engine(tiny_path, progress=progress)
+    assert calls == 3
+
+
 def test_steps_add_up(engine: Engine, prompt: str) -> None:
     params = GenerationParams(max_tokens=24)
     steps = list(engine.generate(prompt, params))
