@@ -30,11 +30,12 @@ bool wait_for_stream(Backend *b) { return succeeded(b, cudaStreamSynchronize(b->
 
 /* ---- memory ------------------------------------------------------------------------------------- */
 
-/* NULL where there is not enough; that fails nothing but the call. */
+/* NULL where there is not enough; that fails nothing but the call. Others may have chosen another device for this
+ * thread. */
 void *take(Backend *b, size_t bytes) {
     void *memory = NULL;
     bytes = device_bytes(bytes);
-    if (b->failure || cudaMalloc(&memory, bytes) != cudaSuccess) {
+    if (b->failure || cudaSetDevice(0) != cudaSuccess || cudaMalloc(&memory, bytes) != cudaSuccess) {
         cudaGetLastError(); /* or the next question would find it again */
         return NULL;
     }

@@ -2,6 +2,8 @@
 #include "../cpu/float16.h"
 #include "device.h"
 
+#include <atomic>
+#include <climits>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -328,7 +330,7 @@ void emulated_enqueue_grid(cudaStream_t stream, dim3 grid, dim3 block, size_t sh
 }
 
 /* BEE_EMULATED_CAPABILITY: "major.minor"; _MEMORY: bytes; _DEVICES: how many, -1 for a driver that is missing or older
- * than _DRIVER (as cudaDriverGetVersion has it); _FAILURE: see wait_for. */
+ * than _DRIVER (as cudaDriverGetVersion has it); _GRAPHS: that there is memory for; _FAILURE: see wait_for. */
 static long setting(const char *name, long otherwise) {
     const char *value = getenv(name);
     return value ? atol(value) : otherwise;
@@ -450,12 +452,15 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *out) {
     stream->captured = nullptr;
     return cudaSuccess;
 }
+static std::atomic<long> n_graphs;
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsigned long long) {
+    if (n_graphs >= setting("BEE_EMULATED_GRAPHS", LONG_MAX)) return last_error = cudaErrorMemoryAllocation;
+    n_graphs++;
     *out = new EmulatedGraph(*graph);
     return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) { return delete graph, cudaSuccess; }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) { return n_graphs--, delete graph, cudaSuccess; }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
     for (const auto &one : graph->work) stream->work.push_back(one);
     return cudaSuccess;

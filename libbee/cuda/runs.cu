@@ -94,6 +94,19 @@ static Graph *place_for_graph(Backend *b) {
     return oldest;
 }
 
+/* Graphs take memory of the device; where there is no more, the others are given up for the new one. */
+static cudaGraphExec_t instantiate(Backend *b, cudaGraph_t graph) {
+    cudaGraphExec_t made = NULL;
+    cudaError_t error = cudaGraphInstantiate(&made, graph, 0);
+    if (error == cudaErrorMemoryAllocation) {
+        cudaGetLastError();
+        wait_for_stream(b);
+        drop_graphs(b);
+        error = cudaGraphInstantiate(&made, graph, 0);
+    }
+    return succeeded(b, error, "recorded a pass") ? made : NULL;
+}
+
 static Graph *capture(Backend *b, Worker *worker, void *argument) {
     Graph *place = place_for_graph(b);
     /* Relaxed: a kernel's code may be loaded while it is first recorded, which other modes could forbid. */
@@ -105,10 +118,7 @@ static Graph *capture(Backend *b, Worker *worker, void *argument) {
     /* A kernel that could not be queued would be missing from the graph, without a word. */
     const cudaError_t queued = cudaGetLastError();
     if (!succeeded(b, cudaStreamEndCapture(b->stream, &graph), "recorded a pass")) return NULL;
-    cudaGraphExec_t made = NULL;
-    if (succeeded(b, queued, "queued a kernel") &&
-        succeeded(b, cudaGraphInstantiate(&made, graph, 0), "recorded a pass"))
-        place->graph = made;
+    if (succeeded(b, queued, "queued a kernel")) place->graph = instantiate(b, graph);
     cudaGraphDestroy(graph);
     place->key = worker->key;
     return place->graph ? place : NULL;
@@ -166,7 +176,7 @@ static void download_choices(Backend *b, const GraphKey *key, Choice *choices) {
 }
 
 static bool ready(Backend *b) {
-    if (b->failure) return false;
+    if (b->failure || !succeeded(b, cudaSetDevice(0), "began a pass")) return false;
     return reserve_needs(b) || succeeded(b, cudaErrorMemoryAllocation, "made room for a pass");
 }
 

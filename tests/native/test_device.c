@@ -163,7 +163,24 @@ static void test_full_card(void) {
     bee_engine_close(engine);
 }
 
-/* A kernel fails in the middle of an answer: the step says so, and every step after it; a CPU engine works. */
+/* Where there is memory for a single graph, every new one takes the place of the others. */
+static void test_room_for_one_graph(void) {
+    bee_error error = {BEE_OK, ""};
+    const bee_request request = greedy_request();
+    bee_engine *engine = open_on(BEE_DEVICE_CUDA, &error);
+    if (!CHECK(engine != NULL)) return;
+    const Output expected = generate_fresh(engine, &request);
+    bee_engine_close(engine);
+    play("BEE_EMULATED_GRAPHS", "1");
+    engine = open_on(BEE_DEVICE_CUDA, &error);
+    if (CHECK(engine != NULL)) {
+        const Output out = generate_fresh(engine, &request);
+        CHECK(same_output(&out, &expected));
+    }
+    bee_engine_close(engine);
+    play("BEE_EMULATED_GRAPHS", NULL);
+}
+
 typedef struct Told {
     int calls, most; /* gives up after `most` */
     uint64_t done, total;
@@ -203,6 +220,7 @@ static void test_progress(bee_device device) {
     tiny_file_close(&drafter_file);
 }
 
+/* A kernel fails in the middle of an answer: the step says so, and every step after it; a CPU engine works. */
 static void test_failing_card(void) {
     const bee_request request = greedy_request();
     for (int after = 1; after < 12; after++) {
@@ -242,6 +260,7 @@ int main(void) {
         test_small_card();
         test_plan();
         test_full_card();
+        test_room_for_one_graph();
         test_progress(BEE_DEVICE_CUDA);
         test_progress(BEE_DEVICE_AUTO);
         test_failing_card();
