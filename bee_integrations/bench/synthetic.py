@@ -145,8 +145,9 @@ def _measure_shape(name: str, options: SyntheticOptions, steps: Steps) -> dict[s
             steps.next(f"{name}: pass over {rows}")
             passes[rows] = _pass_seconds(handle, rows, options.context)
         profile = None if on_cpu else acceptance_profile()
-        plain, _ = _cycle(handle, 0, options, None, steps, name)
-        cycle, tokens = _cycle(handle, BLOCK_SIZE - 1, options, profile, steps, name)
+        plain = _cycle(handle, 0, options, None, steps, name).seconds
+        cost = _cycle(handle, BLOCK_SIZE - 1, options, profile, steps, name)
+        cycle = cost.seconds
         steps.next(f"{name}: prompt of {options.prefill}")
         prefill = _prefill_seconds(handle, int(info.n_vocab), options.prefill)
         published = 1 / (1 - ACCEPTED_SHARE)
@@ -167,7 +168,8 @@ def _measure_shape(name: str, options: SyntheticOptions, steps: Steps) -> dict[s
             "decode_bandwidth_share": _read_seconds(limits, options.context + options.cycles / 2) / plain,
             "cycle_ms": 1e3 * cycle,
             "cycle_cost": cycle / plain,
-            "measured_tokens_per_cycle": tokens,
+            "host_share": None if on_cpu else 1 - cost.device_seconds / cycle,
+            "measured_tokens_per_cycle": cost.tokens,
             "profile": profile,
             "tokens_per_cycle": published,
             "speed_up": published * plain / cycle,
@@ -189,19 +191,17 @@ def _pass_seconds(handle: Any, rows: int, context: int) -> float:
 
 def _cycle(
     handle: Any, drafts: int, options: SyntheticOptions, profile: list[float] | None, steps: Steps, name: str
-) -> tuple[float, float]:
-    """Seconds and tokens of a cycle."""
+) -> Any:
+    """The `bee_cycle_cost` of the fastest round."""
     shares = ffi.NULL if profile is None else ffi.new("float[16]", profile)
     results = []
     for _ in range(_ROUNDS):
         steps.next(f"{name}: cycles of {drafts} drafts")
-        seconds, tokens, error = ffi.new("double *"), ffi.new("double *"), new_error()
-        status = lib.bee_engine_measure_cycles(
-            handle, drafts, options.context, options.cycles, shares, seconds, tokens, error
-        )
-        check(status, error)
-        results.append((float(seconds[0]), float(tokens[0])))
-    return min(results)
+        cost, error = ffi.new("bee_cycle_cost *"), new_error()
+        context, cycles = options.context, options.cycles
+        check(lib.bee_engine_measure_cycles(handle, drafts, context, cycles, shares, cost, error), error)
+        results.append(cost)
+    return min(results, key=lambda cost: float(cost.seconds))
 
 
 def _prefill_seconds(handle: Any, n_vocab: int, length: int) -> float:
@@ -257,6 +257,7 @@ COLUMNS = (
     "share of bandwidth",
     "cycle ms",
     "cycle / token",
+    "waits for host",
     "t/cycle",
     "speed-up",
     "prompt t/s",
@@ -276,6 +277,7 @@ def synthetic_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{row['decode_bandwidth_share']:.0%}",
         f"{row['cycle_ms']:.3f}",
         f"{row['cycle_cost']:.2f}",
+        "-" if row["host_share"] is None else f"{row['host_share']:.1%}",
         f"{row['tokens_per_cycle']:.2f}",
         f"{row['speed_up']:.2f}",
         f"{row['prefill_tokens_per_s']:.0f}",

@@ -403,13 +403,19 @@ BEE_API bee_status bee_session_draft(bee_session *session, int32_t last_token, i
 BEE_API bee_status bee_engine_measure(bee_engine *engine, int32_t n_rows, int32_t n_past, int32_t repeats,
                                       double *pass_seconds, double *draft_seconds, bee_error *error);
 
-/* Seconds and tokens of one decode cycle of n_drafts drafts of the drafter's (0: nothing is drafted), greedy: means
- * over n_cycles of a scratch session's after n_past made-up tokens. `profile`: NULL, or float[BEE_MAX_BLOCK], falling
- * from 1 to 0 at most: on a device, cycles accept more than k drafts with probability profile[k], whatever was drafted.
- * The CPU refuses one. */
+/* What a cycle takes and yields. What `seconds` has beyond `device_seconds` the device spent waiting for the host. */
+typedef struct bee_cycle_cost {
+    double seconds;        /* as a generation has it, where the host reads each cycle's tokens */
+    double device_seconds; /* of a device where all cycles were queued at once; 0 on the CPU */
+    double tokens;
+} bee_cycle_cost;
+
+/* One decode cycle of n_drafts drafts of the drafter's (0: nothing is drafted), greedy: means over n_cycles of a
+ * scratch session's after n_past made-up tokens. `profile`: NULL, or float[BEE_MAX_BLOCK], falling from 1 to 0 at most:
+ * on a device, cycles accept more than k drafts with probability profile[k], whatever was drafted. The CPU refuses one.
+ */
 BEE_API bee_status bee_engine_measure_cycles(bee_engine *engine, int32_t n_drafts, int32_t n_past, int32_t n_cycles,
-                                             const float *profile, double *seconds_per_cycle, double *tokens_per_cycle,
-                                             bee_error *error);
+                                             const float *profile, bee_cycle_cost *out, bee_error *error);
 
 /* What a pass needs. A pass over n rows at context p reads weight_bytes + p * kv_bytes_per_position, and does n times
  * multiply_adds + p * attention_multiply_adds, and head_multiply_adds for each row that needs logits. */

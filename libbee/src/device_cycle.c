@@ -115,3 +115,13 @@ void device_cycle_drop(bee_session *s) {
     while (s->cycle && s->engine->ops->device->cycle_queued(s->cycle))
         if (!s->engine->ops->device->cycle_read(s->engine->backend, s->cycle, &outcome)) return;
 }
+
+double device_cycle_seconds(bee_session *s, int n_drafts, int n_cycles) {
+    device_cycle_drop(s);
+    if (n_drafts) project_features(s->engine, &s, 1);
+    begin(s);
+    const double start = monotonic_seconds();
+    for (int i = 0; i < n_cycles; i++) queue(s, n_drafts);
+    begin(s); /* waits for them, and goes back */
+    return (monotonic_seconds() - start) / n_cycles;
+}

@@ -19,6 +19,9 @@ bool device_cycle_possible(const bee_session *session, int n_drafts);
  * waits. False where the device failed. With drafts, the drafter then knows all accepted positions but none behind. */
 bool device_cycle_run(bee_session *session, int n_drafts, CycleOutcome *out);
 
+/* For measurements: seconds of a cycle where so many are queued at once. Nothing of them is kept. */
+double device_cycle_seconds(bee_session *session, int n_drafts, int n_cycles);
+
 /* Forgets what is under way: the session stands where the host believes. */
 void device_cycle_drop(bee_session *session);
 

@@ -229,7 +229,7 @@ static bee_status run_cycle(bee_session *s, int32_t *n_tokens, bee_error *error)
 }
 
 /* The prompt's last token still waits for a pass when the request begins: the first cycle is one like all others. */
-static bee_status time_cycles(bee_session *s, int n_drafts, int n_past, int n_cycles, double *seconds, double *tokens,
+static bee_status time_cycles(bee_session *s, int n_drafts, int n_past, int n_cycles, bee_cycle_cost *out,
                               bee_error *error) {
     enum { WARM_UP = 2 };
     read_made_up(s, n_past, 1);
@@ -243,17 +243,17 @@ static bee_status time_cycles(bee_session *s, int n_drafts, int n_past, int n_cy
     int32_t n_tokens = 0;
     bee_status status = bee_session_begin(s, &request, error);
     for (int i = 0; !status && i < WARM_UP; i++) status = run_cycle(s, &n_tokens, error);
+    out->device_seconds = !status && s->cycle ? device_cycle_seconds(s, n_drafts, n_cycles) : 0;
     const double start = monotonic_seconds();
     n_tokens = 0;
     for (int i = 0; !status && i < n_cycles; i++) status = run_cycle(s, &n_tokens, error);
-    *seconds = (monotonic_seconds() - start) / n_cycles;
-    *tokens = (double)n_tokens / n_cycles;
+    out->seconds = (monotonic_seconds() - start) / n_cycles;
+    out->tokens = (double)n_tokens / n_cycles;
     return status;
 }
 
 bee_status bee_engine_measure_cycles(bee_engine *engine, int32_t n_drafts, int32_t n_past, int32_t n_cycles,
-                                     const float *profile, double *seconds_per_cycle, double *tokens_per_cycle,
-                                     bee_error *error) {
+                                     const float *profile, bee_cycle_cost *out, bee_error *error) {
     enum { MORE_CYCLES = 6 }; /* to warm up, queued ahead, and so far from the context's end that they can be */
     bee_status status = check_cycles(engine, n_drafts, n_past, n_cycles, profile, error);
     if (status) return status;
@@ -266,7 +266,7 @@ bee_status bee_engine_measure_cycles(bee_engine *engine, int32_t n_drafts, int32
     bee_session *s = bee_session_open(engine, (int32_t)n_ctx, false, error);
     if (!s) return error->status;
     s->profile = profile;
-    status = time_cycles(s, n_drafts, n_past, n_cycles, seconds_per_cycle, tokens_per_cycle, error);
+    status = time_cycles(s, n_drafts, n_past, n_cycles, out, error);
     bee_session_close(s);
     return status;
 }

@@ -163,6 +163,26 @@ static void test_full_card(void) {
     bee_engine_close(engine);
 }
 
+/* Cycles that are queued at once are measured and forgotten: the others, and generations, are as before. */
+static void test_measured_cycles(void) {
+    bee_error error = {BEE_OK, ""};
+    const bee_request request = greedy_request();
+    bee_engine *engine = open_on(BEE_DEVICE_CUDA, &error);
+    if (!CHECK(engine != NULL)) return;
+    const Output expected = generate_fresh(engine, &request);
+    float all[BEE_MAX_BLOCK];
+    for (int i = 0; i < BEE_MAX_BLOCK; i++) all[i] = 1;
+    for (int n_drafts = 0; n_drafts < 8; n_drafts += 7) {
+        bee_cycle_cost cost;
+        CHECK_EQ(bee_engine_measure_cycles(engine, n_drafts, 3, 4, all, &cost, &error), BEE_OK);
+        CHECK(cost.device_seconds > 0 && cost.seconds > 0);
+        CHECK(cost.tokens == n_drafts + 1);
+    }
+    const Output out = generate_fresh(engine, &request);
+    CHECK(same_output(&out, &expected));
+    bee_engine_close(engine);
+}
+
 /* Where there is memory for a single graph, every new one takes the place of the others. */
 static void test_room_for_one_graph(void) {
     bee_error error = {BEE_OK, ""};
@@ -261,6 +281,7 @@ int main(void) {
         test_plan();
         test_full_card();
         test_room_for_one_graph();
+        test_measured_cycles();
         test_progress(BEE_DEVICE_CUDA);
         test_progress(BEE_DEVICE_AUTO);
         test_failing_card();

@@ -52,6 +52,7 @@ def test_rows_hold_passes_cycles_and_prompts(report: dict[str, Any]) -> None:
     assert row["cycle_cost"] == pytest.approx(row["cycle_ms"] / row["token_ms"])
     assert row["speed_up"] == pytest.approx(row["tokens_per_cycle"] / row["cycle_cost"])
     assert row["profile"] is None  # the CPU accepts what it accepts
+    assert row["host_share"] is None
     assert 1 <= row["measured_tokens_per_cycle"] <= BLOCK_SIZE
     assert row["prefill_tokens_per_s"] > 0
     assert row["weight_bytes"] > 0
@@ -125,9 +126,10 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def cycles(engine: Any, drafts: int, past: int = 8, count: int = 2, profile: Any = ffi.NULL) -> tuple[float, float]:
-    seconds, tokens, error = ffi.new("double *"), ffi.new("double *"), new_error()
-    check(lib.bee_engine_measure_cycles(engine, drafts, past, count, profile, seconds, tokens, error), error)
-    return float(seconds[0]), float(tokens[0])
+    cost, error = ffi.new("bee_cycle_cost *"), new_error()
+    check(lib.bee_engine_measure_cycles(engine, drafts, past, count, profile, cost, error), error)
+    assert cost.device_seconds == 0
+    return float(cost.seconds), float(cost.tokens)
 
 
 def test_a_cycle_without_drafts_yields_one_token(engine: Any) -> None:
