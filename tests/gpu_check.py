@@ -28,6 +28,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE_TESTS = ("test_session", "test_paths")
+# Engines that these open run on a card where there is one.
+PYTHON_TESTS = ("test_architectures.py", "test_identity.py", "test_distribution.py", "test_logits.py", "test_engine.py")
+WITHOUT_DEFAULT_MODEL = "cuda or tiny or passes or independent"
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 SHAPES = ("qwen3-8b", "llama-3.1-8b", "dense-27b", "dense-31b")
 # Kernels overlap on compute capability 9.0 and up. Some tests and shapes run without it, too: what it brings, and
@@ -302,6 +305,25 @@ def kernel_tests() -> list[str]:
     return [source.stem for source in sorted((ROOT / "tests" / "native" / "cuda").glob("test_*.cpp"))]
 
 
+def run_python_tests(check: Check, built: Built) -> None:
+    env = python_env(built)
+    code, output, _ = execute([sys.executable, "-c", "import pytest, hypothesis, bee_integrations.engine"], 60, env)
+    if code:
+        reason = (output.strip().splitlines() or ["no output"])[-1]
+        check.remarks.append(f"The Python tests were not run: {sys.executable} lacks what they need ({reason}).")
+        return
+    chosen: tuple[str, ...] = ()
+    if default_model(env) is None:
+        chosen = ("-k", WITHOUT_DEFAULT_MODEL)
+        check.remarks.append("Python tests on the default model were not run: it is not here.")
+    for name in PYTHON_TESTS:
+        command = [sys.executable, "-m", "pytest", "-q", "-x", f"tests/python/{name}", *chosen]
+        result = check.run(name, command, 120, env, may_stop=True)
+        if result.outcome == "failed: exit code 5":  # pytest: no test was chosen
+            continue
+        check.results.append(result)
+
+
 def run_sanitizers(check: Check, built: Built, nvcc: str) -> None:
     """At most half of the time that is left: they are slow, and measurements come after them."""
     sanitizer = shutil.which("compute-sanitizer") or shutil.which(str(Path(nvcc).parent / "compute-sanitizer"))
@@ -323,8 +345,12 @@ def bee(*arguments: str) -> list[str]:
     return [sys.executable, "-c", "from bee_integrations.cli import main; main()", *arguments]
 
 
+def python_env(built: Built) -> dict[str, str]:
+    return {"BEE_LIBRARY": str(built.library), "BEE_CUDA_LIBRARY": str(built.cuda_library), "PYTHONPATH": str(ROOT)}
+
+
 def measure(check: Check, built: Built, card: Card, folder: Path) -> None:
-    env = {"BEE_LIBRARY": str(built.library), "BEE_CUDA_LIBRARY": str(built.cuda_library), "PYTHONPATH": str(ROOT)}
+    env = python_env(built)
     code, output, _ = execute(bee("bench", "--help"), 60, env)
     if code:
         reason = (output.strip().splitlines() or ["no output"])[-1]
@@ -458,6 +484,7 @@ def main() -> int:
         return 1
     check.results.append(Result("build", "passed", time.monotonic() - start))
     run_tests(check, built, card)
+    run_python_tests(check, built)
     with tempfile.TemporaryDirectory(prefix="bee-gpu-check-") as folder:
         run_sanitizers(check, built, nvcc)
         measure(check, built, card, Path(folder))
