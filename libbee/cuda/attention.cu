@@ -111,14 +111,6 @@ typedef struct Partials {
     float *values;
 } Partials;
 
-static size_t n_partials(const DeviceHeads *heads, int n, int n_chunks) {
-    return (size_t)n * (size_t)heads->n_head * (size_t)n_chunks;
-}
-
-size_t attention_scratch_size(const DeviceHeads *heads, int n, int n_chunks) {
-    return n_partials(heads, n, n_chunks) * (2 + (size_t)heads->head_size);
-}
-
 /* How queries are put into tiles. */
 typedef struct Tiling {
     int group;   /* query heads of a key head */
@@ -417,7 +409,7 @@ void queue_attend(cudaStream_t stream, const DeviceHeads *heads, int layer, cons
                   const float *q, size_t q_stride, float *scratch, const DeviceOperand *out) {
     Partials partials;
     partials.totals = (float2 *)scratch;
-    partials.values = scratch + 2 * n_partials(heads, n, n_chunks);
+    partials.values = scratch + 2 * (size_t)n * (size_t)heads->n_head * (size_t)n_chunks;
     AttendTask task = {*heads, tiling_of(heads), layer, n, rows, q, q_stride, partials};
     const int tiles = (n + task.tiling.rows - 1) / task.tiling.rows * task.tiling.parts;
     const size_t shared = attend_shared_bytes(heads->head_size);

@@ -57,15 +57,18 @@ static void rotate_and_store(Worker *w, const Heads *heads, int layer, const Row
                            q_stride, k, v, kv_stride);
 }
 
-/* Some rows at a time, so that the partial results of long prompts do not fill the memory. */
+/* As many rows at a time as there is memory for their partial results. */
 static void attend(Worker *w, const Heads *heads, int layer, const Row *, int n, const float *q, size_t q_stride,
                    Operand *out) {
     const DeviceHeads h = device_heads(heads);
-    for (int first = 0; first < n; first += ATTENTION_ROWS) {
+    const Scratch *scratch = &w->backend->attention;
+    const int together =
+        attention_rows_together(scratch->bytes, attention_row_bytes(h.n_head, h.head_size, w->key.n_chunks));
+    for (int first = 0; first < n; first += together) {
         DeviceOperand part = operand_from(&out->operand, first);
         queue_attend(w->backend->stream, &h, layer, w->backend->input->rows + first,
-                     n - first < ATTENTION_ROWS ? n - first : ATTENTION_ROWS, w->key.n_chunks,
-                     q + (size_t)first * q_stride, q_stride, (float *)w->backend->attention.memory, &part);
+                     n - first < together ? n - first : together, w->key.n_chunks, q + (size_t)first * q_stride,
+                     q_stride, (float *)scratch->memory, &part);
     }
 }
 

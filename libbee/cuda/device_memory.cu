@@ -282,9 +282,8 @@ Cache *cache_new(Backend *b, const Heads *heads, int n_layer, int n_ctx) {
     cache->head_size = heads->head_size;
     cache->keys = (uint16_t *)take(b, cache_bytes(cache));
     cache->values = (uint16_t *)take(b, cache_bytes(cache));
-    const DeviceHeads h = device_heads(heads);
     const size_t before = b->need_attention;
-    grow_to(&b->need_attention, attention_scratch_size(&h, ATTENTION_ROWS, chunk_bucket(cache->n_ctx)) * sizeof(float));
+    grow_to(&b->need_attention, attention_bytes(heads->n_head, heads->head_size, cache->n_ctx));
     if (cache->keys && cache->values && reserve_needs(b)) return cache;
     cache_free(b, cache);
     b->need_attention = before; /* the others go on as before */

@@ -84,9 +84,8 @@ void queue_copy(cudaStream_t stream, const float *from, size_t from_stride, floa
 void queue_rotate_and_store(cudaStream_t stream, const DeviceHeads *heads, int layer, const DeviceRow *rows, int n,
                             const float *angles, const float *q_gain, const float *k_gain, float *q, size_t q_stride,
                             float *k, float *v, size_t kv_stride);
-/* Floats of scratch for n rows of at most n_chunks chunks. */
-size_t attention_scratch_size(const DeviceHeads *heads, int n, int n_chunks);
-/* n_chunks: of 128 positions, at least what any row sees; it decides the grid, never a number. */
+/* n_chunks: of 128 positions, at least what any row sees; it decides the grid, never a number. `scratch` has
+ * attention_row_bytes (work_sizes.h) for each row. */
 void queue_attend(cudaStream_t stream, const DeviceHeads *heads, int layer, const DeviceRow *rows, int n, int n_chunks,
                   const float *q, size_t q_stride, float *scratch, const DeviceOperand *out);
 

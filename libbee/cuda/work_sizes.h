@@ -7,12 +7,15 @@
 #include "layout.h"
 
 enum {
-    ATTENTION_ROWS = 16,  /* rows whose attention is computed together */
+    ATTENTION_ROWS = 16,  /* rows whose attention is computed together: at least, and multiples of it */
     PRODUCTS_TOGETHER = 3 /* of one operand, in one launch */
 };
 
 /* Of each of the two buffers that weights are uploaded through. */
 static const size_t STAGING_BYTES = 16 << 20;
+
+/* For attention's partial results, unless ATTENTION_ROWS rows of the whole context need more. */
+static const size_t ATTENTION_BYTES = 64 << 20;
 
 /* What an allocation really takes. */
 static inline size_t device_bytes(size_t bytes) { return bytes ? (bytes + 255) / 256 * 256 : 256; }
@@ -22,6 +25,26 @@ static inline int chunk_bucket(int n_positions) {
     int chunks = 1;
     while (chunks * CACHE_CHUNK < n_positions) chunks *= 2;
     return chunks;
+}
+
+/* A row's partial results: maximum, sum and weighted values of each head and chunk. */
+static inline size_t attention_row_bytes(int n_head, int head_size, int n_chunks) {
+    return (size_t)n_head * (size_t)n_chunks * (size_t)(head_size + 2) * sizeof(float);
+}
+
+/* How many rows fit: they share their launches. */
+static inline int attention_rows_together(size_t bytes, size_t row_bytes) {
+    const size_t rows = bytes / row_bytes / ATTENTION_ROWS * ATTENTION_ROWS;
+    if (rows < ATTENTION_ROWS) return ATTENTION_ROWS;
+    return rows < BEE_MAX_PASS_ROWS ? (int)rows : BEE_MAX_PASS_ROWS;
+}
+
+/* What is reserved: passes that see less than the whole context have room for more rows together. */
+static inline size_t attention_bytes(int n_head, int head_size, int n_ctx) {
+    const size_t row_bytes = attention_row_bytes(n_head, head_size, chunk_bucket(n_ctx));
+    const size_t least = ATTENTION_ROWS * row_bytes, most = BEE_MAX_PASS_ROWS * row_bytes;
+    if (most < ATTENTION_BYTES) return most;
+    return least > ATTENTION_BYTES ? least : ATTENTION_BYTES;
 }
 
 /* Bytes of an operand's parts: operand.h. */

@@ -33,10 +33,8 @@ static uint64_t workspace_bytes(const Model *m, int n_features) {
 
 static uint64_t larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
 
-static uint64_t attention_bytes(const Model *m, int n_ctx) {
-    const Shape *s = &m->shape;
-    return (uint64_t)ATTENTION_ROWS * (uint64_t)s->n_head * (uint64_t)chunk_bucket(n_ctx) *
-           (uint64_t)(s->head_size + 2) * sizeof(float);
+static uint64_t partial_results(const Model *m, int n_ctx) {
+    return attention_bytes(m->shape.n_head, m->shape.head_size, n_ctx);
 }
 
 /* What all models of an engine share. The larger head's rows are kept where log-probabilities are asked for. */
@@ -46,7 +44,7 @@ static uint64_t shared_bytes(const Model *target, const Model *drafter, int n_ct
     uint64_t bytes = DRIVER_BYTES + PARTIAL_BYTES + 2 * STAGING_BYTES + (4 << 20);
     bytes += rows_of_floats(head) + gate_bytes(head > ff ? head : ff);
     return bytes +
-           larger(attention_bytes(target, n_ctx), drafter ? attention_bytes(drafter, n_ctx + BEE_MAX_BLOCK) : 0);
+           larger(partial_results(target, n_ctx), drafter ? partial_results(drafter, n_ctx + BEE_MAX_BLOCK) : 0);
 }
 
 static uint64_t model_cache_bytes(const Model *m, int n_ctx) {

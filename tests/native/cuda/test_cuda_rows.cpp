@@ -6,6 +6,7 @@
  * 2^-14 the latter is at most TINY16 absolute). The matrix instruction adds 16 products and a sum, which hardware may
  * align to the largest and cut off after 24 bits: MATRIX for each term, relative to the sum of magnitudes. */
 #include "../../../libbee/cuda/kernels.h"
+#include "../../../libbee/cuda/work_sizes.h"
 
 #include <cstdio>
 #include <cstdlib>
@@ -402,7 +403,8 @@ static std::vector<Token> attend(const Attention &a, const std::vector<DeviceRow
                                  int n_chunks) {
     const int n = (int)rows.size();
     const Device<DeviceRow> device_rows(rows);
-    const Device<float> device_q(q), scratch(attention_scratch_size(&a.heads, n, n_chunks));
+    const size_t row_bytes = attention_row_bytes(a.heads.n_head, a.heads.head_size, n_chunks);
+    const Device<float> device_q(q), scratch((size_t)n * row_bytes / sizeof(float));
     const Operand out((int)a.columns(), n);
     const DeviceOperand o = out.device();
     queue_attend(stream, &a.heads, LAYER, device_rows.data, n, n_chunks, device_q.data, a.q_stride, scratch.data, &o);
@@ -640,6 +642,43 @@ static void test_attention() {
     test_attention_case({32, 1, 17, 32, false, false, 1}, 5, true);
 }
 
+/* A prompt's rows, and the end of another's, in one call and in several: the same bits. */
+static void test_many_rows(const Shape &shape, int n) {
+    Attention a(shape, (uint64_t)n);
+    const int first = 90, other = n / 4;
+    fill_cache(a, 0, first);
+    fill_cache(a, 1, 200);
+    Pass pass;
+    for (int i = 0; i < n - other; i++) add_row(a, &pass, a.row(0, first + i, first + i + 1));
+    for (int i = 0; i < other; i++) add_row(a, &pass, a.row(1, 200 + i, 200 + other));
+    const auto q = rotate_and_store(a, pass.rows, pass.q, pass.k, pass.v);
+    const auto out = attend(a, pass.rows, q, 3);
+    for (size_t together : {1, 16, 48}) {
+        for (size_t i = 0; i < (size_t)n; i += together) {
+            const size_t end = i + together < (size_t)n ? i + together : (size_t)n;
+            const std::vector<DeviceRow> rows(&pass.rows[i], pass.rows.data() + end);
+            const std::vector<float> queries(&q[i * a.q_stride], q.data() + end * a.q_stride);
+            const auto part = attend(a, rows, queries, 2 + (int)(i / together) % 2);
+            for (size_t j = i; j < end; j++) CHECK(same_token(part[j - i], out[j]));
+        }
+    }
+}
+
+/* What is reserved holds the rows that are taken together, whatever they see. */
+static void test_rows_together() {
+    for (int n_head : {1, 14, 64})
+        for (int context : {1, 4096, 5000, 131072}) {
+            const size_t bytes = attention_bytes(n_head, 128, context);
+            for (int chunks = 1; chunks <= chunk_bucket(context); chunks *= 2) {
+                const size_t row_bytes = attention_row_bytes(n_head, 128, chunks);
+                const int together = attention_rows_together(bytes, row_bytes);
+                CHECK(together >= ATTENTION_ROWS && together <= BEE_MAX_PASS_ROWS && together % ATTENTION_ROWS == 0);
+                CHECK((size_t)together * row_bytes <= bytes);
+                CHECK(together == BEE_MAX_PASS_ROWS || (size_t)(together + ATTENTION_ROWS) * row_bytes > bytes);
+            }
+        }
+}
+
 /* Small weights on eight positions and none on the eight behind, which hold zeros or `unseen`. */
 static __global__ void multiply_small(unsigned seed, float unseen, float *out) {
     const int t = lane_of() % 4;
@@ -672,6 +711,9 @@ int main() {
     test_angles();
     test_copy();
     test_attention();
+    test_many_rows({32, 1, 3, 32, true, true, 1}, 128);
+    test_many_rows({16, 2, 20, 8, false, false, 4}, 40);
+    test_rows_together();
     test_unseen_products();
     CHECK_EQ(cudaGetLastError(), cudaSuccess);
     cudaStreamDestroy(stream);
