@@ -18,10 +18,10 @@
 
 #if defined(BEE_EMULATE)
 #define UNROLL
-#define UNROLL_BY_FORM
+#define UNROLL_BY_ARGUMENT
 #else
 #define UNROLL _Pragma("unroll")
-#define UNROLL_BY_FORM _Pragma("unroll F::unrolled")
+#define UNROLL_BY_ARGUMENT _Pragma("unroll UNROLLED")
 #endif
 
 namespace {
@@ -174,34 +174,46 @@ template <TensorType TYPE, int TILES> struct Form {
     static constexpr float code_unit = minimum || halves ? 1.0f : 1.0f / (1 << (8 - bits));
     static constexpr int span_pairs = k_type ? 4 : 1;
     /* Types that are twice as large get stages half as wide, and so do all where 64 tokens take the place. */
-    static constexpr int stage_pairs = k_type ? 4 : (halves || bits == 8 ? 2 : 4) / (TILES == 8 ? 2 : 1);
+    static constexpr int stage_pairs = (halves || bits == 8 ? 2 : 4) / (TILES == 8 ? 2 : 1);
     static constexpr int stage_groups = 2 * stage_pairs;
+    /* A K type's spans then last for two stages, and have two slots of their own. */
+    static constexpr int span_stages = stage_pairs < span_pairs ? span_pairs / stage_pairs : 1;
+    static constexpr bool spans_apart = span_stages > 1;
     /* Three slots of the largest would leave room for one block in the 100 KiB that most processors have. */
     static constexpr bool large = halves || (bits == 6 && TILES == 2);
     static constexpr int slots = TILES == 8 || large ? 2 : 3;
     /* Pairs of a stage, in a straight line: a span's scales are loaded once, one pair's loads are under way during the
-     * other's products. For 64 tokens, and of 16-bit types, one pair is line enough, and registers are few. */
-    static constexpr int unrolled = TILES == 8 || halves ? 1 : k_type ? 4 : 2;
+     * other's products. Of 16-bit types, and of most for 64 tokens, one pair is line enough, and registers are few. */
+    static constexpr int unrolled = k_type ? stage_pairs : TILES == 8 || halves ? 1 : 2;
     static constexpr int group_bytes = halves ? 1024 : 256; /* of 8 tokens: codes, or halves */
     static constexpr int group_scale_bytes = halves ? 32 : 64;
 };
 
-/* Where things are in a slot: the four tiles' spans, the tokens' codes, their scales. */
+/* Where things are in a slot: the four tiles' spans, the tokens' codes, their scales. Spans that last for two stages
+ * lie behind all slots instead. */
 template <TensorType TYPE, int TILES> struct Slot {
     typedef Form<TYPE, TILES> F;
-    static __host__ __device__ int tile_bytes() { return F::stage_pairs / F::span_pairs * (int)span_bytes(TYPE); }
+    static __host__ __device__ int tile_bytes() {
+        return F::stage_pairs * F::span_stages / F::span_pairs * (int)span_bytes(TYPE);
+    }
     static __host__ __device__ int codes_at(int tile) {
-        return BLOCK_WARPS * tile_bytes() + tile * F::stage_groups * F::group_bytes;
+        return (F::spans_apart ? 0 : BLOCK_WARPS * tile_bytes()) + tile * F::stage_groups * F::group_bytes;
     }
     static __host__ __device__ int scales_at(int tile) {
         return codes_at(TILES) + tile * F::stage_groups * F::group_scale_bytes;
     }
     static __host__ __device__ int bytes() { return scales_at(TILES); }
+    /* A stage's spans that lie apart, from the ring's beginning. */
+    static __host__ __device__ int spans_at(int stage) {
+        return F::slots * bytes() + (int)((unsigned)stage / F::span_stages % 2) * BLOCK_WARPS * tile_bytes();
+    }
 };
 
 /* Shared memory of a block: the ring, in which the results will lie. */
 template <TensorType TYPE, int TILES> size_t ring_bytes() {
-    const int ring = Form<TYPE, TILES>::slots * Slot<TYPE, TILES>::bytes();
+    typedef Form<TYPE, TILES> F;
+    typedef Slot<TYPE, TILES> S;
+    const int ring = F::slots * S::bytes() + (F::spans_apart ? 2 * BLOCK_WARPS * S::tile_bytes() : 0);
     const int results = TILES * 8 * RESULT_STRIDE * (int)sizeof(float);
     return (size_t)(ring > results ? ring : results);
 }
@@ -255,14 +267,16 @@ __device__ __forceinline__ void copy_piece(unsigned char *to, const uint8_t *fro
     }
 }
 
-/* A stage of the weight into a slot, and on to the next stage. */
+/* A stage of the weight into its slot, and on to the next stage; spans that last for two stages with the first. */
 template <TensorType TYPE, int TILES>
-__device__ __forceinline__ void fill_weights(unsigned char *slot, Sources *from, int n_pairs) {
+__device__ __forceinline__ void fill_weights(unsigned char *ring, unsigned char *slot, int stage, Sources *from,
+                                             int n_pairs) {
     typedef Form<TYPE, TILES> F;
     typedef Slot<TYPE, TILES> S;
-    if (!from->weight) return;
-    copy_piece(slot + (int)threadIdx.x / WARP_SIZE * S::tile_bytes(), from->weight, S::tile_bytes(),
-               n_pairs / F::span_pairs * (int)span_bytes(TYPE), lane_of(), WARP_SIZE);
+    if (!from->weight || (unsigned)stage % F::span_stages) return;
+    unsigned char *const spans = F::spans_apart ? ring + S::spans_at(stage) : slot;
+    copy_piece(spans + (int)threadIdx.x / WARP_SIZE * S::tile_bytes(), from->weight, S::tile_bytes(),
+               n_pairs * F::span_stages / F::span_pairs * (int)span_bytes(TYPE), lane_of(), WARP_SIZE);
     from->weight += S::tile_bytes();
 }
 
@@ -452,27 +466,37 @@ __device__ __forceinline__ void add_pair_of_halves(const unsigned char *slot, co
     }
 }
 
-template <TensorType TYPE, int TILES>
-__device__ __forceinline__ void add_pairs(const unsigned char *slot, int n_pairs, int n_tiles, float sums[TILES][4]) {
+/* `first`: of the span's pairs, where it lasts for two stages. */
+template <TensorType TYPE, int TILES, int UNROLLED>
+__device__ __forceinline__ void add_pairs(const unsigned char *slot, const unsigned char *tile, int first, int n_pairs,
+                                          int n_tiles, float sums[TILES][4]) {
     typedef Form<TYPE, TILES> F;
-    const unsigned char *const tile = slot + (int)threadIdx.x / WARP_SIZE * Slot<TYPE, TILES>::tile_bytes();
-    UNROLL_BY_FORM for (int i = 0; i < n_pairs; i++) {
+    UNROLL_BY_ARGUMENT for (int i = 0; i < n_pairs; i++) {
         const unsigned char *const span = tile + i / F::span_pairs * (int)span_bytes(TYPE);
         if constexpr (F::halves)
             add_pair_of_halves<TYPE, TILES>(slot, span, i, n_tiles, sums);
         else
-            add_pair<TYPE, TILES>(slot, span, i % F::span_pairs, i, n_tiles, sums);
+            add_pair<TYPE, TILES>(slot, span, first + i % F::span_pairs, i, n_tiles, sums);
     }
 }
 
 /* With all tiles there no branch stands between them: one's products go on while another's are scaled. 16-bit types
- * scale little and would spill registers. */
+ * scale little and would spill registers. Each half of a span that lasts for two stages has a line of its own, where
+ * its scales' places are constants. */
 template <TensorType TYPE, int TILES>
-__device__ __forceinline__ void add_stage(const unsigned char *slot, int n_pairs, int n_tiles, float sums[TILES][4]) {
-    if (TILES <= 2 || (!Form<TYPE, TILES>::halves && n_tiles == TILES))
-        add_pairs<TYPE, TILES>(slot, n_pairs, TILES, sums);
+__device__ __forceinline__ void add_stage(const unsigned char *ring, const unsigned char *slot, int stage, int n_pairs,
+                                          int n_tiles, float sums[TILES][4]) {
+    typedef Form<TYPE, TILES> F;
+    typedef Slot<TYPE, TILES> S;
+    const unsigned char *const tile =
+        (F::spans_apart ? ring + S::spans_at(stage) : slot) + (int)threadIdx.x / WARP_SIZE * S::tile_bytes();
+    const int first = (int)((unsigned)stage % F::span_stages) * F::stage_pairs;
+    if (TILES > 2 && (F::halves || n_tiles < TILES))
+        add_pairs<TYPE, TILES, 1>(slot, tile, first, n_pairs, n_tiles, sums);
+    else if (first)
+        add_pairs<TYPE, TILES, F::unrolled>(slot, tile, F::stage_pairs, n_pairs, TILES, sums);
     else
-        add_pairs<TYPE, TILES>(slot, n_pairs, n_tiles, sums);
+        add_pairs<TYPE, TILES, F::unrolled>(slot, tile, 0, n_pairs, TILES, sums);
 }
 
 template <int TILES>
@@ -508,7 +532,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, TILES == 8 ? RESIDENT_LARGE : R
     const int n_stages = quotient_up(end - begin, F::stage_pairs), bytes = Slot<TYPE, TILES>::bytes();
     Sources from = first_sources<TYPE, TILES>(weight_tile, in, first_tile, begin);
     for (int stage = 0; stage < F::slots - 1 && stage < n_stages; stage++)
-        fill_weights<TYPE, TILES>(ring + stage * bytes, &from,
+        fill_weights<TYPE, TILES>(ring, ring + stage * bytes, stage, &from,
                                   stage_pairs<TYPE, TILES>(end - begin - stage * F::stage_pairs));
     wait_for_grid_before(); /* no kernel writes weights: the first ones are on their way already */
 
@@ -525,13 +549,13 @@ __global__ void __launch_bounds__(BLOCK_THREADS, TILES == 8 ? RESIDENT_LARGE : R
         }
         if (stage < n_stages) {
             const int n_pairs = stage_pairs<TYPE, TILES>(end - begin - stage * F::stage_pairs);
-            if (ready >= 0) fill_weights<TYPE, TILES>(next, &from, n_pairs);
+            if (ready >= 0) fill_weights<TYPE, TILES>(ring, next, stage, &from, n_pairs);
             fill_tokens<TYPE, TILES>(next, &from, in, n_tiles, n_pairs);
         }
         copies_commit();
         if (ready >= 0 && weight_tile)
-            add_stage<TYPE, TILES>(oldest, stage_pairs<TYPE, TILES>(end - begin - ready * F::stage_pairs), n_tiles,
-                                   sums);
+            add_stage<TYPE, TILES>(ring, oldest, ready, stage_pairs<TYPE, TILES>(end - begin - ready * F::stage_pairs),
+                                   n_tiles, sums);
         next = oldest;
     }
     __syncthreads(); /* the results lie where the ring was */
