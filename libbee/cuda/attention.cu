@@ -142,7 +142,7 @@ typedef struct AttendTask {
 /* Row and head of a query of this block's tile; false where there is none. */
 static __device__ __forceinline__ bool find_query(const AttendTask &task, int query, int *row, int *head) {
     const Tiling &t = task.tiling;
-    const int tile = (int)blockIdx.z / t.parts, member = (int)blockIdx.z % t.parts * TILE_QUERIES + query % t.members;
+    const int tile = (int)blockIdx.x / t.parts, member = (int)blockIdx.x % t.parts * TILE_QUERIES + query % t.members;
     *row = tile * t.rows + query / t.members;
     *head = (int)blockIdx.y * t.group + member;
     return query / t.members < t.rows && *row < task.n && member < t.group;
@@ -162,11 +162,11 @@ static __device__ void find_queries(const AttendTask &task, const uint16_t *keys
     if (i >= TILE_QUERIES) return;
     const bool found = find_query(task, i, &row, &head);
     if (found && task.rows[row].keys == keys)
-        visible = at_most(task.rows[row].n_visible - (int)blockIdx.x * CACHE_CHUNK, CACHE_CHUNK);
+        visible = at_most(task.rows[row].n_visible - (int)blockIdx.z * CACHE_CHUNK, CACHE_CHUNK);
     shared->visible[i] = visible > 0 ? visible : 0;
     shared->query[i] =
         found ? task.q + (size_t)row * task.q_stride + (size_t)head * (size_t)task.heads.head_size : nullptr;
-    shared->partial[i] = found ? ((size_t)row * (size_t)n_head + (size_t)head) * gridDim.x + blockIdx.x : 0;
+    shared->partial[i] = found ? ((size_t)row * (size_t)n_head + (size_t)head) * gridDim.z + blockIdx.z : 0;
 }
 
 /* Queries as A fragments: [dimension / 16][lane][4 words]. */
@@ -321,7 +321,7 @@ static __device__ void store_totals(const AttendTask &task, const Shared *shared
 static __device__ void attend_cache(const AttendTask &task, const DeviceRow &row, Shared *shared, void *turns) {
     const int size = task.heads.head_size, warp = (int)(threadIdx.x / WARP_SIZE);
     const size_t chunk =
-        cache_chunk_at(row.n_ctx, task.heads.n_head_kv, size, task.layer, (int)blockIdx.y, (int)blockIdx.x);
+        cache_chunk_at(row.n_ctx, task.heads.n_head_kv, size, task.layer, (int)blockIdx.y, (int)blockIdx.z);
     float *const parts = (float *)turns;
     __syncthreads(); /* the cache before this one is done with the shared memory */
     find_queries(task, row.keys, shared);
@@ -350,13 +350,14 @@ static __device__ void attend_cache(const AttendTask &task, const DeviceRow &row
     }
 }
 
-/* Grid: chunks, key heads, tiles. Rows of one sequence stand side by side, so that most tiles have one cache; a tile
- * is gone through once for each of its caches. */
+/* Grid: tiles, key heads, chunks: blocks of the same keys and values follow each other, and find them in the cache.
+ * Rows of one sequence stand side by side, so that most tiles have one cache; a tile is gone through once for each of
+ * its caches. */
 static __global__ void __launch_bounds__(ATTEND_THREADS, 4) attend_chunks(AttendTask task) {
     SHARED_MEMORY(turns);
     __shared__ Shared shared;
     begin_grid();
-    const int first = (int)blockIdx.z / task.tiling.parts * task.tiling.rows;
+    const int first = (int)blockIdx.x / task.tiling.parts * task.tiling.rows;
     const int end = at_most(first + task.tiling.rows, task.n);
     for (int row = first; row < end; row++) {
         bool done = false;
@@ -413,7 +414,7 @@ void queue_attend(cudaStream_t stream, const DeviceHeads *heads, int layer, cons
     AttendTask task = {*heads, tiling_of(heads), layer, n, rows, q, q_stride, partials};
     const int tiles = (n + task.tiling.rows - 1) / task.tiling.rows * task.tiling.parts;
     const size_t shared = attend_shared_bytes(heads->head_size);
-    launch(stream, dim3((unsigned)n_chunks, (unsigned)heads->n_head_kv, (unsigned)tiles), dim3(ATTEND_THREADS), shared,
+    launch(stream, dim3((unsigned)tiles, (unsigned)heads->n_head_kv, (unsigned)n_chunks), dim3(ATTEND_THREADS), shared,
            attend_chunks, task);
     launch(stream, dim3((unsigned)((out->n_groups + FOLD_WARPS - 1) / FOLD_WARPS), (unsigned)n), dim3(FOLD_THREADS), 0,
            fold_chunks, *heads, rows, n_chunks, partials, *out);

@@ -14,8 +14,9 @@ enum {
 /* Of each of the two buffers that weights are uploaded through. */
 static const size_t STAGING_BYTES = 16 << 20;
 
-/* For attention's partial results, unless ATTENTION_ROWS rows of the whole context need more. */
-static const size_t ATTENTION_BYTES = 64 << 20;
+/* For attention's partial results, unless ATTENTION_ROWS rows of the whole context need more: 128 rows that see 2048
+ * positions with 64 heads of 128, or the like. */
+static const size_t ATTENTION_BYTES = 72 << 20;
 
 /* What an allocation really takes. */
 static inline size_t device_bytes(size_t bytes) { return bytes ? (bytes + 255) / 256 * 256 : 256; }
