@@ -1,7 +1,7 @@
 """What the CUDA kernels must take, computed: prints the tables of model.md. Times are in microseconds."""
 
 from itertools import product as product_of
-from math import ceil
+from math import ceil, log2
 
 COPY = 0.92  # copy bandwidth over the vendor's figure: assumed
 FIXED = 2.0  # launch in a graph, first copies, last blocks, per kernel: assumed, 1.5 to 2.5
@@ -20,9 +20,9 @@ CARDS = {
 # Bytes of 256 columns; instructions per 16 rows x 64 columns, copies included, and registers, for 8, 16 and 64 tokens:
 # sm_86, then sm_90
 TYPES = {
-    "Q4_K": (144, ((105, 146, 416), (107, 148, 418)), ((96, 102, 129), (98, 104, 130))),
-    "Q5_K": (176, ((122, 163, 435), (123, 165, 437)), ((96, 103, 129), (96, 104, 130))),
-    "Q6_K": (210, ((141, 199, 576), (142, 200, 578)), ((89, 93, 126), (87, 96, 128))),
+    "Q4_K": (144, ((105, 146, 412), (107, 148, 416)), ((96, 102, 140), (98, 104, 141))),
+    "Q5_K": (176, ((122, 163, 430), (123, 165, 433)), ((96, 103, 140), (96, 104, 143))),
+    "Q6_K": (210, ((141, 199, 584), (142, 200, 590)), ((89, 93, 124), (87, 96, 127))),
 }
 # layers, hidden, ffn, query heads, key heads, head size, vocabulary, type, type of the head and of half of v and down
 SHAPES = {
@@ -32,13 +32,15 @@ SHAPES = {
     "31B Q4_K_M": (60, 5376, 21504, 32, 16, 256, 262144, "Q4_K", "Q6_K", "Q6_K"),
 }
 CONTEXT, DRAFT_LAYERS, TAPS = 1024, 5, 5
+PARTIAL_BYTES = 72 << 20  # of attention: work_sizes.h
+ATTEND_BLOCKS, FOLD_BLOCKS = 4, 12  # that an SM takes at a time
 
 
 def form(card, kind, n):
     """Tiles of 8 tokens; bytes of the ring and of a slot; blocks on an SM; instructions; waits."""
     tiles = 1 if n <= 8 else 2 if n <= 16 else 8
     size, code, registers = (x if isinstance(x, int) else x[card == "H100 SXM"] for x in TYPES[kind])
-    i, slot = (1, 2, 8).index(tiles), 4 * 16 * size + tiles * 8 * (256 + 64)
+    i, slot = (1, 2, 8).index(tiles), 4 * 16 * size + tiles * 8 * (256 + 64) // (2 if tiles == 8 else 1)
     ring = slot * (2 if tiles == 8 or (kind == "Q6_K" and tiles == 2) else 3)
     blocks = min(CARDS[card][6] * 1024 // (ring + 128 + 1024), 65536 // (ceil(registers[i] / 8) * 8 * 128))
     return tiles, ring, slot, blocks, code[i], SECTIONS[i]
@@ -46,6 +48,10 @@ def form(card, kind, n):
 
 def efficiency(code, sections, warps):  # of a scheduler's issue slots
     return min(ISSUE, warps * code / (code + STALL * sections))
+
+
+def overlapped(*times):  # the largest decides: assumed
+    return sum(t**4 for t in times) ** 0.25
 
 
 def product(card, rows, columns, kind, n, largest=0):
@@ -62,8 +68,7 @@ def product(card, rows, columns, kind, n, largest=0):
     memory = size / (gbs * COPY) / 1e3  # further turns find it in the L2
     sums = 2 * 4 * 64 * n * blocks * parts if parts > 1 else 0
     cached = (size * turns + blocks * turns * units * 4 * tiles * 640 + sums) / l2 / 1e3
-    together = sum(t**4 for t in (memory, issue, mma, cached)) ** 0.25  # they overlap, the largest decides: assumed
-    return size, together + FIXED + (3 * near / ghz / 1e3 if parts > 1 else 0)
+    return size, overlapped(memory, issue, mma, cached) + FIXED + (3 * near / ghz / 1e3 if parts > 1 else 0)
 
 
 def wait(card, dram, near, clocks):  # what a small kernel waits for, one after the other
@@ -77,12 +82,33 @@ def norm_time(card, h, n):  # up to 16 rows a warp has one group, beyond that a 
     return wait(card, 0, 2 * waves, waves * (SUM + groups * CHAIN))
 
 
+def attention(card, shape, n, context):
+    """Launches of each kernel; times of attend and fold. Rows take part in a launch as work_sizes.h says."""
+    _, _, _, heads, kv, size, _, _, _, _ = shape
+    sms, ghz, gbs, mac, l2_size, l2, *_ = CARDS[card]
+    chunks = 2 ** ceil(log2((context + n - 1) / 128))  # of the grid
+    together = max(16, min(128, PARTIAL_BYTES // (heads * chunks * (size + 2) * 4) // 16 * 16))
+    launches, rows, seen = ceil(n / together), min(n, together), context + n // 2
+    tiles, keys = ceil(rows / (16 // min(heads // kv, 16))), 4 * kv * size * seen
+    partials = rows * heads * seen / 128 * (size + 2) * 4
+    spilled = min(partials, max(0, partials + keys - l2_size * 1e6))  # out of the L2
+    mma = tiles * 16 * kv * seen * size * 2 / (sms * ghz * mac / (8 if mac > 1024 else 4) * 1e3)
+    first, idle = wait(card, 3, 5, 1800 * size / 128) - FIXED, wait(card, 0, 2, 100) - FIXED
+    slots = tiles * kv / sms / ATTEND_BLOCKS
+    turns = max(0, slots * seen / 128 - 1) * first + slots * (chunks - seen / 128) * idle
+    memory, cached = (keys + spilled) / gbs / COPY / 1e3, (keys * tiles + partials) / l2 / 1e3
+    attend = FIXED + first + overlapped(memory, cached, mma, turns)
+    fold = wait(card, 0, 2 * ceil(context / 512), CHAIN + 200)
+    turns = max(0, rows * heads * size / 128 / sms / FOLD_BLOCKS - 1) * (fold - FIXED)
+    fold += overlapped(turns, spilled / gbs / COPY / 1e3, partials / l2 / 1e3)
+    return launches, launches * attend, launches * fold
+
+
 def layer(card, shape, n, context=CONTEXT):
     """(name, launches, bytes, time) of each kernel."""
     _, h, ff, heads, kv, size, _, kind, _, more = shape
     norm = norm_time(card, h, n)
-    key_bytes, turns, tiles = 4 * kv * size * context, ceil(n / 16), ceil(min(n, 16) / (16 // min(heads // kv, 16)))
-    reading = key_bytes / CARDS[card][2] / COPY / 1e3 + key_bytes * (tiles - 1) / CARDS[card][5] / 1e3
+    turns, attend, fold = attention(card, shape, n, context)
     q, k, mixed = heads * size, kv * size, more != kind
     plain = product(card, q + 2 * k, h, kind, n, q)
     split = [product(card, q + k, h, kind, n, q), product(card, k, h, more, n)]
@@ -92,8 +118,8 @@ def layer(card, shape, n, context=CONTEXT):
         ("norm, twice", 2, 0, 2 * norm),
         ("q, k, v", 1.5 if mixed else 1, *(sum(x) / 2 for x in zip(*halves, strict=True))),
         ("rotate, store", 1, 0, wait(card, 1, 2, 700)),
-        ("attend", turns, key_bytes, turns * (wait(card, 3, 5, 1800 * size / 128) + reading)),
-        ("fold", turns, 0, turns * wait(card, 0, 2 * ceil(context / 512), CHAIN + 200)),
+        ("attend", turns, 4 * kv * size * context, attend),
+        ("fold", turns, 0, fold),
         ("attention output", 1, *product(card, h, q, kind, n)),
         ("gate, up", 1, *product(card, 2 * ff, h, kind, n, ff)),
         ("down", 1, *(sum(x) / 2 for x in zip(*down, strict=True))),
