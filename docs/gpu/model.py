@@ -5,6 +5,7 @@ from math import ceil, log2
 
 COPY = 0.92  # copy bandwidth over the vendor's figure: assumed
 FIXED = 2.0  # launch in a graph, first copies, last blocks, per kernel: assumed, 1.5 to 2.5
+OVERLAPPING = {"H100 SXM": 0.8}  # what is left of it where kernels overlap, last blocks and the wait's end: assumed
 ISSUE = 0.85  # of the four instructions per clock, with warps enough: assumed
 STALL = 70  # clocks that a lone warp waits per section of the inner loop: assumed
 SECTIONS = (1, 1, 2)  # of 16 rows x 64 columns, for 8, 16 and 64 tokens: assumed, from the order of the machine code
@@ -54,10 +55,15 @@ def overlapped(*times):  # the largest decides: assumed
     return sum(t**4 for t in times) ** 0.25
 
 
-def product(card, rows, columns, kind, n, largest=0):
-    """Bytes and time of one launch. `rows`: of all matrices; `largest`: of the one whose parts are taken."""
+def fixed(card):
+    return OVERLAPPING.get(card, FIXED)
+
+
+def product(card, rows, columns, kind, n, largest=0, behind=0.0):
+    """Bytes and time of one launch. `rows`: of all matrices; `largest`: of the one whose parts are taken; `behind`:
+    what a small kernel before it takes, during which the first weights travel where kernels overlap."""
     sms, ghz, gbs, mac, _, l2, _, _, near = CARDS[card]
-    tiles, _, _, resident, code, sections = form(card, kind, n)
+    tiles, ring, slot, resident, code, sections = form(card, kind, n)
     blocks, units, turns = ceil(rows / 64), ceil(columns / 256), ceil(n / 8 / tiles)
     parts = min(ceil(256 / ceil((largest or rows) / 64)), max(1, units // 4))
     pairs, total = ceil(units / parts) * 4, blocks * parts * turns
@@ -66,14 +72,17 @@ def product(card, rows, columns, kind, n, largest=0):
     # mma.sync reaches half of what wgmma does on the H100: assumed
     mma = each * pairs * 4 * 2 * tiles * 4096 / (mac / (2 if mac > 1024 else 1)) / ghz / 1e3
     memory = size / (gbs * COPY) / 1e3  # further turns find it in the L2
+    if card in OVERLAPPING:
+        ahead = min(size, sms * min(resident, each) * (ring // slot - 1) * 64 * TYPES[kind][0])
+        memory -= min(ahead / (gbs * COPY) / 1e3, behind)
     sums = 2 * 4 * 64 * n * blocks * parts if parts > 1 else 0
     cached = (size * turns + blocks * turns * units * 4 * tiles * 640 + sums) / l2 / 1e3
-    return size, overlapped(memory, issue, mma, cached) + FIXED + (3 * near / ghz / 1e3 if parts > 1 else 0)
+    return size, overlapped(memory, issue, mma, cached) + fixed(card) + (3 * near / ghz / 1e3 if parts > 1 else 0)
 
 
 def wait(card, dram, near, clocks):  # what a small kernel waits for, one after the other
     _, ghz, _, _, _, _, _, far_latency, near_latency = CARDS[card]
-    return (dram * far_latency + near * near_latency + clocks) / ghz / 1e3 + FIXED
+    return (dram * far_latency + near * near_latency + clocks) / ghz / 1e3 + fixed(card)
 
 
 def norm_time(card, h, n):  # up to 16 rows a warp has one group, beyond that a block has a row
@@ -93,13 +102,13 @@ def attention(card, shape, n, context):
     partials = rows * heads * seen / 128 * (size + 2) * 4
     spilled = min(partials, max(0, partials + keys - l2_size * 1e6))  # out of the L2
     mma = tiles * 16 * kv * seen * size * 2 / (sms * ghz * mac / (8 if mac > 1024 else 4) * 1e3)
-    first, idle = wait(card, 3, 5, 1800 * size / 128) - FIXED, wait(card, 0, 2, 100) - FIXED
+    first, idle = wait(card, 3, 5, 1800 * size / 128) - fixed(card), wait(card, 0, 2, 100) - fixed(card)
     slots = tiles * kv / sms / ATTEND_BLOCKS
     turns = max(0, slots * seen / 128 - 1) * first + slots * (chunks - seen / 128) * idle
     memory, cached = (keys + spilled) / gbs / COPY / 1e3, (keys * tiles + partials) / l2 / 1e3
-    attend = FIXED + first + overlapped(memory, cached, mma, turns)
+    attend = fixed(card) + first + overlapped(memory, cached, mma, turns)
     fold = wait(card, 0, 2 * ceil(context / 512), CHAIN + 200)
-    turns = max(0, rows * heads * size / 128 / sms / FOLD_BLOCKS - 1) * (fold - FIXED)
+    turns = max(0, rows * heads * size / 128 / sms / FOLD_BLOCKS - 1) * (fold - fixed(card))
     fold += overlapped(turns, spilled / gbs / COPY / 1e3, partials / l2 / 1e3)
     return launches, launches * attend, launches * fold
 
@@ -110,8 +119,8 @@ def layer(card, shape, n, context=CONTEXT):
     norm = norm_time(card, h, n)
     turns, attend, fold = attention(card, shape, n, context)
     q, k, mixed = heads * size, kv * size, more != kind
-    plain = product(card, q + 2 * k, h, kind, n, q)
-    split = [product(card, q + k, h, kind, n, q), product(card, k, h, more, n)]
+    plain = product(card, q + 2 * k, h, kind, n, q, norm)
+    split = [product(card, q + k, h, kind, n, q, norm), product(card, k, h, more, n)]
     halves = [plain, [sum(x) for x in zip(*split, strict=True)]] if mixed else [plain] * 2
     down = [product(card, h, ff, t, n) for t in (kind, more)]
     return [
@@ -120,8 +129,8 @@ def layer(card, shape, n, context=CONTEXT):
         ("rotate, store", 1, 0, wait(card, 1, 2, 700)),
         ("attend", turns, 4 * kv * size * context, attend),
         ("fold", turns, 0, fold),
-        ("attention output", 1, *product(card, h, q, kind, n)),
-        ("gate, up", 1, *product(card, 2 * ff, h, kind, n, ff)),
+        ("attention output", 1, *product(card, h, q, kind, n, behind=fold / turns)),
+        ("gate, up", 1, *product(card, 2 * ff, h, kind, n, ff, norm)),
         ("down", 1, *(sum(x) / 2 for x in zip(*down, strict=True))),
     ]
 
