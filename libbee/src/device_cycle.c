@@ -94,15 +94,16 @@ static bool goes_on_alike(const bee_session *s, int n_drafts) {
 }
 
 bool device_cycle_run(bee_session *s, int n_drafts, CycleOutcome *out) {
-    const bee_engine *e = s->engine;
+    bee_engine *e = s->engine;
     const bool queued = device_cycle_queued(s);
-    if (!queued) {
-        if (n_drafts || !has_room_for_features(s, 1)) project_features(s->engine, &s, 1);
-        begin(s);
-        queue(s, n_drafts);
-    }
+    if (!queued && (n_drafts || !has_room_for_features(s, 1))) project_features(e, &s, 1);
+    if (!queued) begin(s);
+    const double start = monotonic_seconds();
+    if (!queued) queue(s, n_drafts);
     if (goes_on_alike(s, n_drafts)) queue(s, n_drafts);
     if (!e->ops->device->cycle_read(e->backend, s->cycle, out)) return false;
+    /* A pass like others. Behind another cycle it would not be: the caller's time would be part of its own. */
+    if (!queued && !n_drafts) costs_observe_pass(&e->costs, 1, false, monotonic_seconds() - start);
     if (out->n_new || !queued) return true;
     /* The device found an end where the host sees none: logits behind a draft that are not finite, which may be sound
      * behind another token. */

@@ -382,6 +382,25 @@ static void test_waiting_features(void) {
     bee_engine_close(engine);
 }
 
+/* Passes with copies make one without them due, which may run on a device as a whole: that one counts, too. */
+static void test_copies_go_on(void) {
+    bee_engine *engine = open_engine(&pairs[1].target, NULL, 1, NULL);
+    const int32_t prompt[] = {1, 2, 3, 4, 1, 2, 3, 4, 1, 2};
+    set_costs(engine, true);
+    for (uint64_t seed = 0; seed < 4; seed++) {
+        const bee_request request = {.prompt = prompt,
+                                     .n_prompt = 10,
+                                     .max_tokens = 60,
+                                     .speculation = BEE_SPECULATION_AUTO,
+                                     .draft_length = -1,
+                                     .sampling = {.temperature = 0.5f, .top_p = 1, .seed = seed}};
+        const Output out = generate_fresh(engine, &request);
+        CHECK(out.stats.drafted_histogram[0] < out.stats.cycles - 5);
+        CHECK(out.stats.drafted_histogram[0] > 0);
+    }
+    bee_engine_close(engine);
+}
+
 /* ---- how requests end ------------------------------------------------------------------------------- */
 
 static void test_context_full(void) {
@@ -832,6 +851,7 @@ int main(void) {
     test_full_pass();
     test_prefix_reuse();
     test_copies();
+    test_copies_go_on();
     test_waiting_features();
     test_context_full();
     test_limits();
