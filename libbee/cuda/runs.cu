@@ -125,6 +125,7 @@ static Graph *capture(Backend *b, Worker *worker, void *argument) {
 }
 
 static void launch_graph(Backend *b, Worker *worker, void *argument) {
+    if (b->failure) return; /* a recording would begin that nobody ends */
     Graph *graph = NULL;
     for (int i = 0; i < MOST_GRAPHS && !graph; i++)
         if (b->graphs[i].graph && same_key(&b->graphs[i].key, &worker->key)) graph = &b->graphs[i];

@@ -434,8 +434,8 @@ bee_status bee_engine_step(bee_engine *engine, bee_session *const *sessions, int
                            bee_error *error) {
     Cycle cycle = {.engine = engine};
     pthread_mutex_lock(&engine->mutex);
-    bee_status status = check_sessions(engine, sessions, n_sessions, error);
-    if (!status) status = engine_status(engine, error);
+    bee_status status = engine_status(engine, error);
+    if (!status) status = check_sessions(engine, sessions, n_sessions, error);
     if (!status) {
         enlist(&cycle, sessions, n_sessions, steps);
         take_queued(&cycle);
