@@ -26,7 +26,7 @@ typedef struct Part {
     int n_choices;    /* 0 where the prompt does not end in this pass */
     int n_new;        /* tokens gained */
     bool cut;         /* the constraint kept fewer than were chosen */
-    bool projected;   /* the accepted rows' features are in the drafter's cache already */
+    bool on_device;   /* it ran as a whole there: the drafter's features are in place */
     int32_t drafts[BEE_MAX_BLOCK];
 } Part;
 
@@ -44,6 +44,7 @@ typedef struct Cycle {
     bee_engine *engine;
     Part parts[BEE_MAX_PASS_ROWS];
     int n_parts;
+    bool company; /* other sessions were given to the step, too */
     Row rows[BEE_MAX_PASS_ROWS];
     int32_t head_rows[BEE_MAX_PASS_ROWS];
     Choice choices[BEE_MAX_PASS_ROWS];
@@ -123,8 +124,9 @@ static void ask_drafter(Cycle *c) {
     if (!n) return;
     draft_blocks(c->engine, blocks, n);
     /* A draft after a pause projects what waited in the meantime, which is not its usual cost. */
-    if (n_projected <= n * BEE_MAX_BLOCK)
+    if (n_projected <= n * BEE_MAX_BLOCK && !c->engine->unfinished)
         costs_observe_draft(&c->engine->costs, predicted, monotonic_seconds() - start);
+    c->engine->unfinished = false;
 }
 
 static void copy_drafts(Part *p) {
@@ -307,11 +309,11 @@ static int committed_rows(const Part *p) { return p->n_pending + (p->n_choices ?
 
 static void commit(Part *p) {
     bee_session *s = p->session;
-    if (p->projected)
-        s->n_injected = s->n_cached + committed_rows(p);
-    else
-        keep_features(s, p->first_row, committed_rows(p), s->uses_drafter);
-    s->n_cached += committed_rows(p);
+    const int n = committed_rows(p);
+    keep_features(s, p->first_row, n, s->uses_drafter && !p->on_device);
+    if (p->on_device) device_cycle_commit(s, p->n_drafts, n);
+    s->n_cached += n;
+    s->last_source = p->source;
     p->step->n_prompt_left = waiting_prompt(s);
     if (p->step->finish) s->active = false;
 }
@@ -320,8 +322,9 @@ static void commit(Part *p) {
 
 static bool is_decoding(const Part *p) { return p->n_pending == 1 && p->n_choices; }
 
-/* A pass that read no prompt tells what passes over so many rows cost. */
+/* A pass that read no prompt tells what passes over so many rows cost, where the device had nothing before it to do. */
 static void observe_pass(const Cycle *c, double seconds) {
+    if (c->engine->unfinished) return;
     for (int i = 0; i < c->n_parts; i++)
         if (!is_decoding(&c->parts[i]) || full_path_active(&c->parts[i].session->full)) return;
     costs_observe_pass(&c->engine->costs, c->n_rows, c->n_rows > c->n_parts, seconds);
@@ -355,13 +358,16 @@ static bool runs_on_device(const Cycle *c) {
 static bool run_on_device(Cycle *c) {
     Part *p = &c->parts[0];
     CycleOutcome outcome;
-    if (!device_cycle_run(p->session, p->n_drafts, &outcome)) return false;
+    const bool ahead = !c->company && device_cycle_goes_on(p->session, p->source, p->n_drafts, p->match.length);
+    /* What is under way runs before what was chosen now. A copy that finds it void is left for the next cycle. */
+    const int n_drafts = p->source == DRAFT_MODEL ? p->n_drafts : 0;
+    if (!device_cycle_run(p->session, n_drafts, ahead, &outcome)) return false;
     p->source = outcome.n_drafts ? DRAFT_MODEL : DRAFT_NOTHING;
     p->n_drafts = outcome.n_drafts;
     memcpy(p->drafts, outcome.drafts, sizeof p->drafts);
     p->n_choices = outcome.n_drafts + 1;
     for (int i = 0; i < p->n_choices; i++) c->choices[i] = (Choice){.token = outcome.tokens[i]};
-    p->projected = outcome.n_drafts > 0;
+    p->on_device = true;
     return true;
 }
 
@@ -372,6 +378,7 @@ static bool run_passes(Cycle *c) {
     const double proposed = monotonic_seconds();
     if (!verify_and_choose(c)) return false;
     observe_pass(c, monotonic_seconds() - proposed);
+    c->engine->unfinished = c->engine->ops->device && !c->n_choices;
     return true;
 }
 
@@ -421,7 +428,7 @@ static void take_queued(Cycle *c) {
     for (int i = 0; i < c->n_parts; i++) {
         Part *p = &c->parts[i];
         if (device_cycle_queued(p->session)) {
-            Cycle alone = {.engine = c->engine, .parts = {*p}, .n_parts = 1};
+            Cycle alone = {.engine = c->engine, .parts = {*p}, .n_parts = 1, .company = true};
             run_cycle(&alone);
         } else {
             c->parts[n++] = *p;
@@ -438,6 +445,7 @@ bee_status bee_engine_step(bee_engine *engine, bee_session *const *sessions, int
     if (!status) status = check_sessions(engine, sessions, n_sessions, error);
     if (!status) {
         enlist(&cycle, sessions, n_sessions, steps);
+        cycle.company = cycle.n_parts > 1;
         take_queued(&cycle);
         if (cycle.n_parts) run_cycle(&cycle);
         /* A pass that a cancellation ended reports it now, not with the next step. */

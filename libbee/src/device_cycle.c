@@ -58,7 +58,9 @@ static void queue(bee_session *s, int n_drafts) {
                                 .rows = rows,
                                 .n_rows = n}};
     const RunInput input = {.model = e->target, .index = index};
+    const int n_before = e->ops->device->cycle_queued(s->cycle);
     e->ops->device->cycle_queue(e->backend, s->cycle, cycle_body, &passes, &input, n_drafts);
+    if (!n_drafts && s->uses_drafter) move_features(s, 0, 1, n_before);
 }
 
 static void begin(bee_session *s) {
@@ -83,24 +85,39 @@ bool device_cycle_possible(const bee_session *s, int n_drafts) {
     return !n_drafts || drafter_is_ready(s);
 }
 
-/* Where what comes next depends on this cycle's tokens, it cannot be queued behind it: a constraint may call for masks,
- * "auto" may choose another source, and features that are kept for a drafter must be taken from the pass's memory. */
-static bool goes_on_alike(const bee_session *s, int n_drafts) {
-    if (s->constrained || s->features) return false;
-    if (s->speculation == BEE_SPECULATION_DFLASH)
-        return n_drafts > 0 && n_drafts == s->draft_length && s->n_tokens + 3 * BEE_MAX_BLOCK < s->n_ctx &&
-               s->max_tokens - s->stats.output_tokens > 3 * BEE_MAX_BLOCK;
-    return s->speculation == BEE_SPECULATION_OFF;
+/* Near the end, drafts are fewer. */
+static bool has_room_for_drafts(const bee_session *s) {
+    return s->n_tokens + 3 * BEE_MAX_BLOCK < s->n_ctx && s->max_tokens - s->stats.output_tokens > 3 * BEE_MAX_BLOCK;
 }
 
-bool device_cycle_run(bee_session *s, int n_drafts, CycleOutcome *out) {
+/* Whether "auto" may choose the next cycle before it knows this one: where the choice repeats what the last cycle did,
+ * and no copy is in sight. Two tokens recur by chance; three may begin a long copy, which should not wait. To be late
+ * now and then costs a few per cent (an estimate), which only short cycles gain back. */
+static bool choice_may_be_early(const bee_session *s, DraftSource source, int n_drafts, int match) {
+    const DraftCosts *costs = &s->engine->costs;
+    if (source == DRAFT_COPY || source != s->last_source || match > COPY_SHORTEST) return false;
+    return cost_of_pass(costs, n_drafts + 1) + cost_of_draft(costs, n_drafts, 1) < s->engine->short_cycle;
+}
+
+/* A constraint may call for masks, and features for the host must be taken from the pass's memory before the next. */
+bool device_cycle_goes_on(const bee_session *s, DraftSource source, int n_drafts, int match) {
+    if (s->constrained || s->features) return false;
+    if (s->speculation == BEE_SPECULATION_OFF) return true;
+    if (n_drafts ? !has_room_for_drafts(s) : !has_room_for_features(s, 2)) return false;
+    if (s->speculation == BEE_SPECULATION_DFLASH) return n_drafts > 0 && n_drafts == s->draft_length;
+    return choice_may_be_early(s, source, n_drafts, match);
+}
+
+bool device_cycle_run(bee_session *s, int n_drafts, bool ahead, CycleOutcome *out) {
     bee_engine *e = s->engine;
     const bool queued = device_cycle_queued(s);
     if (!queued && (n_drafts || !has_room_for_features(s, 1))) project_features(e, &s, 1);
     if (!queued) begin(s);
     const double start = monotonic_seconds();
     if (!queued) queue(s, n_drafts);
-    if (goes_on_alike(s, n_drafts)) queue(s, n_drafts);
+    if (ahead) queue(s, n_drafts);
+    s->n_ahead += ahead;
+    e->unfinished = ahead;
     if (!e->ops->device->cycle_read(e->backend, s->cycle, out)) return false;
     /* A pass like others. Behind another cycle it would not be: the caller's time would be part of its own. */
     if (!queued && !n_drafts) costs_observe_pass(&e->costs, 1, false, monotonic_seconds() - start);
@@ -108,7 +125,14 @@ bool device_cycle_run(bee_session *s, int n_drafts, CycleOutcome *out) {
     /* The device found an end where the host sees none: logits behind a draft that are not finite, which may be sound
      * behind another token. */
     device_cycle_drop(s);
-    return device_cycle_run(s, n_drafts, out);
+    return device_cycle_run(s, n_drafts, ahead, out);
+}
+
+void device_cycle_commit(bee_session *s, int n_drafts, int n_rows) {
+    if (n_drafts)
+        s->n_injected = s->n_cached + n_rows;
+    else if (s->uses_drafter && drafter_is_ready(s))
+        s->n_waiting += n_rows;
 }
 
 void device_cycle_drop(bee_session *s) {

@@ -15,9 +15,17 @@ static inline bool device_cycle_queued(const bee_session *s) {
  * report is wanted. */
 bool device_cycle_possible(const bee_session *session, int n_drafts);
 
-/* Runs a cycle, or takes the one that is under way, and where the next one will be of the same kind queues it before it
- * waits. False where the device failed. With drafts, the drafter then knows all accepted positions but none behind. */
-bool device_cycle_run(bee_session *session, int n_drafts, CycleOutcome *out);
+/* Whether another cycle with so many drafts from this source can be queued behind one that nobody has read yet.
+ * `match`: tokens that a copy would follow. */
+bool device_cycle_goes_on(const bee_session *session, DraftSource source, int n_drafts, int match);
+
+/* Runs a cycle, or takes the one that is under way, whatever that drafts; with `ahead` another one is queued before it
+ * waits. False where the device failed. */
+bool device_cycle_run(bee_session *session, int n_drafts, bool ahead, CycleOutcome *out);
+
+/* Of a cycle that drafted so many, `n_rows` are about to be committed: their features lie where they belong. With
+ * drafts the drafter knows them, and nothing behind. */
+void device_cycle_commit(bee_session *session, int n_drafts, int n_rows);
 
 /* For measurements: seconds of a cycle where so many are queued at once. Nothing of them is kept. */
 double device_cycle_seconds(bee_session *session, int n_drafts, int n_cycles);

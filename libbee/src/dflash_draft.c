@@ -8,6 +8,14 @@ bool drafter_is_ready(const bee_session *s) {
     return s->engine->drafter && s->n_injected + s->n_waiting == s->n_cached;
 }
 
+void move_features(bee_session *s, int first_row, int n, int n_before) {
+    const bee_engine *e = s->engine;
+    const size_t stride = e->work.feature_stride;
+    if (n && drafter_is_ready(s))
+        e->ops->buffer_move(e->backend, s->waiting + (size_t)(s->n_waiting + n_before) * stride,
+                            e->work.features + (size_t)first_row * stride, (size_t)n * stride * sizeof(float));
+}
+
 void keep_features(bee_session *s, int first_row, int n, bool for_drafter) {
     const Workspace *work = &s->engine->work;
     const Ops *ops = s->engine->ops;
@@ -18,9 +26,7 @@ void keep_features(bee_session *s, int first_row, int n, bool for_drafter) {
         ops->buffer_read(backend, s->features + (size_t)(s->n_cached + i) * size,
                          rows + (size_t)i * work->feature_stride, size * sizeof(float));
     if (!for_drafter || !drafter_is_ready(s)) return;
-    if (n)
-        ops->buffer_move(backend, s->waiting + (size_t)s->n_waiting * work->feature_stride, rows,
-                         (size_t)n * work->feature_stride * sizeof(float));
+    move_features(s, first_row, n, 0);
     s->n_waiting += n;
 }
 

@@ -15,6 +15,10 @@ bool drafter_is_ready(const bee_session *session);
  * are about to be committed. For the drafter, where it was ready and `for_drafter`; there must be room. */
 void keep_features(bee_session *session, int first_row, int n, bool for_drafter);
 
+/* The same for the drafter alone, and before it is known that they will be committed: they are to wait behind those of
+ * n_before positions that are as uncertain. n_waiting does not count them yet. */
+void move_features(bee_session *session, int first_row, int n, int n_before);
+
 /* From now on the drafter knows at most the first n positions. */
 void forget_features(bee_session *session, int n);
 

@@ -24,6 +24,8 @@ struct bee_engine {
     int n_taps;
     DraftCosts costs;
     DraftChances usual; /* what drafts of all requests did, which a new one starts from */
+    double short_cycle; /* seconds: only what takes less is queued before "auto" knows what comes before it */
+    bool unfinished;    /* the device may be at work on what nobody waits for: the next time is not one pass's alone */
     bee_log_function log;
     void *log_user;
 };
@@ -51,6 +53,8 @@ struct bee_session {
     bee_speculation speculation;
     int32_t draft_length; /* -1: chosen before each cycle */
     bool uses_drafter;
+    DraftSource last_source; /* of the last cycle */
+    int32_t n_ahead;         /* cycles that were queued before those before them were known */
     DraftChances chances;
     int32_t stop_tokens[BEE_MAX_STOP_TOKENS];
     int32_t n_stop_tokens;

@@ -98,6 +98,7 @@ bee_status bee_session_draft(bee_session *s, int32_t last_token, int32_t n, int3
     const size_t n_logits = (size_t)e->drafter->n_head_rows;
     bee_status status = BEE_OK;
     pthread_mutex_lock(&e->mutex);
+    device_cycle_drop(s); /* it would find its features gone */
     if (!drafter_is_ready(s)) {
         status = bee_fail(error, BEE_ERROR_ARGUMENT,
                           "the session's tokens ran without speculation, so the drafter lacks their features");

@@ -163,6 +163,8 @@ static void start_request(bee_session *s, const bee_request *r) {
     if (r->n_stop_tokens) memcpy(s->stop_tokens, r->stop_tokens, (size_t)r->n_stop_tokens * sizeof *s->stop_tokens);
     s->constrained = r->constraint != NULL;
     if (r->constraint) s->constraint = *r->constraint;
+    s->last_source = DRAFT_NOTHING;
+    s->n_ahead = 0;
     s->stalled = s->free = s->watching = false;
     s->stats = (bee_stats){.prompt_tokens = r->n_prompt, .reused_tokens = reused};
     atomic_store(&s->cancelled, false);

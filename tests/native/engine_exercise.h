@@ -7,6 +7,7 @@
 #include "random.h"
 #include "tiny_model.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 enum { N_CTX = 96, MOST = 128 };
@@ -74,6 +75,7 @@ static inline bee_engine *open_engine(const TinyTarget *target, const TinyDrafte
     }
     tiny_file_close(&file);
     if (drafter) tiny_file_close(&drafter_file);
+    engine->short_cycle = INFINITY; /* on an emulated card no cycle is */
     return engine;
 }
 
@@ -92,6 +94,7 @@ typedef struct Output {
     int n;
     bee_finish finish;
     bee_stats stats;
+    int n_ahead; /* cycles queued ahead */
 } Output;
 
 static inline void take_step(const bee_step *step, Output *out) {
@@ -145,6 +148,7 @@ static inline Output finish_request(bee_engine *engine, bee_session *session, in
     }
     CHECK(out.finish != BEE_FINISH_NONE);
     bee_session_stats(session, &out.stats);
+    out.n_ahead = session->n_ahead;
     check_stats(&out, n_prompt);
     return out;
 }

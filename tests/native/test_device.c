@@ -241,20 +241,24 @@ static void test_progress(bee_device device) {
 }
 
 /* A kernel fails in the middle of an answer: the step says so, and every step after it; a CPU engine works. */
-static void test_failing_card(void) {
-    const bee_request request = greedy_request();
+static void check_failing_card(bee_speculation speculation) {
+    bee_request request = greedy_request();
+    request.speculation = speculation;
+    request.max_tokens = 60; /* far enough from the end to queue cycles ahead */
     for (int after = 1; after < 12; after++) {
         bee_error error = {BEE_OK, ""};
         bee_engine *engine = open_on(BEE_DEVICE_CUDA, &error);
         if (!CHECK(engine != NULL)) return;
         bee_session *session = open_session(engine, N_CTX);
+        engine->short_cycle = INFINITY;
+        set_costs(engine, true);
         CHECK_EQ(bee_session_begin(session, &request, NULL), BEE_OK);
         char count[16];
         snprintf(count, sizeof count, "%d", after);
         play("BEE_EMULATED_FAILURE", count);
         bee_step step = {.finish = BEE_FINISH_NONE};
         bee_status status = BEE_OK;
-        for (int i = 0; i < 40 && !status && !step.finish; i++)
+        for (int i = 0; i < 100 && !status && !step.finish; i++)
             status = bee_engine_step(engine, &session, 1, &step, &error);
         if (status) {
             CHECK_EQ(status, BEE_ERROR_DEVICE);
@@ -266,6 +270,12 @@ static void test_failing_card(void) {
         bee_engine_close(engine);
         play("BEE_EMULATED_FAILURE", NULL);
     }
+}
+
+static void test_failing_card(void) {
+    check_failing_card(BEE_SPECULATION_DFLASH);
+    check_failing_card(BEE_SPECULATION_AUTO);
+    const bee_request request = greedy_request();
     bee_error error = {BEE_OK, ""};
     bee_engine *cpu = open_on(BEE_DEVICE_CPU, &error);
     if (CHECK(cpu != NULL)) CHECK(generate_fresh(cpu, &request).n > 0);

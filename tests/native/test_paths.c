@@ -1,6 +1,7 @@
 /* Tests of the masked and the full logit path on tiny random models: the same tokens and log-probabilities whatever the
  * drafts and the company, and the same as choosing by hand; forced tokens; constraints that fail. */
 #include "compiled_kernels.h"
+#include "device_cycle.h"
 #include "engine_exercise.h"
 #include "sample_row.h"
 
@@ -721,6 +722,43 @@ static void test_one_after_another(void) {
     bee_engine_close(engine);
 }
 
+/* A request with masks begins while a cycle of the one before is under way. */
+static void test_behind_a_queued_cycle(void) {
+    enum { ROUNDS = 4 };
+    Random random = {55};
+    bee_engine *engine = open_engine(&pairs[2].target, &pairs[2].drafter, 3, NULL);
+    bee_engine_info info;
+    bee_engine_describe(engine, &info);
+    bee_session *session = open_session(engine, N_CTX);
+    static Job job;
+    int queued = 0;
+    set_costs(engine, false);
+    for (int round = 0; round < ROUNDS; round++) {
+        random_job(&random, info.n_vocab, &job);
+        job.constrained = true;
+        job.n_ctx = N_CTX;
+        random_speculation(&random, &info, &job.request);
+        run_alone(engine, &job);
+        const Answer fresh = job.answer;
+        const bee_request before = {.prompt = job.prompt,
+                                    .n_prompt = job.request.n_prompt,
+                                    .max_tokens = 40,
+                                    .speculation = BEE_SPECULATION_AUTO,
+                                    .draft_length = -1,
+                                    .sampling = {.temperature = 40, .top_p = 1, .seed = 3}};
+        CHECK_EQ(bee_session_begin(session, &before, NULL), BEE_OK);
+        bee_step step;
+        for (int i = 0; i < 10 && !device_cycle_queued(session); i++)
+            CHECK_EQ(bee_engine_step(engine, &session, 1, &step, NULL), BEE_OK);
+        queued += device_cycle_queued(session);
+        run_jobs(engine, &session, (Job *[]){&job}, 1, false);
+        check_same(&job, &fresh, "behind a queued cycle");
+    }
+    CHECK_EQ(queued, test_on_cuda() ? ROUNDS : 0);
+    bee_session_close(session);
+    bee_engine_close(engine);
+}
+
 /* ---- forced tokens ------------------------------------------------------------------------------------- */
 
 /* Where there is no choice at all, every cycle takes as many tokens as a pass may. */
@@ -1433,6 +1471,7 @@ int main(void) {
     test_together();
     test_no_room();
     test_one_after_another();
+    test_behind_a_queued_cycle();
     if (test_rounds(8) < 8) return check_report(); /* the rest takes an emulated card half an hour */
     test_forced_cycles();
     test_forced_runs();
