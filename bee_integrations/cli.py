@@ -155,7 +155,7 @@ def _bytes_progress() -> Iterator[Callable[[int, int, str], None]]:
         def report(done: int, total: int, stage: str) -> None:
             if stage not in tasks:
                 tasks[stage] = progress.add_task(stage, total=total or None)
-            progress.update(tasks[stage], completed=done)
+            progress.update(tasks[stage], completed=done, total=total or None)
 
         yield report
 

@@ -573,7 +573,7 @@ def _logged_progress(name: str) -> Callable[[int, int], None]:
 
     def log(done: int, total: int) -> None:
         nonlocal logged
-        if 10 * done // total > logged:
+        if 10 * done // total != logged:
             logged = 10 * done // total
             _log.info("%s: loaded %.2f of %.2f GB of weights", name, 1e-9 * done, 1e-9 * total)
 
@@ -586,14 +586,15 @@ class _ProgressCallback:
     def __init__(self, progress: Callable[[int, int], None]) -> None:
         self._progress = progress
         self.raised: BaseException | None = None
-        self.function = ffi.callback("bee_progress_function", self._tell, error=False)
+        # Ctrl-C may strike before the first line of _tell: cffi alone sees that.
+        self.function = ffi.callback("bee_progress_function", self._tell, error=False, onerror=self._failed)
 
     def _tell(self, user: Any, done: int, total: int) -> bool:
-        try:
-            self._progress(done, total)
-        except BaseException as error:  # raised again by the thread that opens the engine
-            self.raised = error
-        return self.raised is None
+        self._progress(done, total)
+        return True
+
+    def _failed(self, kind: Any, error: BaseException, trace: Any) -> None:
+        self.raised = error  # raised again by the thread that opens the engine
 
 
 def _open_engine(

@@ -260,15 +260,18 @@ static bool open_slots(Backend *b) {
     return ok && b->input && b->output && b->drafts;
 }
 
-/* Graphs hold such kernels since CUDA 12.3. BEE_CUDA_OVERLAP=0: to measure what it brings. */
+/* Graphs hold such kernels since CUDA 12.3; code that was compiled for an older card does not wait, wherever it runs.
+ * BEE_CUDA_OVERLAP=0: to measure what it brings. */
 static bool overlaps_kernels() {
     const char *wanted = getenv("BEE_CUDA_OVERLAP");
     cudaDeviceProp card;
+    cudaFuncAttributes code;
     int driver = 0, runtime = 0;
     cudaDriverGetVersion(&driver);
     cudaRuntimeGetVersion(&runtime);
     if (driver < 12030 || runtime < 12030 || (wanted && !strcmp(wanted, "0"))) return false;
-    return cudaGetDeviceProperties(&card, 0) == cudaSuccess && card.major >= 9;
+    return cudaGetDeviceProperties(&card, 0) == cudaSuccess && card.major >= 9 &&
+           cudaFuncGetAttributes(&code, multiply_on) == cudaSuccess && code.ptxVersion >= 90;
 }
 
 static Backend *backend_new(bee_error *error) {

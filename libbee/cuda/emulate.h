@@ -217,6 +217,12 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(
     emulated_enqueue_grid(config->stream, grid, block, shared, overlaps, std::bind(kernel, (Parameters)(arguments)...));
     return cudaSuccess;
 }
+typedef struct cudaFuncAttributes {
+    int ptxVersion;
+} cudaFuncAttributes;
+template <class Kernel> cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *out, Kernel) {
+    return out->ptxVersion = 90, cudaSuccess;
+}
 template <class Kernel> cudaError_t cudaFuncSetAttribute(Kernel kernel, int, int value) {
     return emulated_allow_shared((const void *)kernel, value);
 }

@@ -308,7 +308,10 @@ static bool wait_for_cycle(Backend *b, const CycleResult *result, uint32_t cycle
     for (unsigned looks = 1; result->cycle != cycle; looks++) {
         if (looks % 4096) continue;
         const cudaError_t error = cudaStreamQuery(b->stream);
-        if (error == cudaErrorNotReady) continue;
+        if (error == cudaErrorNotReady) {
+            cudaGetLastError(); /* it is no failure */
+            continue;
+        }
         if (!succeeded(b, error, "ran a cycle")) return false;
         if (error == cudaSuccess && result->cycle != cycle)
             return succeeded(b, cudaErrorIllegalAddress, "ran a cycle, which left no result");

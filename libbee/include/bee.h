@@ -165,7 +165,8 @@ enum {
 
 typedef void (*bee_log_function)(void *user, const char *message);
 /* While an engine opens: bytes of weights, as they will lie in memory, that have been read, packed and, for a device,
- * sent there. `done` grows up to `total`. False gives up: BEE_ERROR_CANCELLED. */
+ * sent there. `done` grows up to `total`; where a card is given up for the CPU, both begin anew. False gives up:
+ * BEE_ERROR_CANCELLED. */
 typedef bool (*bee_progress_function)(void *user, uint64_t done, uint64_t total);
 
 /* What passes and drafts cost, from which draft lengths are chosen. All in seconds; 0 where nothing is known. */

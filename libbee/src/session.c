@@ -27,9 +27,9 @@ static bool session_allocate(bee_session *s, bool keep_features) {
 }
 
 static void session_free(bee_session *s) {
+    if (s->cycle) s->engine->ops->device->cycle_free(s->engine->backend, s->cycle); /* waits for what is under way */
     s->engine->ops->buffer_free(s->engine->backend, s->waiting);
     copy_index_free(&s->copies);
-    if (s->cycle) s->engine->ops->device->cycle_free(s->engine->backend, s->cycle);
     s->engine->ops->cache_free(s->engine->backend, s->cache);
     s->engine->ops->cache_free(s->engine->backend, s->draft_cache);
     full_path_end(&s->full);
