@@ -345,7 +345,7 @@ typedef struct bee_stats {
     int32_t drafted_histogram[16];  /* [k]: cycles that verified k drafts, whatever their source */
     int32_t drafter_histogram[16];  /* [k]: cycles for which the drafter's model ran and drafted k; [0]: it did not */
     double prefill_seconds;
-    double decode_seconds;
+    double decode_seconds; /* in steps; on a device, cycles that were queued ahead also run between them */
 } bee_stats;
 
 BEE_API bee_session *bee_session_open(bee_engine *engine, int32_t n_ctx, bool keep_features, bee_error *error);
