@@ -99,6 +99,8 @@ class Engine:
         """
         device = _device(device, instruction_set)
         threads = _thread_count(threads)
+        if progress is not None and not callable(progress):
+            raise ParameterError(f"progress is {progress!r}; it must be a function of two numbers, or None")
         n_parallel = integer("n_parallel", n_parallel, 1, _MAX_PARALLEL)
         self.model_path: Path = models.resolve_model(model)
         self.drafter_path: Path | None = models.resolve_drafter(drafter, self.model_path)
@@ -111,7 +113,7 @@ class Engine:
             instruction_set,
             device=device,
             n_ctx=self.n_ctx,
-            progress=progress or _logged_progress(self.model_name),
+            progress=_logged_progress(self.model_name) if progress is None else progress,
         )
         self._scheduler = Scheduler(handle, self.n_ctx, n_parallel)  # owns the handle from here on
         self.info: dict[str, Any] = self._scheduler.call(_describe)

@@ -143,7 +143,6 @@ void device_cycle_drop(bee_session *s) {
 
 double device_cycle_seconds(bee_session *s, int n_drafts, int n_cycles) {
     double start = 0, end = 0;
-    pthread_mutex_lock(&s->engine->mutex);
     device_cycle_drop(s);
     if (n_drafts) project_features(s->engine, &s, 1);
     begin(s);
@@ -153,6 +152,5 @@ double device_cycle_seconds(bee_session *s, int n_drafts, int n_cycles) {
         begin(s); /* waits for them, and goes back */
         end = monotonic_seconds();
     }
-    pthread_mutex_unlock(&s->engine->mutex);
     return (end - start) / n_cycles;
 }

@@ -113,25 +113,23 @@ static bee_status plan(const char *model_path, const char *drafter_path, bee_dev
     return status;
 }
 
-/* Before anything is uploaded: what would not fit is refused with the numbers. */
-static bee_status check_memory(const bee_engine *e, const char *model_path, const char *drafter_path, int32_t n_ctx,
-                               bee_error *error) {
-    bee_memory_plan needed;
-    if (!e->cuda) return BEE_OK;
-    const bee_status status = plan(model_path, drafter_path, BEE_DEVICE_CUDA, n_ctx, &needed, error);
-    return status ? status : plan_check(&needed, &e->device_info, n_ctx, error);
+/* Before anything is loaded: what would not fit a device is refused with the numbers. For the CPU a plan is made where
+ * progress has to know its total; files that have none are refused when they are opened, with the reason. */
+static bee_status make_plan(const bee_engine *e, const char *model_path, const char *drafter_path,
+                            const bee_engine_params *params, bee_memory_plan *out, bee_error *error) {
+    *out = (bee_memory_plan){0};
+    if (e->cuda) {
+        const bee_status status = plan(model_path, drafter_path, BEE_DEVICE_CUDA, params->n_ctx, out, error);
+        return status ? status : plan_check(out, &e->device_info, params->n_ctx, error);
+    }
+    if (params->progress) plan(model_path, drafter_path, BEE_DEVICE_CPU, 0, out, NULL);
+    return BEE_OK;
 }
 
 static bee_status load_models(bee_engine *e, const char *model_path, const char *drafter_path,
-                              const bee_engine_params *params, bee_error *error) {
-    LoadProgress progress = {.user = params->progress_user};
-    bee_memory_plan all;
-    /* Files that have no plan are refused below, with the reason. */
-    if (params->progress &&
-        !plan(model_path, drafter_path, e->cuda ? BEE_DEVICE_CUDA : BEE_DEVICE_CPU, 0, &all, NULL)) {
-        progress.tell = params->progress;
-        progress.total = all.target_bytes + all.drafter_bytes;
-    }
+                              const bee_engine_params *params, uint64_t weight_bytes, bee_error *error) {
+    LoadProgress progress = {
+        .tell = weight_bytes ? params->progress : NULL, .user = params->progress_user, .total = weight_bytes};
     bee_status status = open_target(e, model_path, params, &progress, error);
     if (!status && drafter_path) status = open_drafter(e, drafter_path, params, &progress, error);
     if (!status && progress.tell && !progress.tell(progress.user, progress.total, progress.total))
@@ -141,10 +139,12 @@ static bee_status load_models(bee_engine *e, const char *model_path, const char 
 
 static bee_status open_parts(bee_engine *e, const char *model_path, const char *drafter_path,
                              const bee_engine_params *params, bee_error *error) {
+    bee_memory_plan needed;
     bee_status status = check_params(params, drafter_path, error);
     if (!status) status = open_backend(e, params, error);
-    if (!status) status = check_memory(e, model_path, drafter_path, params->n_ctx, error);
-    if (!status) status = load_models(e, model_path, drafter_path, params, error);
+    if (!status) status = make_plan(e, model_path, drafter_path, params, &needed, error);
+    if (!status)
+        status = load_models(e, model_path, drafter_path, params, needed.target_bytes + needed.drafter_bytes, error);
     if (status) return status;
     if (!workspace_new(e->ops, e->backend, e->target, e->n_taps, &e->work) ||
         (e->drafter && !workspace_new(e->ops, e->backend, e->drafter, e->n_taps, &e->draft_work)))

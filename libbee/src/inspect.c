@@ -244,7 +244,9 @@ static bee_status time_cycles(bee_session *s, int n_drafts, int n_past, int n_cy
     int32_t n_tokens = 0;
     bee_status status = bee_session_begin(s, &request, error);
     for (int i = 0; !status && i < WARM_UP; i++) status = run_cycle(s, &n_tokens, error);
+    pthread_mutex_lock(&s->engine->mutex);
     out->device_seconds = !status && s->cycle ? device_cycle_seconds(s, n_drafts, n_cycles) : 0;
+    pthread_mutex_unlock(&s->engine->mutex);
     const double start = monotonic_seconds();
     n_tokens = 0;
     for (int i = 0; !status && i < n_cycles; i++) status = run_cycle(s, &n_tokens, error);

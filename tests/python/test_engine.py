@@ -78,6 +78,12 @@ def test_progress_of_loading(tiny_path: Path, caplog: pytest.LogCaptureFixture) 
         assert "GB of weights" in caplog.messages[-1]
 
 
+@pytest.mark.parametrize("progress", [0, "yes", []])
+def test_progress_must_be_a_function(tiny_path: Path, progress: Any) -> None:
+    with pytest.raises(ParameterError, match=r"progress is .*; it must be a function of two numbers, or None"):
+        Engine(tiny_path, progress=progress)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("enough")])
 def test_progress_can_end_the_loading(tiny_path: Path, error: BaseException) -> None:
     calls = 0
