@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .engine import Completion, Engine, GenerationParams, Statistics, Step
+    from .engine.engine import Completion, Engine, GenerationParams, Statistics, Step
     from .errors import BeeError
     from .langchain import BeeLLM, ChatBee
 

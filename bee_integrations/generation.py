@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .constraints import Constraint
+from .constraints.compiler import Constraint
 from .errors import ParameterError
 from .parameter_checks import INT32_MAX, boolean, control_texts, integer, logit_bias, real, stop_strings
 

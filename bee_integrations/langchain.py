@@ -26,10 +26,12 @@ from pydantic import ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from . import langchain_structured_output as structured
-from . import models, reasoning
-from .chat import ChatRequest, ToolUse, chat_prompt, tool_format
-from .closed_schema import closed
-from .engine import DEFAULT_N_CTX, Engine, Step
+from .chat import reasoning
+from .chat.parameters import BeeParameters
+from .chat.prompt import Answer, HeldEngines, Request, arun_all, response_metadata, run_all, token_usage
+from .chat.request import ChatRequest, ToolUse, chat_prompt, tool_format
+from .constraints.strict_schema import closed
+from .engine.engine import DEFAULT_N_CTX, Engine, Step
 from .errors import ParameterError
 from .generation import TokenLogprob
 from .langchain_messages import (
@@ -41,9 +43,8 @@ from .langchain_messages import (
     tool_use,
     usage_metadata,
 )
-from .llm_parameters import BeeParameters
-from .llm_request import Answer, HeldEngines, Request, arun_all, response_metadata, run_all, token_usage
-from .model_file import ModelFile
+from .models import registry as models
+from .models.file import ModelFile
 
 if TYPE_CHECKING:
     from langchain_core.language_models import ModelProfile

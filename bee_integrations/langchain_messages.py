@@ -28,12 +28,12 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel
 
-from .chat import Piece, Reply, ToolUse, finish_reason
-from .engine import Engine, Statistics, Step
+from .chat.messages import chat_message, text_and_reasoning, tool_call
+from .chat.prompt import response_metadata, token_usage
+from .chat.request import Piece, Reply, ToolUse, finish_reason
+from .engine.engine import Engine, Statistics, Step
 from .errors import ParameterError, UnsupportedContentError
 from .generation import TokenLogprob
-from .llm_request import response_metadata, token_usage
-from .messages import chat_message, text_and_reasoning, tool_call
 from .tools.tool_format import CallArguments, CallBegin, CallBroken, Event, Reasoning, Text, Tool
 
 __all__ = [

@@ -16,9 +16,9 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
 
-from .closed_schema import closed
+from .constraints.json_schema import read_schema, schema_text
+from .constraints.strict_schema import closed
 from .errors import ConstraintError, ParameterError
-from .json_schema import read_schema, schema_text
 
 __all__ = ["answer_parser", "call_parser", "json_mode_format", "response_format", "tool_of", "traced_schema"]
 

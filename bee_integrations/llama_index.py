@@ -33,9 +33,12 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.core.types import Model, PydanticProgramMode
 from pydantic import PrivateAttr, model_validator
 
-from .chat import ChatRequest, Piece, Reply, ToolUse, chat_prompt, tool_format
-from .constraints import JsonSchema
-from .engine import Engine
+from .chat.messages import chat_message
+from .chat.parameters import BeeParameters
+from .chat.prompt import HeldEngines, has_template
+from .chat.request import ChatRequest, Piece, Reply, ToolUse, chat_prompt, tool_format
+from .constraints.compiler import JsonSchema
+from .engine.engine import Engine
 from .errors import ParameterError
 from .llama_index_messages import (
     chat_response,
@@ -49,9 +52,6 @@ from .llama_index_messages import (
     tool_use,
     with_schema,
 )
-from .llm_parameters import BeeParameters
-from .llm_request import HeldEngines, has_template
-from .messages import chat_message
 
 if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool

@@ -23,13 +23,13 @@ from llama_index.core.types import Model
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
-from .chat import Piece, Reply, ToolUse
-from .closed_schema import closed
-from .engine import Engine
+from .chat.messages import chat_message, tool_call, unsupported_content
+from .chat.prompt import response_metadata, token_usage
+from .chat.request import Piece, Reply, ToolUse
+from .constraints.strict_schema import closed
+from .engine.engine import Engine
 from .errors import ConstraintError, ParameterError
 from .generation import TokenLogprob
-from .llm_request import response_metadata, token_usage
-from .messages import chat_message, tool_call, unsupported_content
 from .tools.tool_format import Reasoning, Text, Tool
 
 __all__ = [

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 
-from ..engine import Engine, GenerationParams
+from ..engine.engine import Engine, GenerationParams
 from .contenders import BeeContender, Steps, median_of
 
 __all__ = ["BatchSpeed", "measure_batch", "shared_rate"]

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..device_plan import CPU, check_device
-from ..engine import Engine
+from ..engine.device_plan import CPU, check_device
+from ..engine.engine import Engine
 from ..errors import ModelFileError, ParameterError
-from ..models import sha256_of
+from ..models.registry import sha256_of
 from .contenders import Progress, Steps
 from .figures import GROUPS, PREFILL_TOKENS, measure_figures
 from .llama_cpp_peer import PeerProcess

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..engine import Engine, GenerationParams
+from ..engine.engine import Engine, GenerationParams
 from .llama_cpp_peer import PeerProcess
 
 __all__ = [

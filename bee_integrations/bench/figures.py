@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..device_plan import CPU
-from ..engine import Engine
+from ..engine.device_plan import CPU
+from ..engine.engine import Engine
 from ..errors import ParameterError
-from ..model_file import ModelFile
+from ..models.file import ModelFile
 from .batch import measure_batch
 from .contenders import Answers, BeeContender, PeerContender, answer_in_turn
 from .drafting import repeat_figures, speculation_figures

@@ -79,7 +79,7 @@ def _in_fresh_process(function: Callable[..., R], *arguments: Any) -> R:
 
 def _load_time(engine: FreshEngine, prompt: list[int]) -> LoadTime:
     begin = time.perf_counter()
-    from ..engine import Engine, GenerationParams
+    from ..engine.engine import Engine, GenerationParams
 
     imported = time.perf_counter()
     with Engine(engine.model, **engine.as_arguments()) as opened:
@@ -91,7 +91,7 @@ def _load_time(engine: FreshEngine, prompt: list[int]) -> LoadTime:
 
 
 def _peak_memory(engine: FreshEngine, prompt: list[int], max_tokens: int) -> PeakMemory | None:
-    from ..engine import Engine, GenerationParams
+    from ..engine.engine import Engine, GenerationParams
 
     with suppress(OSError):  # where it is not allowed, the interpreter's own peak stays in
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..engine import Engine
+from ..engine.engine import Engine
 from ..library import check, ffi, lib, new_error
 
 __all__ = ["Limits", "PassNeeds", "limits_of", "measure_limits"]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..engine import Engine
+from ..engine.engine import Engine
 from .contenders import Steps
 from .limits import Limits, measure_limits
 from .llama_cpp_peer import PeerProcess

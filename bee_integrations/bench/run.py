@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..device_plan import CPU
-from ..engine import Engine
+from ..engine.device_plan import CPU
+from ..engine.engine import Engine
 from .contenders import Answers, BeeContender, Contender, PeerContender, Steps, answer_in_turn
 from .limits import Limits, measure_limits
 from .llama_cpp_peer import PeerProcess

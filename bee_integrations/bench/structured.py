@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..constraints import JsonSchema
-from ..engine import Engine, GenerationParams
-from ..steering import LazyGrammar, SteeringPlan
+from ..constraints.compiler import JsonSchema
+from ..constraints.phases import LazyGrammar, SteeringPlan
+from ..engine.engine import Engine, GenerationParams
 from ..tools.hermes import HermesFormat
 from ..tools.tool_format import Tool
 from .prompts import Prompt, load_prompts

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
-from ..device_plan import CPU, DEVICES, check_device
+from ..engine.device_plan import CPU, DEVICES, check_device
 from ..errors import ParameterError
 from ..library import check, ffi, lib, new_error
 from .benchmark import describe_machine

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..closed_schema import closed
+from ..constraints.strict_schema import closed
 from .tool_format import Tool
 
 __all__ = ["arguments_schema", "json_call_rules", "json_rule"]

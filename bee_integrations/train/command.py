@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..errors import ParameterError
-from ..models import resolve_model
+from ..models.registry import resolve_model
 from .batches import coverage
 from .conversations import ConversationParams, generate, stored_answer_tokens
 from .drafter import Plan

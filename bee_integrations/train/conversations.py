@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..chat_template import ChatTemplate
 from ..errors import BeeError, UnsupportedModelError
-from ..model_file import ModelFile
-from ..tokenizer import Tokenizer
+from ..models.file import ModelFile
+from ..text.chat_template import ChatTemplate
+from ..text.tokenizer import Tokenizer
 from .pool import GREEDY, Pool, Sampling
 from .questions import HeldOut, opening
 from .shards import Conversation, Conversations, ShardWriter, to_bfloat16

@@ -59,7 +59,7 @@ def measure(
     threads: int = 1,
 ) -> list[Score]:
     """Generate greedily with libbee from the prompts of a JSON file (a list of {"name", "messages"}), count cycles."""
-    from ..engine import Engine, GenerationParams  # here, so that replaying needs no libbee
+    from ..engine.engine import Engine, GenerationParams  # here, so that replaying needs no libbee
 
     params = GenerationParams(max_tokens=max_tokens, speculation="dflash", draft_length=draft_length)
     scores = []

@@ -13,12 +13,12 @@
 #include <sys/auxv.h>
 #endif
 
-#include "../src/error.h"
-#include "../src/ops.h"
-#include "../src/sample.h"
+#include "error.h"
 #include "kernels.h"
+#include "ops.h"
 #include "pack.h"
 #include "rates.h"
+#include "sampling/sample.h"
 #include "threads.h"
 
 /* For so few rows every worker normalises and quantises for itself: that is cheaper than waiting for the others, and

@@ -1,7 +1,7 @@
 /* Every kernel of the CPU backend, written once against sixteen lanes and compiled once per instruction set. */
 #include "kernels.h"
 
-#include "../src/sample.h"
+#include "sampling/sample.h"
 
 #include <float.h>
 #include <math.h>

@@ -2,7 +2,7 @@
 #ifndef BEE_PACK_H
 #define BEE_PACK_H
 
-#include "../src/gguf.h"
+#include "file/gguf.h"
 #include "kernels.h"
 
 /* The form that holds tensors of `type`. */

@@ -2,8 +2,8 @@
 #ifndef BEE_RATES_H
 #define BEE_RATES_H
 
-#include "../src/ops.h"
 #include "kernels.h"
+#include "ops.h"
 #include "threads.h"
 
 /* Measures with all threads of the pool at once, in some tenths of a second. False where memory ran out. */

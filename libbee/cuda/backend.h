@@ -7,8 +7,8 @@
 #include "work_sizes.h"
 
 extern "C" {
-#include "../src/cuda_library.h"
-#include "../src/error.h"
+#include "engine/cuda_library.h"
+#include "error.h"
 }
 
 enum {

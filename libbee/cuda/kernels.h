@@ -4,9 +4,9 @@
 #ifndef BEE_CUDA_KERNELS_H
 #define BEE_CUDA_KERNELS_H
 
-#include "../include/bee.h"
-#include "../src/gguf.h"
+#include "bee.h"
 #include "device.h"
+#include "file/gguf.h"
 #include "layout.h"
 #include "operand.h"
 

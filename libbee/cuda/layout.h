@@ -37,7 +37,7 @@
 #ifndef BEE_CUDA_LAYOUT_H
 #define BEE_CUDA_LAYOUT_H
 
-#include "../src/gguf.h"
+#include "file/gguf.h"
 
 #if defined(__CUDACC__)
 #define LAYOUT static inline __host__ __device__

@@ -14,8 +14,8 @@
 #ifndef BEE_CUDA_OPERAND_H
 #define BEE_CUDA_OPERAND_H
 
-#include "../src/gguf.h"
 #include "device.h"
+#include "file/gguf.h"
 
 enum { GROUP = 32 };
 

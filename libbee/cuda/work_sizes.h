@@ -3,7 +3,7 @@
 #ifndef BEE_CUDA_WORK_SIZES_H
 #define BEE_CUDA_WORK_SIZES_H
 
-#include "../include/bee.h"
+#include "bee.h"
 #include "layout.h"
 
 enum {

@@ -9,7 +9,7 @@
 #ifndef BEE_OPS_H
 #define BEE_OPS_H
 
-#include "gguf.h"
+#include "file/gguf.h"
 
 typedef struct Backend Backend;
 typedef struct Worker Worker; /* a thread's view of the backend inside `run` */

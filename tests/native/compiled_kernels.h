@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-#include "kernels.h"
+#include "cpu/kernels.h"
 
 static const Kernels *const compiled_kernels[] = {
 #ifdef BEE_HAVE_AVX512

@@ -3,7 +3,7 @@
 #define BEE_TESTS_ENGINE_EXERCISE_H
 
 #include "check.h"
-#include "engine.h"
+#include "engine/engine.h"
 #include "random.h"
 #include "tiny_model.h"
 

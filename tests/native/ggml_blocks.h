@@ -6,7 +6,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#include "gguf.h"
+#include "file/gguf.h"
 #include "random.h"
 
 typedef struct BlockType {

@@ -7,7 +7,7 @@
 #define _GNU_SOURCE /* memfd_create */
 #endif
 
-#include "gguf.h"
+#include "file/gguf.h"
 
 #include <math.h>
 #include <stdio.h>

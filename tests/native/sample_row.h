@@ -4,7 +4,7 @@
 
 #include <stdlib.h>
 
-#include "sample.h"
+#include "sampling/sample.h"
 
 static inline int32_t sample_row(const float *logits, int n, const int32_t *ids, const bee_sampling *sampling,
                                  int32_t position, const Reductions *reductions) {

@@ -1,7 +1,7 @@
 /* Copy drafts against a search of everything: the same match in random, repetitive and periodic sequences, however the
  * look-ups fall. */
 #include "check.h"
-#include "copy_draft.h"
+#include "draft/copy.h"
 #include "random.h"
 
 enum { N_CTX = 600 };

@@ -1,7 +1,7 @@
 /* What a card may lack, and what becomes of engines when it fails. Needs the emulation (BEE_CUDA_LIBRARY), which plays
  * every kind of card; without it only the library's absence and progress on the CPU are tested. */
 #include "engine_exercise.h"
-#include "memory_plan.h"
+#include "model/memory_plan.h"
 
 static const TinyTarget target = {.n_vocab = 97, .n_layer = 2, .n_embd = 64, .n_ctx = 256, .seed = 1, .sharpness = 3};
 static const TinyDrafter drafter = {.block_size = 8, .seed = 2};

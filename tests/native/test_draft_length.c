@@ -1,6 +1,6 @@
 /* What to draft, and how much: against a search of all choices, on costs and texts that are made up here. */
 #include "check.h"
-#include "draft_length.h"
+#include "draft/policy.h"
 #include "random.h"
 
 /* Seconds of passes over 1, 2, 3, 4, 6, 8, 12 and 16 rows. */

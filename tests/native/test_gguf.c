@@ -3,10 +3,10 @@
 #define _GNU_SOURCE
 
 #include "check.h"
-#include "gguf.h"
+#include "file/gguf.h"
+#include "file/tensor_types.h"
 #include "gguf_builder.h"
 #include "gguf_exercise.h"
-#include "tensor_types.h"
 
 #include <dirent.h>
 #include <fcntl.h>

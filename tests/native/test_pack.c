@@ -1,7 +1,7 @@
 /* Tests of the packing: every weight of every type is found again, exactly, at the place that kernels.h describes. */
 #include "check.h"
+#include "cpu/pack.h"
 #include "ggml_blocks.h"
-#include "pack.h"
 
 #include <stdlib.h>
 

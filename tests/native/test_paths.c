@@ -1,7 +1,7 @@
 /* Tests of the masked and the full logit path on tiny random models: the same tokens and log-probabilities whatever the
  * drafts and the company, and the same as choosing by hand; forced tokens; constraints that fail. */
 #include "compiled_kernels.h"
-#include "device_cycle.h"
+#include "engine/device_cycle.h"
 #include "engine_exercise.h"
 #include "sample_row.h"
 

@@ -1,7 +1,7 @@
 /* Tests of engines and sessions on tiny random models: the same tokens whatever the drafts, the company and the cache;
  * limits, cancellation, and refusals. */
 #include "compiled_kernels.h"
-#include "device_cycle.h"
+#include "engine/device_cycle.h"
 #include "engine_exercise.h"
 #include "sample_row.h"
 

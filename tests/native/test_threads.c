@@ -1,6 +1,6 @@
 /* Tests of the thread pool: every thread takes part in every run, and barriers order what they write. */
 #include "check.h"
-#include "threads.h"
+#include "cpu/threads.h"
 
 #include <sched.h>
 #include <stdatomic.h>

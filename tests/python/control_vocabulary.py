@@ -7,7 +7,7 @@ import functools
 import tiny_model
 from tool_format_checks import Vocabulary
 
-from bee_integrations.tokenizer import Tokenizer
+from bee_integrations.text.tokenizer import Tokenizer
 
 CONTROL, USER_DEFINED = 3, 4  # of GGUF's token types
 

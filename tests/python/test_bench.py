@@ -24,7 +24,7 @@ from bee_integrations.bench.report import summarise
 from bee_integrations.bench.run import Figure
 from bee_integrations.engine import Engine, GenerationParams
 from bee_integrations.errors import BeeError, ModelFileError, ParameterError
-from bee_integrations.model_file import ModelFile
+from bee_integrations.models.file import ModelFile
 
 PROMPTS = [
     {"name": "first", "messages": [{"role": "user", "content": "Say something."}]},

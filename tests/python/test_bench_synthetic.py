@@ -25,7 +25,7 @@ from bee_integrations.bench.synthetic import (
 from bee_integrations.bench.synthetic_model import BLOCK_SIZE, SHAPES, write_drafter, write_target
 from bee_integrations.errors import ParameterError, UnsupportedModelError
 from bee_integrations.library import check, ffi, lib, new_error
-from bee_integrations.model_file import ModelFile
+from bee_integrations.models.file import ModelFile
 
 GPU_CHECK = Path(__file__).resolve().parent.parent / "gpu_check.py"
 

@@ -8,8 +8,8 @@ from statistics import fmean
 
 from bee_integrations.bench.prompts import Prompt, load_prompts
 from bee_integrations.engine import Engine, GenerationParams
-from bee_integrations.model_file import ModelFile
 from bee_integrations.models import DEFAULT_MODEL, REGISTRY
+from bee_integrations.models.file import ModelFile
 
 LARGEST = 16_000_000  # bytes; it is part of every installation
 TOKENS_PER_CYCLE = 1.57  # what the first study of the recipe reached on the same prompts, whole blocks, greedy

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bee_integrations import Engine, GenerationParams
-from bee_integrations.chat import ChatRequest, Piece, Reply, ToolUse, _Reader
+from bee_integrations.chat.request import ChatRequest, Piece, Reply, ToolUse, _Reader
 from bee_integrations.errors import ParameterError
 from bee_integrations.generation import Step
 from bee_integrations.tools.hermes import HermesFormat, call_text

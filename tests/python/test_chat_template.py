@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from bee_integrations.chat_template import ChatTemplate
 from bee_integrations.errors import BeeError, ParameterError, TemplateError
-from bee_integrations.model_file import ModelFile
-from bee_integrations.tokenizer import Tokenizer
+from bee_integrations.models.file import ModelFile
+from bee_integrations.text.chat_template import ChatTemplate
+from bee_integrations.text.tokenizer import Tokenizer
 
 TESTS = Path(__file__).resolve().parent.parent
 GOLDEN: dict[str, Any] = json.loads((TESTS / "golden" / "text" / "chats.json").read_text())

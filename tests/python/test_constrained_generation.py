@@ -18,13 +18,13 @@ import jsonschema
 import pytest
 from json_schemas import SCHEMAS, TEXT, WHOLE, an_object
 
-from bee_integrations.chat import ChatRequest, Reply, ToolUse
+from bee_integrations.chat.parameters import BeeParameters
+from bee_integrations.chat.reasoning import ReasoningSpan
+from bee_integrations.chat.request import ChatRequest, Reply, ToolUse
 from bee_integrations.constraints import Choice, Constraint, Grammar, JsonSchema, Regex
+from bee_integrations.constraints.phases import LazyGrammar, SteeringPlan, Thinking
 from bee_integrations.engine import Completion, Engine, GenerationParams, Step
 from bee_integrations.errors import ConstraintError
-from bee_integrations.llm_parameters import BeeParameters
-from bee_integrations.reasoning import ReasoningSpan
-from bee_integrations.steering import LazyGrammar, SteeringPlan, Thinking
 from bee_integrations.tools.tool_format import Tool
 
 FORMATS = jsonschema.FormatChecker(formats=["date", "ipv4", "ipv6", "uuid", "email"])

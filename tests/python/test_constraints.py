@@ -28,8 +28,8 @@ from bee_integrations.constraints import (
     json_object,
 )
 from bee_integrations.errors import ConstraintError, ParameterError
-from bee_integrations.model_file import ModelFile
-from bee_integrations.tokenizer import Tokenizer
+from bee_integrations.models.file import ModelFile
+from bee_integrations.text.tokenizer import Tokenizer
 
 REFERENCE = Path(__file__).resolve().parent.parent / "reference"
 VOCABULARIES = ("qwen2", "llama-bpe")

@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 import pytest
 
-from bee_integrations.deadline import steps_within, steps_within_blocking
+from bee_integrations.chat.deadline import steps_within, steps_within_blocking
 
 
 class Source:

@@ -13,18 +13,17 @@ import tiny_model
 from llama_index.core.llms import ChatMessage
 from test_cli import Bee
 
-from bee_integrations import device_plan, pass_costs
-from bee_integrations import engine as engine_module
 from bee_integrations.bench import BenchOptions
 from bee_integrations.bench.report import describe_run
-from bee_integrations.device_plan import Device, describe_card, parse_size, plan_memory, size_text
-from bee_integrations.engine import Engine
+from bee_integrations.engine import Engine, device_plan, pass_costs
+from bee_integrations.engine import engine as engine_module
+from bee_integrations.engine.device_plan import Device, describe_card, parse_size, plan_memory, size_text
+from bee_integrations.engine.pass_costs import PassCosts
 from bee_integrations.errors import DeviceError, DrafterMismatchError, ParameterError
 from bee_integrations.langchain import BeeLLM, ChatBee
 from bee_integrations.library import ffi
 from bee_integrations.llama_index import Bee as LlamaIndexBee
-from bee_integrations.model_file import ModelFile
-from bee_integrations.pass_costs import PassCosts
+from bee_integrations.models.file import ModelFile
 
 NOWHERE = "/nowhere/libbee_cuda.so"
 PARTS = ("target_bytes", "drafter_bytes", "cache_bytes", "work_bytes")

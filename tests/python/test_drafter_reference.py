@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pytest
 
 from bee_integrations.library import check, ffi, lib, new_error
-from bee_integrations.model_file import ModelFile
-from bee_integrations.tokenizer import Tokenizer
+from bee_integrations.models.file import ModelFile
+from bee_integrations.text.tokenizer import Tokenizer
 
 Array = npt.NDArray[np.float64]
 

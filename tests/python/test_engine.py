@@ -26,7 +26,7 @@ import pytest
 import bee_integrations
 from bee_integrations.engine import Engine, GenerationParams, Step
 from bee_integrations.errors import EngineClosedError, ParameterError
-from bee_integrations.tokenizer import StreamDecoder
+from bee_integrations.text.tokenizer import StreamDecoder
 
 QUESTION = [{"role": "user", "content": "Name three colours of the rainbow."}]
 ENDLESS = GenerationParams(temperature=1.0, seed=1)  # on the model of that name

@@ -38,7 +38,7 @@ from pydantic import BaseModel, Field, create_model
 from pydantic import v1 as pydantic_v1
 from typing_extensions import TypedDict
 
-from bee_integrations.chat import Piece
+from bee_integrations.chat.request import Piece
 from bee_integrations.constraints import JsonSchema
 from bee_integrations.errors import ConstraintError, ParameterError
 from bee_integrations.generation import Step

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bee_integrations.errors import BeeError, ModelFileError, ModelFormatError, ParameterError, UnsupportedModelError
-from bee_integrations.model_file import ModelFile
+from bee_integrations.models.file import ModelFile
 
 FORMATS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 

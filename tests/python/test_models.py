@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from bee_integrations import models
 from bee_integrations.errors import ModelDownloadError, ModelFileError, ParameterError
+from bee_integrations.models import registry as models
 
 CONTENT = b"GGUF" + bytes(range(256)) * 8192  # 2 MB, more than one chunk
 NAME = "demo-model"

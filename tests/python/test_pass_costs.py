@@ -9,8 +9,8 @@ import pytest
 import tiny_model
 
 from bee_integrations import Engine
+from bee_integrations.engine.pass_costs import PassCosts
 from bee_integrations.library import ffi
-from bee_integrations.pass_costs import PassCosts
 
 
 @pytest.fixture

@@ -10,10 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bee_integrations.chat_template import ChatTemplate
-from bee_integrations.errors import ParameterError
-from bee_integrations.model_file import ModelFile
-from bee_integrations.reasoning import (
+from bee_integrations.chat.reasoning import (
     LoopGuard,
     ReasoningSpan,
     ReasoningSplitter,
@@ -22,7 +19,10 @@ from bee_integrations.reasoning import (
     named,
     recognise,
 )
-from bee_integrations.tokenizer import Tokenizer
+from bee_integrations.errors import ParameterError
+from bee_integrations.models.file import ModelFile
+from bee_integrations.text.chat_template import ChatTemplate
+from bee_integrations.text.tokenizer import Tokenizer
 from bee_integrations.tools.tool_format import Reasoning, Text
 
 REFERENCE = Path(__file__).resolve().parent.parent / "reference"

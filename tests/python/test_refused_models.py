@@ -17,7 +17,7 @@ from golden_models import tiny_model
 
 from bee_integrations.errors import BeeError, DrafterMismatchError, ModelFormatError, UnsupportedModelError
 from bee_integrations.library import check, ffi, lib, new_error
-from bee_integrations.model_file import ModelFile
+from bee_integrations.models.file import ModelFile
 
 Change = Callable[[Document], None]
 N_EMBD, N_FF, N_LAYER, N_VOCAB, HEAD_SIZE = 64, 96, 2, 264, 16  # of llama-f32

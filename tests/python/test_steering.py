@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from bee_integrations.chat.reasoning import ReasoningSpan
 from bee_integrations.constraints import Choice, Grammar, GrammarCompiler, JsonSchema, Regex
+from bee_integrations.constraints.phases import LazyGrammar, Steering, SteeringPlan, Thinking
 from bee_integrations.errors import ConstraintError
 from bee_integrations.library import ffi, lib
-from bee_integrations.model_file import ModelFile
-from bee_integrations.reasoning import ReasoningSpan
-from bee_integrations.steering import LazyGrammar, Steering, SteeringPlan, Thinking
-from bee_integrations.tokenizer import Tokenizer
+from bee_integrations.models.file import ModelFile
+from bee_integrations.text.tokenizer import Tokenizer
 
 FREE, REFUSED, MASKED, COMPLETE, WATCHING, FAILED = (
     int(lib.BEE_CONSTRAINT_FREE),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bee_integrations.stop_strings import StopStrings
+from bee_integrations.text.stop_strings import StopStrings
 
 # A small alphabet, so that stop strings and their beginnings are everywhere.
 letters = st.text("ab ", max_size=40)

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bee_integrations.errors import ModelFormatError, ParameterError, UnsupportedModelError
-from bee_integrations.model_file import ModelFile
-from bee_integrations.pre_tokenizers import supported_pre_tokenizers
-from bee_integrations.tokenizer import StreamDecoder, Tokenizer
+from bee_integrations.models.file import ModelFile
+from bee_integrations.text.pre_tokenizers import supported_pre_tokenizers
+from bee_integrations.text.tokenizer import StreamDecoder, Tokenizer
 
 TESTS = Path(__file__).resolve().parent.parent
 GOLDEN: dict[str, Any] = json.loads((TESTS / "golden" / "text" / "tokens.json").read_text())

@@ -10,10 +10,10 @@ import tool_format_checks as checks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bee_integrations.chat_template import ChatTemplate
 from bee_integrations.errors import ParameterError, TemplateError
-from bee_integrations.model_file import ModelFile
-from bee_integrations.tokenizer import Tokenizer
+from bee_integrations.models.file import ModelFile
+from bee_integrations.text.chat_template import ChatTemplate
+from bee_integrations.text.tokenizer import Tokenizer
 from bee_integrations.tools.formats import FORMATS, by_name, recognise
 from bee_integrations.tools.tool_format import Tool, ToolFormat
 

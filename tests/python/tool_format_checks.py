@@ -21,9 +21,9 @@ from hypothesis import assume, currently_in_test_context
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from bee_integrations.chat_template import ChatTemplate
-from bee_integrations.model_file import ModelFile
-from bee_integrations.tokenizer import Tokenizer
+from bee_integrations.models.file import ModelFile
+from bee_integrations.text.chat_template import ChatTemplate
+from bee_integrations.text.tokenizer import Tokenizer
 from bee_integrations.tools.tool_format import (
     CallArguments,
     CallBegin,

@@ -1,8 +1,8 @@
 /* Tokens chosen on the device, and what a cycle accepts, against the CPU's rules. */
-#include "../../../libbee/cuda/kernels.h"
+#include "cuda/kernels.h"
 
 extern "C" {
-#include "sample.h"
+#include "sampling/sample.h"
 }
 
 #include "../check.h"
@@ -491,7 +491,7 @@ static void check_rows(Stage *stage, const DeviceSession &s, int n_drafts, const
     }
 }
 
-/* agreed_tokens, finish_of and commit of src/cycle.c. */
+/* agreed_tokens, finish_of and commit of src/engine/cycle.c. */
 static void expect_accept(DeviceSession *s, int n_drafts, const std::vector<int32_t> &drafts,
                           const std::vector<int32_t> &chosen) {
     int n = 0;

@@ -7,7 +7,7 @@
  * term adds u of the same sum. The matrix instructions' sums of 16-bit numbers may cut each summand off at 2^-23 of the
  * largest, and there are 64 of a group (two parts of 32 columns) in 4 instructions, each with the sum so far: at most
  * 4 (16 + 1) 2 u = 136 u of the group's magnitudes, taken twice for what is not documented. */
-#include "../../../libbee/cuda/kernels.h"
+#include "cuda/kernels.h"
 
 #include "../check.h"
 

@@ -5,8 +5,8 @@
  * Bounds. U = 2^-24 and U16 = 2^-11 are the largest relative errors of one rounding to float and to float16 (below
  * 2^-14 the latter is at most TINY16 absolute). The matrix instruction adds 16 products and a sum, which hardware may
  * align to the largest and cut off after 24 bits: MATRIX for each term, relative to the sum of magnitudes. */
-#include "../../../libbee/cuda/kernels.h"
-#include "../../../libbee/cuda/work_sizes.h"
+#include "cuda/kernels.h"
+#include "cuda/work_sizes.h"
 
 #include <cstdio>
 #include <cstdlib>
@@ -23,7 +23,7 @@ extern "C" {
 /* pack.h cannot be included: the CPU backend has names of its own for the same things. */
 void dequantize_row(const Tensor *tensor, int64_t row, float *out);
 }
-#include "../../../libbee/cpu/float16.h"
+#include "cpu/float16.h"
 
 static const double U = 0x1p-24, U16 = 0x1p-11, TINY16 = 0x1p-25, MATRIX = 0x1.2p-23, SECOND_ORDER = 1.01;
 /* CUDA's expf: 2 units in the last place. */

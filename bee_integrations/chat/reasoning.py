@@ -1,0 +1,261 @@
+"""A model's thinking, kept apart from its answer: where it begins and ends, and when it has to be ended.
+
+Models write their thinking before the answer, between two markers: "<think>Let me see ...</think>The answer is 4.". The
+markers are recognised from the chat template or named by hand. The reader of answers follows llama.cpp's and SGLang's:
+thinking stands at the beginning of an answer or nowhere, and the white space around it belongs to neither part.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import ParameterError
+from ..tools.tool_format import MarkerScan, Reasoning, Text
+
+__all__ = [
+    "LoopGuard",
+    "ReasoningSpan",
+    "ReasoningSplitter",
+    "ThinkingBudget",
+    "begins_open",
+    "named",
+    "recognise",
+]
+
+
+# ---- markers ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ReasoningSpan:
+    """The texts between which a model thinks."""
+
+    begin: str
+    end: str
+
+
+# In this order: templates that have several of them think between the first.
+_SPANS = (
+    ReasoningSpan("<|channel>thought\n", "<channel|>"),  # Gemma 4
+    ReasoningSpan("<|START_THINKING|>", "<|END_THINKING|>"),  # Cohere
+    ReasoningSpan("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
+    ReasoningSpan("Here are my reasoning steps:\n", "[BEGIN FINAL RESPONSE]"),  # Apriel 1.6
+    ReasoningSpan("[THINK]", "[/THINK]"),  # Mistral
+    ReasoningSpan("<seed:think>", "</seed:think>"),  # ByteDance Seed
+    ReasoningSpan("<mm:think>", "</mm:think>"),  # MiniMax M3
+    ReasoningSpan("<think:opensource>", "</think:opensource>"),  # Hunyuan 3
+    ReasoningSpan("<thinking>", "</thinking>"),  # Apriel 1.5
+    ReasoningSpan("<think>", "</think>"),  # Qwen, DeepSeek, GLM, Kimi K2, Nemotron, SmolLM3 and most others
+)
+
+_COMMENT = re.compile(r"\{#.*?(?:#\}|\Z)", re.DOTALL)
+# Where a template looks into old messages: `.split('</think>')`, `| replace("<think>", "")`, `'<think>' in content`.
+_LOOKS_FOR = re.compile(
+    r"""[.|]\s*(?:r?split|r?partition|replace|startswith|endswith|r?find|r?index|count|[lr]?strip)\([^()]*\)"""
+    r"""|(['"])[^'"]*\1\s+(?:not\s+)?in\b"""
+)
+
+
+def recognise(template: str | None) -> ReasoningSpan | None:
+    """The span of the model that a chat template (Jinja source) belongs to; None if it does not think.
+
+    A template must write the beginning of the span: into the prompt of an answer, around the thinking of old answers,
+    or into the instructions. One that only looks for markers, to remove them from old messages, tells nothing. None as
+    well for models that wrap everything they say in channels (gpt-oss, Solar, Kimi K3, Muse): two markers cannot
+    describe those.
+    """
+    if template is None:
+        return None
+    source = template.replace("\\n", "\n")
+    if "set HYTK = ':opensource'" in source:  # Hunyuan appends this to the name of each of its tokens
+        source = source.replace("{}>'.format(HYTK)", ":opensource>'")
+    written = _LOOKS_FOR.sub("", _COMMENT.sub("", source))
+    return next((span for span in _SPANS if span.begin in written and span.end in source), None)
+
+
+def named(value: str | tuple[str, str]) -> ReasoningSpan:
+    """The span that a user names: by both of its texts, or by the first if it is a tag ("<think>", "[THINK]") or the
+    beginning of a span that `recognise` knows. Raises `ParameterError`."""
+    if isinstance(value, str):
+        known = next((span for span in _SPANS if span.begin.strip() == value.strip()), None)
+        if known is not None:
+            return known
+        if re.fullmatch(r"<[\w:-]+>|\[[\w:-]+\]", value):
+            return ReasoningSpan(value, value[0] + "/" + value[1:])
+        raise ParameterError(f"the reasoning span {value!r} is not a tag such as '<think>'; name its begin and its end")
+    if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(isinstance(text, str) for text in value):
+        raise ParameterError(f"the reasoning span is {value!r}, expected a tag or the two texts that begin and end it")
+    begin, end = value
+    if not begin.strip() or not end.strip():
+        raise ParameterError("the texts that begin and end a reasoning span must not be blank")
+    if begin.strip() == end.strip():
+        raise ParameterError(f"the reasoning span begins and ends with the same text, {begin!r}")
+    return ReasoningSpan(begin, end)
+
+
+def begins_open(span: ReasoningSpan, prompt: str) -> bool:
+    """Whether the answer to a rendered prompt begins inside the span, because the prompt ends with its begin.
+
+    Only the end counts: a marker further up may be quoted by anybody who wrote a message.
+    """
+    return prompt.rstrip().endswith(span.begin.rstrip())
+
+
+# ---- the stream ------------------------------------------------------------------------------------------------------
+
+
+class ReasoningSplitter:
+    """Splits the text of one answer as it comes: what lies inside the span is `Reasoning`, all else `Text`.
+
+    The span counts at the beginning of the answer, after white space, or if the prompt opened it (`opened`), and once
+    at most, so an answer that speaks of "<think>" later stays whole. An opened span that the model opens again is one
+    span. A span that never ends is all `Reasoning`. White space at both ends of the reasoning and after the span is
+    dropped. However the text is cut into pieces, the events concatenate to the same.
+    """
+
+    def __init__(self, span: ReasoningSpan | None, opened: bool) -> None:
+        self._begin = "" if span is None else span.begin.lstrip()
+        self._end = MarkerScan() if span is None else MarkerScan(span.end)
+        self._at_start = span is not None  # the answer may yet begin with the span's begin
+        self._inside = span is not None and opened
+        self._start = ""  # the answer so far, while that is open
+        self._trims = False  # white space that comes next is dropped
+        self._space = ""  # white space that is dropped if the reasoning ends with it
+
+    @property
+    def inside(self) -> bool:
+        """Whether the text so far ends inside the span."""
+        return self._inside
+
+    def push(self, text: str) -> list[Text | Reasoning]:
+        """What the text so far makes certain."""
+        if self._at_start:
+            self._start += text
+            stripped = self._start.lstrip()
+            if self._begin.startswith(stripped) and stripped != self._begin:
+                return []  # a part of the begin, or nothing yet
+            text = self._leave_start(stripped)
+        return self._read(text)
+
+    def finish(self) -> list[Text | Reasoning]:
+        """The end of the answer: what was held back."""
+        events: list[Text | Reasoning] = []
+        if self._at_start:
+            events = self._read(self._leave_start(self._start.lstrip()))
+        if self._inside:
+            events += self._reasoning(self._end.flush())
+        return events
+
+    def _leave_start(self, stripped: str) -> str:
+        """What is to be read of the answer's beginning, now that it is known whether the span begins there."""
+        self._at_start = False
+        if stripped.startswith(self._begin):
+            self._inside = self._trims = True
+            return stripped[len(self._begin) :]
+        self._trims = self._inside
+        return self._start
+
+    def _read(self, text: str) -> list[Text | Reasoning]:
+        if not self._inside:
+            return self._text(text)
+        thought, end, rest = self._end.push(text)
+        events = self._reasoning(thought)
+        if end is not None:
+            self._inside, self._trims = False, True
+            events += self._text(rest)
+        return events
+
+    def _reasoning(self, text: str) -> list[Text | Reasoning]:
+        text = self._trimmed(self._space + text)
+        shown = text.rstrip()
+        self._space = text[len(shown) :]
+        return [Reasoning(shown)] if shown else []
+
+    def _text(self, text: str) -> list[Text | Reasoning]:
+        text = self._trimmed(text)
+        return [Text(text)] if text else []
+
+    def _trimmed(self, text: str) -> str:
+        if self._trims:
+            text = text.lstrip()
+            self._trims = not text
+        return text
+
+
+# ---- when to end it --------------------------------------------------------------------------------------------------
+
+
+class LoopGuard:
+    """Notices verbatim loops: the same sequence of tokens again and again.
+
+    The rule: a loop is certain when the last tokens are one sequence of at most `max_period` tokens, repeated without
+    a gap, and these are at least `repeats` repetitions and at least `min_tokens` tokens (the last repetition counts as
+    far as it has come).
+
+    The reasons for the defaults: four copies of a long sequence (128 tokens and more, a paragraph) in a row are hardly
+    ever meant. Many copies of a short one often are: rulers, empty table rows, lists of zeros. With 512 tokens, 150
+    zeros ("0, " is two or three tokens), a 12 x 12 matrix of them or thirty equal lines of code pass, and that is
+    little beside the thousands of tokens that a loop would take otherwise. A period of 512 tokens is a page; whatever
+    repeats more slowly is for the budget to end.
+
+    Each token is compared with the `max_period` tokens before it, all at once.
+    """
+
+    def __init__(self, max_period: int = 512, repeats: int = 4, min_tokens: int = 512) -> None:
+        if max_period < 1 or repeats < 2 or min_tokens < 1:
+            raise ParameterError(
+                "a loop guard needs max_period >= 1, repeats >= 2 and min_tokens >= 1, "
+                f"not {max_period}, {repeats} and {min_tokens}"
+            )
+        periods = np.arange(max_period, 0, -1)
+        self._recent = np.full(
+            max_period, -1, dtype=np.int64
+        )  # the last tokens, so entry i is periods[i] before the next token
+        self._runs = np.zeros(max_period, dtype=np.int64)  # how many tokens in a row equal the one a period before
+        self._needed = np.maximum(repeats * periods, min_tokens) - periods
+
+    def push(self, tokens: Sequence[int]) -> int | None:
+        """The index of the first of these tokens with which a loop is certain, or None."""
+        history = np.concatenate((self._recent, np.asarray(tokens, dtype=np.int64)))
+        first = None
+        for index, token in enumerate(tokens):
+            self._runs += 1
+            self._runs *= history[index : index + len(self._recent)] == token
+            if first is None and (self._runs >= self._needed).any():
+                first = index
+        self._recent = history[len(tokens) :].copy()
+        return first
+
+
+class ThinkingBudget:
+    """When a span must be closed: after `budget` tokens of reasoning (None: no bound), or when the guard, if there is
+    one, sees a loop."""
+
+    def __init__(self, budget: int | None, guard: LoopGuard | None) -> None:
+        if budget is not None and budget < 0:
+            raise ParameterError(f"the budget of reasoning is {budget} tokens, expected at least 0")
+        self._left = budget
+        self._guard = guard
+        self._spent = False
+
+    def push(self, tokens: Sequence[int]) -> int | None:
+        """How many of these tokens of reasoning may stay before the span has to be closed; None: it may go on.
+
+        The span has to be closed as soon as the budget is used up, so all of `tokens` may be the answer, and a budget
+        of 0 is used up without any token. After that nothing may stay.
+        """
+        if self._spent:
+            return 0
+        stay = None
+        if self._guard is not None and (certain := self._guard.push(tokens)) is not None:
+            stay = certain + 1
+        if self._left is not None:
+            if self._left <= len(tokens):
+                stay = self._left if stay is None else min(stay, self._left)
+            self._left -= len(tokens)
+        self._spent = stay is not None
+        return stay

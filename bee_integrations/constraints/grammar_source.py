@@ -1,0 +1,166 @@
+"""The sources of grammars: checked, quoted, and with schemas in them read strictly."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConstraintError
+from .json_schema import MAX_CHAIN, ReadSchema, is_chain_too_long, read_schema, schema_text
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+__all__ = [
+    "JSON_STYLE",
+    "check_rule_chain",
+    "checked_source",
+    "choice_source",
+    "lark_of_gbnf",
+    "line_of_rule",
+    "quoted",
+    "strict_inner_schemas",
+    "with_gbnf_line",
+]
+
+# One way to write a value, and many forced tokens: single blanks after "," and ":", no other white space, and no
+# \uXXXX, by which a key that the schema names could be written as if it were another one.
+JSON_STYLE: JsonCompileOptions = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "json_allowed_escapes": 'nrbtf\\"',
+    "lenient": False,
+    "coerce_one_of": False,
+}
+
+_MAX_SOURCE = 200_000  # characters of a grammar, or of all options
+
+
+def checked_source(text: str, subject: str, most: int = _MAX_SOURCE) -> str:
+    if not isinstance(text, str):
+        raise ConstraintError(f"{subject} is a {type(text).__name__}, expected a string")
+    if len(text) > most:
+        raise ConstraintError(f"{subject} has {len(text):,} characters; at most {most:,} are read")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConstraintError(f"{subject} has a lone surrogate, which is not Unicode text") from None
+    return text
+
+
+def choice_source(options: Sequence[str]) -> str:
+    if isinstance(options, str) or not options or any(not isinstance(option, str) for option in options):
+        raise ConstraintError("a choice needs at least one option, and each is a string")
+    # One terminal, not a rule: thousands of options are no burden to the lexer, but are to the parser.
+    return checked_source("start: OPTION\nOPTION: " + " | ".join(map(quoted, dict.fromkeys(options))), "the choice")
+
+
+def quoted(text: str) -> str:
+    # The grammar engine's lexer takes no U+007F as it stands.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def strict_inner_schemas(lark: str) -> tuple[str, list[ReadSchema]]:
+    """The rules with each `%json {...}` read strictly. Line breaks are kept, so that errors name the right line."""
+    schemas = []
+    decoder = json.JSONDecoder()
+    parts = []
+    at = 0
+    for match in re.finditer(r"%json\s*(?=\{)", lark):
+        if match.start() < at:
+            continue
+        try:
+            schema, end = decoder.raw_decode(lark, match.end())
+        except (ValueError, RecursionError):
+            continue  # the engine says what is wrong with it
+        line = lark.count("\n", 0, match.start()) + 1
+        own_style = schema.get("x-guidance") or {}
+        try:
+            schemas.append(read_schema(schema_text(schema)))
+        except ConstraintError as error:
+            raise ConstraintError(f"the grammar, line {line}: {error}") from None
+        strict = schemas[-1].compiled_form()
+        separators = {key: own_style[key] for key in ("item_separator", "key_separator") if key in own_style}
+        document = {**(strict if isinstance(strict, dict) else {"allOf": [strict]})}
+        document["x-guidance"] = {**JSON_STYLE, **separators}
+        breaks = "\n" * lark.count("\n", match.start(), end)
+        parts += [lark[at : match.start()], "%json ", _quoted_breaks(document, breaks)]
+        at = end
+    return "".join(parts) + lark[at:], schemas
+
+
+def _quoted_breaks(document: Mapping[str, Any], breaks: str) -> str:
+    text = json.dumps(document, ensure_ascii=False)
+    return text[:-1] + breaks + text[-1]
+
+
+def check_rule_chain(lark: str) -> None:
+    """Refuse rules that refer to one another in so long a row that the engine would exhaust the stack."""
+    graph: dict[str, list[str]] = {}
+    rule = ""
+    brackets = 0
+    for line in lark.splitlines():
+        head = re.match(r"\s*([?!]?[A-Za-z_][\w-]*)[^:]*:", line)
+        if head:
+            rule = head[1].lstrip("?!")
+            brackets = 0
+        for name, bracket in re.findall(r"([A-Za-z_][\w-]*)|([()\[\]])", line[head.end() :] if head else line):
+            # What stands in brackets is a rule of its own, of which the engine makes a level, too.
+            inner = f"{rule} {brackets}" if brackets else rule
+            if bracket and bracket in "([":
+                brackets += 1
+                graph.setdefault(inner, []).append(f"{rule} {brackets}")
+            elif bracket:
+                brackets = max(brackets - 1, 0)
+            else:
+                graph.setdefault(inner, []).append(name)
+    if is_chain_too_long(graph, "start"):
+        raise ConstraintError(f"the grammar: more than {MAX_CHAIN} rules and brackets lead into one another in a row")
+
+
+def lark_of_gbnf(gbnf: str) -> str:
+    """The rules in Lark. Raises plain exceptions for what is undefined or defined twice."""
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    return str(any_to_lark(_plain_escapes(gbnf)))
+
+
+def _plain_escapes(gbnf: str) -> str:
+    r"""GBNF with the characters themselves in place of \uXXXX and \UXXXXXXXX, which the converter misspells."""
+
+    def plain(match: re.Match[str]) -> str:
+        code = int(match[1] or match[2] or "0", 16)
+        if not 0x80 <= code < 0x110000 or 0xD800 <= code < 0xE000:
+            return f"\\x{code:02x}" if (match[1] or match[2]) and code < 0x80 else match[0]
+        return chr(code)
+
+    return re.sub(r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|.)", plain, gbnf, flags=re.DOTALL)
+
+
+def with_gbnf_line(error: str, gbnf: str) -> str:
+    place = re.search(r"^(.*) at line (\d+), ", error, flags=re.DOTALL)
+    if place:
+        return f"line {place[2]}: {place[1]}"
+    name = re.search(r"Rule '(.+?)'", error)
+    for number, line in enumerate(gbnf.splitlines(), start=1):
+        if name and re.search(rf"(?<![\w-]){re.escape(name[1])}(?![\w-])", line):
+            return f"line {number}: {error}"
+    return f"line 1: {error}"
+
+
+def line_of_rule(gbnf: str, lark_lines: Sequence[str]) -> str:
+    """The line of the GBNF rule that the last of these Lark lines belongs to."""
+
+    def plain(name: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", name.lower())
+
+    heads = [head for line in lark_lines if (head := re.match(r"([\w-]+)\s*:", line))]
+    wanted = plain(heads[-1][1]) if heads else ""
+    for number, line in enumerate(gbnf.splitlines(), start=1):
+        head = re.match(r"\s*([\w-]+)\s*::=", line)
+        if head and plain(head[1]) in (wanted, "root" if wanted == "start" else wanted):
+            return str(number)
+    return ""

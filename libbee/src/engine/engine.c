@@ -1,0 +1,258 @@
+#define _GNU_SOURCE
+#include "engine.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "error.h"
+#include "model/memory_plan.h"
+
+double monotonic_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+const char *bee_version(void) { return BEE_VERSION; }
+
+const char *const *bee_instruction_sets(void) { return cpu_instruction_sets(); }
+
+static bee_status check_params(const bee_engine_params *params, const char *drafter_path, bee_error *error) {
+    if (params->n_taps < 0 || params->n_taps > BEE_MAX_TAPS)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "n_taps is %d; it must lie between 0 and %d", params->n_taps,
+                        BEE_MAX_TAPS);
+    if (params->n_taps && drafter_path)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "taps are the drafter's own where there is one: give either");
+    return BEE_OK;
+}
+
+static bee_status open_target(bee_engine *e, const char *path, const bee_engine_params *params, LoadProgress *progress,
+                              bee_error *error) {
+    bee_error local;
+    if (!error) error = &local;
+    if (!(e->file = bee_file_open(path, error))) return error->status;
+    Shape shape;
+    const bee_status status = shape_read(e->file, &shape, error);
+    if (status) return status;
+    if (shape.architecture == ARCH_DFLASH)
+        return bee_fail(error, BEE_ERROR_UNSUPPORTED,
+                        "'%s' is a DFlash drafter, not a model: give it as the drafter of the model it was trained for",
+                        path);
+    for (int i = 0; i < params->n_taps; i++)
+        if (params->taps[i] < 0 || params->taps[i] > shape.n_layer)
+            return bee_fail(error, BEE_ERROR_ARGUMENT,
+                            "taps[%d] is %d; it must lie between 0 and %d, the model's layers", i, params->taps[i],
+                            shape.n_layer);
+    e->target = model_load(e->ops, e->backend, e->file, NULL, NULL, params->made_up_weights, progress, error);
+    if (!e->target) return error->status;
+    e->n_taps = params->n_taps;
+    memcpy(e->taps, params->taps, sizeof e->taps);
+    return BEE_OK;
+}
+
+static bee_status open_drafter(bee_engine *e, const char *path, const bee_engine_params *params, LoadProgress *progress,
+                               bee_error *error) {
+    bee_error local;
+    if (!error) error = &local;
+    if (!(e->drafter_file = bee_file_open(path, error))) return error->status;
+    Shape shape;
+    const bee_status status = shape_read(e->drafter_file, &shape, error);
+    if (status) return status;
+    if (shape.architecture != ARCH_DFLASH)
+        return bee_fail(error, BEE_ERROR_MISMATCH, "'%s' is not a DFlash drafter (its architecture is not 'dflash')",
+                        path);
+    e->drafter =
+        model_load(e->ops, e->backend, e->drafter_file, e->target, e->file, params->made_up_weights, progress, error);
+    if (!e->drafter) return error->status;
+    e->n_taps = e->drafter->shape.n_taps;
+    memcpy(e->taps, e->drafter->shape.taps, sizeof e->taps);
+    return BEE_OK;
+}
+
+static bee_status open_backend(bee_engine *e, const bee_engine_params *params, bee_error *error) {
+    bee_error local;
+    if (!error) error = &local;
+    if (params->device == BEE_DEVICE_CUDA) {
+        e->cuda = cuda_library(error);
+        if (!e->cuda || e->cuda->describe(&e->device_info, error)) return error->status;
+        e->ops = e->cuda->ops;
+        e->backend = e->cuda->backend_new(error);
+    } else {
+        snprintf(e->device_info.name, sizeof e->device_info.name, "CPU");
+        e->backend = cpu_backend_new(params->n_threads, params->instruction_set, error);
+    }
+    return e->backend ? BEE_OK : error->status;
+}
+
+static void close_backend(bee_engine *e) {
+    if (!e->backend) return;
+    if (e->cuda)
+        e->cuda->backend_free(e->backend);
+    else
+        cpu_backend_free(e->backend);
+}
+
+static const char *kernels_name(const bee_engine *e) {
+    return e->cuda ? "cuda" : cpu_backend_instruction_set(e->backend);
+}
+
+static int host_threads(const bee_engine *e) { return e->cuda ? 1 : cpu_backend_threads(e->backend); }
+
+static bee_status plan(const char *model_path, const char *drafter_path, bee_device device, int32_t n_ctx,
+                       bee_memory_plan *out, bee_error *error) {
+    bee_error local;
+    if (!error) error = &local;
+    bee_file *target = bee_file_open(model_path, error);
+    bee_file *drafter = target && drafter_path ? bee_file_open(drafter_path, error) : NULL;
+    bee_status status = error->status;
+    if (target && (drafter || !drafter_path)) status = bee_plan_memory(target, drafter, device, n_ctx, out, error);
+    bee_file_close(drafter);
+    bee_file_close(target);
+    return status;
+}
+
+/* Before anything is loaded: what would not fit a device is refused with the numbers. For the CPU a plan is made where
+ * progress has to know its total; files that have none are refused when they are opened, with the reason. */
+static bee_status make_plan(const bee_engine *e, const char *model_path, const char *drafter_path,
+                            const bee_engine_params *params, bee_memory_plan *out, bee_error *error) {
+    *out = (bee_memory_plan){0};
+    if (e->cuda) {
+        const bee_status status = plan(model_path, drafter_path, BEE_DEVICE_CUDA, params->n_ctx, out, error);
+        return status ? status : plan_check(out, &e->device_info, params->n_ctx, error);
+    }
+    if (params->progress) plan(model_path, drafter_path, BEE_DEVICE_CPU, 0, out, NULL);
+    return BEE_OK;
+}
+
+static bee_status load_models(bee_engine *e, const char *model_path, const char *drafter_path,
+                              const bee_engine_params *params, uint64_t weight_bytes, bee_error *error) {
+    LoadProgress progress = {
+        .tell = weight_bytes ? params->progress : NULL, .user = params->progress_user, .total = weight_bytes};
+    bee_status status = open_target(e, model_path, params, &progress, error);
+    if (!status && drafter_path) status = open_drafter(e, drafter_path, params, &progress, error);
+    if (!status && progress.tell && !progress.tell(progress.user, progress.total, progress.total))
+        status = bee_fail(error, BEE_ERROR_CANCELLED, "loading was cancelled");
+    return status;
+}
+
+static bee_status open_parts(bee_engine *e, const char *model_path, const char *drafter_path,
+                             const bee_engine_params *params, bee_error *error) {
+    bee_memory_plan needed;
+    bee_status status = check_params(params, drafter_path, error);
+    if (!status) status = open_backend(e, params, error);
+    if (!status) status = make_plan(e, model_path, drafter_path, params, &needed, error);
+    if (!status)
+        status = load_models(e, model_path, drafter_path, params, needed.target_bytes + needed.drafter_bytes, error);
+    if (status) return status;
+    if (!workspace_new(e->ops, e->backend, e->target, e->n_taps, &e->work) ||
+        (e->drafter && !workspace_new(e->ops, e->backend, e->drafter, e->n_taps, &e->draft_work)))
+        return bee_fail(error, BEE_ERROR_MEMORY, "out of memory for the activations of a pass");
+    /* The host's part of a cycle is some 0.1 ms, its caller's with it: estimated, not measured. */
+    e->short_cycle = 2e-3;
+    chances_reset(&e->usual);
+    status = open_costs(e, params->costs, error);
+    return status ? status : engine_status(e, error);
+}
+
+static void log_opened(const bee_engine *e) {
+    if (!e->log) return;
+    char message[320];
+    snprintf(message, sizeof message, "%d layers, %.1f MB of packed weights, %s kernels on %s, %d threads, %s",
+             e->target->shape.n_layer, 1e-6 * (double)e->target->weight_bytes, kernels_name(e), e->device_info.name,
+             host_threads(e), e->drafter ? "with a drafter" : "no drafter");
+    e->log(e->log_user, message);
+}
+
+/* `note` is what the engine says of the device that it was not opened on; may be NULL. */
+static bee_engine *open_on(const char *model_path, const char *drafter_path, const bee_engine_params *params,
+                           const char *note, bee_error *error) {
+    bee_engine *e = calloc(1, sizeof *e);
+    if (!e) {
+        bee_fail(error, BEE_ERROR_MEMORY, "out of memory");
+        return NULL;
+    }
+    pthread_mutex_init(&e->mutex, NULL);
+    e->ops = &bee_cpu_ops;
+    e->log = params->log;
+    e->log_user = params->log_user;
+    if (note) snprintf(e->device_note, sizeof e->device_note, "%.255s", note);
+    if (!open_parts(e, model_path, drafter_path, params, error)) {
+        log_opened(e);
+        return e;
+    }
+    bee_engine_close(e);
+    return NULL;
+}
+
+/* The card where it takes the model, and otherwise the CPU. Where there is no card, nothing is said of it. What is
+ * wrong with the files, opening them on the CPU says. */
+static bee_engine *open_auto(const char *model_path, const char *drafter_path, const bee_engine_params *params,
+                             bee_error *error) {
+    bee_engine_params chosen = *params;
+    bee_device_info card;
+    bee_error reason = {.message = ""};
+    chosen.device = BEE_DEVICE_CUDA;
+    if (!params->instruction_set && !bee_device_describe(BEE_DEVICE_CUDA, &card, NULL)) {
+        bee_engine *e = open_on(model_path, drafter_path, &chosen, NULL, &reason);
+        if (e) return e;
+        if (reason.status == BEE_ERROR_CANCELLED) {
+            bee_fail(error, reason.status, "%s", reason.message);
+            return NULL;
+        }
+    }
+    chosen.device = BEE_DEVICE_CPU;
+    return open_on(model_path, drafter_path, &chosen, reason.message, error);
+}
+
+bee_engine *bee_engine_open(const char *model_path, const char *drafter_path, const bee_engine_params *params,
+                            bee_error *error) {
+    static const bee_engine_params defaults = {0};
+    if (!model_path) {
+        bee_fail(error, BEE_ERROR_ARGUMENT, "model_path is missing");
+        return NULL;
+    }
+    if (!params) params = &defaults;
+    if (params->device == BEE_DEVICE_AUTO) return open_auto(model_path, drafter_path, params, error);
+    if (params->device != BEE_DEVICE_CPU && params->device != BEE_DEVICE_CUDA) {
+        bee_fail(error, BEE_ERROR_ARGUMENT, "device is %d; bee_device has 0 to 2", (int)params->device);
+        return NULL;
+    }
+    return open_on(model_path, drafter_path, params, NULL, error);
+}
+
+void bee_engine_close(bee_engine *e) {
+    if (!e) return;
+    workspace_free(e->ops, e->backend, &e->work);
+    workspace_free(e->ops, e->backend, &e->draft_work);
+    model_free(e->ops, e->backend, e->drafter);
+    model_free(e->ops, e->backend, e->target);
+    close_backend(e);
+    bee_file_close(e->drafter_file);
+    bee_file_close(e->file);
+    pthread_mutex_destroy(&e->mutex);
+    free(e);
+}
+
+void bee_engine_describe(const bee_engine *e, bee_engine_info *out) {
+    const Shape *s = &e->target->shape;
+    *out = (bee_engine_info){
+        .n_vocab = s->n_vocab,
+        .n_ctx_train = s->n_ctx_train,
+        .n_layer = s->n_layer,
+        .n_embd = s->n_embd,
+        .n_threads = host_threads(e),
+        .n_taps = e->n_taps,
+        .has_drafter = e->drafter != NULL,
+        .block_size = e->drafter ? e->drafter->shape.block_size : 0,
+        .n_draft_vocab = e->drafter ? e->drafter->n_head_rows : 0,
+        .mask_token = e->drafter ? e->drafter->shape.mask_token : -1,
+        .weight_bytes = e->target->weight_bytes + (e->drafter ? e->drafter->weight_bytes : 0),
+        .instruction_set = kernels_name(e),
+        .device = e->cuda ? BEE_DEVICE_CUDA : BEE_DEVICE_CPU,
+        .device_info = e->device_info,
+    };
+    memcpy(out->device_note, e->device_note, sizeof e->device_note);
+    memcpy(out->taps, e->taps, sizeof e->taps);
+}

@@ -1,0 +1,95 @@
+/* Engines and sessions from the inside. */
+#ifndef BEE_ENGINE_H
+#define BEE_ENGINE_H
+
+#include <pthread.h>
+
+#include "cuda_library.h"
+#include "draft/copy.h"
+#include "draft/policy.h"
+#include "forward/forward.h"
+#include "sampling/logit_edits.h"
+
+struct bee_engine {
+    pthread_mutex_t mutex; /* one pass at a time; also guards the state of the engine's sessions */
+    const Ops *ops;
+    Backend *backend;
+    const CudaLibrary *cuda; /* whose backend it is; NULL: the CPU's */
+    bee_device_info device_info;
+    char device_note[256];
+    bee_file *file, *drafter_file;
+    Model *target, *drafter; /* drafter may be NULL */
+    Workspace work, draft_work;
+    int32_t taps[BEE_MAX_TAPS];
+    int n_taps;
+    DraftCosts costs;
+    DraftChances usual; /* what drafts of all requests did, which a new one starts from */
+    double short_cycle; /* seconds: only what takes less is queued before "auto" knows what comes before it */
+    bool unfinished;    /* the device may be at work on what nobody waits for: the next time is not one pass's alone */
+    bee_log_function log;
+    void *log_user;
+};
+
+/* tokens[0 .. n_tokens) are committed; the target's cache holds the first n_cached of them, the drafter's the first
+ * n_injected, and the features of the n_waiting behind these are at hand. While a request runs, n_cached < n_tokens: at
+ * least the last token still waits for a pass. */
+struct bee_session {
+    bee_engine *engine;
+    int32_t n_ctx;
+    Cache *cache, *draft_cache;
+    float *features; /* [n_ctx][n_taps * n_embd], NULL unless kept */
+    float *waiting;  /* [BEE_MAX_PASS_ROWS][feature_stride], NULL without a drafter */
+    int32_t *tokens; /* [n_ctx] */
+    int32_t n_tokens, n_cached, n_injected, n_waiting;
+    CopyIndex copies;     /* of tokens, as far as they were looked up in this request */
+    DeviceCycle *cycle;   /* on a device */
+    const float *profile; /* of accepted drafts, in place of the drafter's merit: bee_engine_measure_cycles */
+    atomic_bool cancelled;
+
+    /* the request */
+    bool active;
+    bee_sampling sampling;
+    int32_t max_tokens;
+    bee_speculation speculation;
+    int32_t draft_length; /* -1: chosen before each cycle */
+    bool uses_drafter;
+    DraftSource last_source; /* of the last cycle */
+    int32_t n_ahead;         /* cycles that were queued before those before them were known */
+    DraftChances chances;
+    int32_t stop_tokens[BEE_MAX_STOP_TOKENS];
+    int32_t n_stop_tokens;
+    bool constrained;
+    bool free;     /* the constraint said that the next cycle need not ask it, */
+    bool watching; /* nor tell of tokens that it does not watch for */
+    bool stalled;  /* the last cycle yielded nothing, because its constraint kept none of its tokens */
+    bee_constraint constraint;
+    uint32_t *masks; /* [BEE_MAX_BLOCK][mask_words], NULL until a request is constrained */
+    FullPath full;
+    bee_stats stats;
+};
+
+double monotonic_seconds(void);
+
+/* BEE_OK, or what made the engine's device unusable: nothing that it computed since counts. */
+static inline bee_status engine_status(const bee_engine *e, bee_error *error) {
+    return e->ops->device ? e->ops->device->status(e->backend, error) : BEE_OK;
+}
+
+/* Of a constraint's mask. */
+static inline size_t mask_words(const bee_engine *e) { return ((size_t)e->target->shape.n_vocab + 31) / 32; }
+
+/* Refuses ids that are not in the vocabulary; `name` is what the message calls a token. */
+bee_status check_tokens(const bee_engine *engine, const char *name, const int32_t *tokens, int32_t n, bee_error *error);
+
+/* Whether the session's next pass decodes: its prompt has been read but for the last token. */
+static inline bool session_decodes(const bee_session *s) { return s->n_tokens - s->n_cached == 1; }
+
+/* Drafts for the next cycle of a session that decodes: what the request asks, as far as context, output and the
+ * drafter's state allow, and at most `longest`, in a pass of so many sessions. The first `n_forced` are known, where
+ * anything is drafted at all. `match` is what a copy would follow, chosen or not. */
+DraftChoice session_choose_drafts(bee_session *session, int longest, int n_sessions, int n_forced, CopyMatch *match);
+
+/* Fills engine->costs: with what is known, or else by running passes and drafts. */
+bee_status open_costs(bee_engine *engine, const bee_costs *known, bee_error *error);
+
+#endif

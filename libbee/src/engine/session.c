@@ -1,0 +1,228 @@
+#include <stdlib.h>
+#include <string.h>
+
+#include "device_cycle.h"
+#include "draft/dflash.h"
+#include "error.h"
+#include "sampling/sample.h"
+
+static bool session_allocate(bee_session *s, bool keep_features) {
+    bee_engine *e = s->engine;
+    s->tokens = malloc((size_t)s->n_ctx * sizeof *s->tokens);
+    s->cache = e->ops->cache_new(e->backend, &e->target->heads, e->target->shape.n_layer, s->n_ctx);
+    if (!s->tokens || !s->cache || !copy_index_new(&s->copies, s->n_ctx)) return false;
+    /* A draft pass writes its block beyond the committed tokens, so its cache has room for one more. */
+    if (e->drafter) {
+        s->draft_cache =
+            e->ops->cache_new(e->backend, &e->drafter->heads, e->drafter->shape.n_layer, s->n_ctx + BEE_MAX_BLOCK);
+        s->waiting = e->ops->buffer_new(e->backend, BEE_MAX_PASS_ROWS * e->work.feature_stride);
+        if (!s->draft_cache || !s->waiting) return false;
+    }
+    if (e->ops->device && !(s->cycle = e->ops->device->cycle_new(e->backend))) return false;
+    if (keep_features && e->n_taps) {
+        s->features = malloc((size_t)s->n_ctx * e->n_taps * e->target->shape.n_embd * sizeof(float));
+        if (!s->features) return false;
+    }
+    return true;
+}
+
+static void session_free(bee_session *s) {
+    if (s->cycle) s->engine->ops->device->cycle_free(s->engine->backend, s->cycle); /* waits for what is under way */
+    s->engine->ops->buffer_free(s->engine->backend, s->waiting);
+    copy_index_free(&s->copies);
+    s->engine->ops->cache_free(s->engine->backend, s->cache);
+    s->engine->ops->cache_free(s->engine->backend, s->draft_cache);
+    full_path_end(&s->full);
+    free(s->masks);
+    free(s->features);
+    free(s->tokens);
+    free(s);
+}
+
+bee_session *bee_session_open(bee_engine *engine, int32_t n_ctx, bool keep_features, bee_error *error) {
+    if (!engine || n_ctx < 1 || n_ctx > engine->target->shape.n_ctx_train) {
+        bee_fail(error, BEE_ERROR_ARGUMENT, "n_ctx is %d; it must lie between 1 and the model's context length, %d",
+                 n_ctx, engine ? engine->target->shape.n_ctx_train : 0);
+        return NULL;
+    }
+    bee_session *s = calloc(1, sizeof *s);
+    if (!s) {
+        bee_fail(error, BEE_ERROR_MEMORY, "out of memory");
+        return NULL;
+    }
+    s->engine = engine;
+    s->n_ctx = n_ctx;
+    pthread_mutex_lock(&engine->mutex);
+    const bool ok = session_allocate(s, keep_features);
+    if (!ok) session_free(s);
+    pthread_mutex_unlock(&engine->mutex);
+    if (ok) return s;
+    bee_fail(error, BEE_ERROR_MEMORY, "out of memory for a context of %d tokens; ask for a smaller n_ctx", n_ctx);
+    return NULL;
+}
+
+void bee_session_close(bee_session *s) {
+    if (!s) return;
+    bee_engine *e = s->engine;
+    pthread_mutex_lock(&e->mutex);
+    session_free(s);
+    pthread_mutex_unlock(&e->mutex);
+}
+
+bee_status check_tokens(const bee_engine *e, const char *name, const int32_t *tokens, int32_t n, bee_error *error) {
+    const int n_vocab = e->target->shape.n_vocab;
+    for (int32_t i = 0; i < n; i++)
+        if (tokens[i] < 0 || tokens[i] >= n_vocab)
+            return bee_fail(error, BEE_ERROR_ARGUMENT, "%s %d is %d; the vocabulary has ids 0 to %d", name, i,
+                            tokens[i], n_vocab - 1);
+    return BEE_OK;
+}
+
+static bee_status check_prompt(const bee_session *s, const bee_request *r, bee_error *error) {
+    if (!r->prompt || r->n_prompt < 1)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "the prompt is empty; it needs at least one token");
+    if (r->n_prompt > s->n_ctx)
+        return bee_fail(error, BEE_ERROR_CONTEXT,
+                        "the prompt has %d tokens, but the context holds %d; shorten it or raise n_ctx", r->n_prompt,
+                        s->n_ctx);
+    return check_tokens(s->engine, "prompt token", r->prompt, r->n_prompt, error);
+}
+
+static bee_status check_speculation(const bee_session *s, const bee_request *r, bee_error *error) {
+    const Model *drafter = s->engine->drafter;
+    if ((int)r->speculation < BEE_SPECULATION_OFF || (int)r->speculation > BEE_SPECULATION_COPY)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "speculation is %d; bee_speculation has 0 to 3",
+                        (int)r->speculation);
+    if (r->speculation == BEE_SPECULATION_OFF) return BEE_OK;
+    if (r->speculation == BEE_SPECULATION_DFLASH && !drafter)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "speculation is DFLASH, but the engine has no drafter");
+    const bool asks_drafter = drafter && r->speculation != BEE_SPECULATION_COPY;
+    const int longest = (asks_drafter ? drafter->shape.block_size : BEE_MAX_BLOCK) - 1;
+    if (r->draft_length < -1 || r->draft_length > longest)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "draft_length is %d; it must lie between -1 (automatic) and %d%s",
+                        r->draft_length, longest, asks_drafter ? ", the drafter's block" : "");
+    return BEE_OK;
+}
+
+static bee_status check_request(const bee_session *s, const bee_request *r, bee_error *error) {
+    bee_status status = check_prompt(s, r, error);
+    if (!status) status = sampling_check(&r->sampling, error);
+    if (!status) status = check_speculation(s, r, error);
+    if (!status) status = full_path_check(r, s->engine->target->shape.n_vocab, error);
+    if (status) return status;
+    if (r->constraint && !(r->constraint->begin && r->constraint->advance && r->constraint->commit))
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "the constraint lacks one of its functions");
+    if (r->max_tokens < 1)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "max_tokens is %d; it must be at least 1", r->max_tokens);
+    if (r->n_stop_tokens < 0 || r->n_stop_tokens > BEE_MAX_STOP_TOKENS)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "n_stop_tokens is %d; it must lie between 0 and %d",
+                        r->n_stop_tokens, BEE_MAX_STOP_TOKENS);
+    if (r->n_stop_tokens && !r->stop_tokens)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "stop_tokens is missing, but n_stop_tokens is %d", r->n_stop_tokens);
+    return BEE_OK;
+}
+
+static void set_speculation(bee_session *s, const bee_request *r) {
+    const bool dflash = r->speculation == BEE_SPECULATION_DFLASH,
+               may_ask = dflash || r->speculation == BEE_SPECULATION_AUTO;
+    s->speculation = r->speculation;
+    s->draft_length = dflash && r->draft_length < 0 ? s->engine->drafter->shape.block_size - 1 : r->draft_length;
+    s->uses_drafter = s->engine->drafter && may_ask && s->draft_length;
+    chances_begin(&s->chances, &s->engine->usual);
+}
+
+/* How many tokens of the prompt the caches already hold. The last one always runs again: its logits are wanted. */
+static int reusable_prefix(const bee_session *s, const bee_request *r) {
+    int limit = s->n_cached < r->n_prompt - 1 ? s->n_cached : r->n_prompt - 1;
+    const int known = s->n_injected + s->n_waiting;
+    if (s->uses_drafter && known < limit) limit = known; /* the drafter needs its context, too */
+    int n = 0;
+    while (n < limit && s->tokens[n] == r->prompt[n]) n++;
+    return n;
+}
+
+/* What the masked and the full logit path need beyond logits. */
+static bool prepare_paths(bee_session *s, const bee_request *r) {
+    const int n_vocab = s->engine->target->shape.n_vocab;
+    if (r->constraint && !s->masks) s->masks = malloc(BEE_MAX_BLOCK * mask_words(s->engine) * sizeof *s->masks);
+    return full_path_begin(&s->full, r, n_vocab, s->n_ctx) && (s->masks || !r->constraint);
+}
+
+static void start_request(bee_session *s, const bee_request *r) {
+    device_cycle_drop(s);
+    set_speculation(s, r);
+    const int reused = reusable_prefix(s, r);
+    s->n_cached = reused;
+    forget_features(s, reused);
+    memmove(s->tokens, r->prompt, (size_t)r->n_prompt * sizeof *s->tokens);
+    s->n_tokens = r->n_prompt;
+    copy_index_clear(&s->copies);
+    s->sampling = r->sampling;
+    s->max_tokens = r->max_tokens;
+    s->n_stop_tokens = r->n_stop_tokens;
+    if (r->n_stop_tokens) memcpy(s->stop_tokens, r->stop_tokens, (size_t)r->n_stop_tokens * sizeof *s->stop_tokens);
+    s->constrained = r->constraint != NULL;
+    if (r->constraint) s->constraint = *r->constraint;
+    s->last_source = DRAFT_NOTHING;
+    s->n_ahead = 0;
+    s->stalled = s->free = s->watching = false;
+    s->stats = (bee_stats){.prompt_tokens = r->n_prompt, .reused_tokens = reused};
+    atomic_store(&s->cancelled, false);
+    s->active = true;
+}
+
+bee_status bee_session_begin(bee_session *s, const bee_request *request, bee_error *error) {
+    const bee_status status = check_request(s, request, error);
+    if (status) return status;
+    pthread_mutex_lock(&s->engine->mutex);
+    const bool ok = prepare_paths(s, request);
+    if (ok) start_request(s, request);
+    pthread_mutex_unlock(&s->engine->mutex);
+    return ok ? BEE_OK : bee_fail(error, BEE_ERROR_MEMORY, "out of memory for the masks or penalties of a request");
+}
+
+static int least(int a, int b) { return a < b ? a : b; }
+
+DraftChoice session_choose_drafts(bee_session *s, int longest, int n_sessions, int n_forced, CopyMatch *match) {
+    *match = (CopyMatch){0, 0};
+    if (s->speculation == BEE_SPECULATION_OFF) return (DraftChoice){DRAFT_NOTHING, 0};
+    if (s->speculation != BEE_SPECULATION_DFLASH && !n_forced) *match = copy_find(&s->copies, s->tokens, s->n_tokens);
+    /* The cycle yields one token more than it keeps drafts. */
+    const int output_left = s->max_tokens - s->stats.output_tokens - 1;
+    const int room = s->n_tokens < s->n_ctx ? s->n_ctx - s->n_tokens - 1 : 0;
+    longest = least(least(longest, BEE_MAX_BLOCK - 1), least(output_left, room));
+    const int fixed = s->draft_length < 0 ? -1 : least(s->draft_length, longest);
+    const DraftOptions options = {.model = s->uses_drafter && drafter_is_ready(s),
+                                  .match = match->length,
+                                  .forced = n_forced,
+                                  .shortest = fixed > 0 ? fixed : 0,
+                                  .longest = fixed < 0 ? longest : fixed,
+                                  .n_sessions = n_sessions};
+    return draft_choose(&s->engine->costs, &s->chances, &options);
+}
+
+void bee_session_cancel(bee_session *s) { atomic_store(&s->cancelled, true); }
+
+void bee_session_stats(const bee_session *s, bee_stats *out) {
+    pthread_mutex_lock(&s->engine->mutex);
+    *out = s->stats;
+    pthread_mutex_unlock(&s->engine->mutex);
+}
+
+bee_status bee_session_logprobs(const bee_session *s, int32_t i, bee_logprobs *out, bee_error *error) {
+    pthread_mutex_lock(&s->engine->mutex);
+    const int n = s->full.n_results;
+    if (i >= 0 && i < n) *out = s->full.results[i];
+    pthread_mutex_unlock(&s->engine->mutex);
+    if (i >= 0 && i < n) return BEE_OK;
+    return bee_fail(error, BEE_ERROR_ARGUMENT, "token %d has no log-probabilities; the last step has those of %d", i,
+                    n);
+}
+
+int32_t bee_session_tokens(const bee_session *s, const int32_t **tokens) {
+    pthread_mutex_lock(&s->engine->mutex);
+    const int32_t n = s->n_cached;
+    pthread_mutex_unlock(&s->engine->mutex);
+    *tokens = s->tokens;
+    return n;
+}
