@@ -13,9 +13,9 @@
 #include <sys/auxv.h>
 #endif
 
+#include "devices.h"
 #include "error.h"
 #include "kernels.h"
-#include "ops.h"
 #include "pack.h"
 #include "rates.h"
 #include "sampling/sample.h"
@@ -127,7 +127,7 @@ static void find_available(void) {
         if (can_run(compiled_kernels[i]->name)) available_names[n++] = compiled_kernels[i]->name;
 }
 
-const char *const *cpu_instruction_sets(void) {
+const char *const *bee_instruction_sets(void) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, find_available);
     return available_names;
@@ -140,7 +140,7 @@ static const Kernels *find_kernels(const char *name) {
 }
 
 static const Kernels *choose_kernels(const char *wanted, bee_error *error) {
-    const char *const *available = cpu_instruction_sets();
+    const char *const *available = bee_instruction_sets();
     if (!wanted) return find_kernels(available[0]);
     char list[64] = "";
     for (int i = 0; available[i]; i++) {
@@ -355,13 +355,15 @@ static void table_free(Backend *backend, Table *table) {
     free(table);
 }
 
-static int chunks_of(int n_positions) { return (n_positions + POSITION_CHUNK - 1) / POSITION_CHUNK; }
-
 static size_t partial_size(const Heads *heads) { return PARTIAL_HEAD + (size_t)heads->head_size; }
+
+static size_t partial_floats(const Heads *heads, int n_ctx) {
+    return (size_t)ATTENTION_ROWS * heads->n_head * cache_chunks(n_ctx) * partial_size(heads);
+}
 
 /* Memory of a long context that no request reaches stays untouched. */
 static bool reserve_partials(Backend *backend, const Heads *heads, int n_ctx) {
-    const size_t floats = (size_t)ATTENTION_ROWS * heads->n_head * chunks_of(n_ctx) * partial_size(heads);
+    const size_t floats = partial_floats(heads, n_ctx);
     if (backend->partial_floats >= floats) return true;
     float *both[2] = {pages_new(floats * sizeof(float)), pages_new(floats * sizeof(float))};
     for (int i = 0; i < 2; i++) {
@@ -374,27 +376,23 @@ static bool reserve_partials(Backend *backend, const Heads *heads, int n_ctx) {
     return true;
 }
 
-static size_t cache_bytes(const Cache *cache) {
-    return sizeof(uint16_t) * cache->n_layer * cache->n_head_kv * (size_t)cache->n_ctx * cache->head_size;
-}
-
 static void cache_free(Backend *backend, Cache *cache) {
     (void)backend;
     if (!cache) return;
-    pages_free(cache->keys, cache_bytes(cache));
-    pages_free(cache->values, cache_bytes(cache));
+    pages_free(cache->keys, cache_half_bytes(cache));
+    pages_free(cache->values, cache_half_bytes(cache));
     free(cache);
 }
 
 static Cache *cache_new(Backend *backend, const Heads *heads, int n_layer, int n_ctx) {
     Cache *cache = calloc(1, sizeof *cache);
     if (!cache) return NULL;
-    *cache = (Cache){.n_ctx = chunks_of(n_ctx) * POSITION_CHUNK,
+    *cache = (Cache){.n_ctx = cache_chunks(n_ctx) * POSITION_CHUNK,
                      .n_layer = n_layer,
                      .n_head_kv = heads->n_head_kv,
                      .head_size = heads->head_size};
-    cache->keys = pages_new(cache_bytes(cache));
-    cache->values = pages_new(cache_bytes(cache));
+    cache->keys = pages_new(cache_half_bytes(cache));
+    cache->values = pages_new(cache_half_bytes(cache));
     if (cache->keys && cache->values && reserve_partials(backend, heads, cache->n_ctx)) return cache;
     cache_free(backend, cache);
     return NULL;
@@ -608,7 +606,7 @@ static void attend_rows(Worker *w, const Heads *heads, int layer, const Row *row
         total += heads->n_head_kv * visible_to(run);
     const int begin = share_begin(w, total, w->index), end = share_begin(w, total, w->index + 1);
     for (Run run = run_at(rows, 0, n); run.n; run = run_at(rows, run.first + run.n, n))
-        for (int chunk = 0; chunk < chunks_of(visible_to(run)); chunk++) {
+        for (int chunk = 0; chunk < cache_chunks(visible_to(run)); chunk++) {
             const int left = visible_to(run) - chunk * POSITION_CHUNK;
             const int length = left < POSITION_CHUNK ? left : POSITION_CHUNK;
             for (int head = 0; head < heads->n_head_kv; head++, at += length)
@@ -632,7 +630,7 @@ static void fold_rows(Worker *w, const Heads *heads, const Row *rows, int first,
                   end = head + together < heads->n_head ? begin + together * size / GROUP : 2 * out->n_pairs;
         for (int h = 0; h < heads_here; h++)
             w->backend->kernels->fold(partial_at(w, heads, buffer, row, head + h, 0, n_chunks), partial_size(heads),
-                                      chunks_of(rows[row].n_visible), size, w->scratch + h * size);
+                                      cache_chunks(rows[row].n_visible), size, w->scratch + h * size);
         memset(w->scratch + heads_here * size, 0,
                ((size_t)(end - begin) * GROUP - (size_t)heads_here * size) * sizeof(float));
         w->backend->kernels->store_operand(w->scratch, out, first + row, begin, end);
@@ -647,9 +645,10 @@ static void attend(Worker *w, const Heads *heads, int layer, const Row *rows, in
         const int together = n - first < ATTENTION_ROWS ? n - first : ATTENTION_ROWS;
         int most = 0;
         for (int i = first; i < first + together; i++) most = rows[i].n_visible > most ? rows[i].n_visible : most;
-        attend_rows(w, heads, layer, rows + first, together, q + first * q_stride, q_stride, buffer, chunks_of(most));
+        attend_rows(w, heads, layer, rows + first, together, q + first * q_stride, q_stride, buffer,
+                    cache_chunks(most));
         barrier(w);
-        fold_rows(w, heads, rows + first, first, together, buffer, chunks_of(most), out);
+        fold_rows(w, heads, rows + first, first, together, buffer, cache_chunks(most), out);
     }
     barrier(w);
 }
@@ -768,7 +767,7 @@ static bool measure_rates(Backend *backend, uint64_t reread_bytes, Rates *out) {
     return rates_measure(backend->pool, backend->kernels, reread_bytes, out);
 }
 
-const Ops bee_cpu_ops = {
+static const Ops cpu_ops = {
     .weight_new = weight_new,
     .weight_free = weight_free,
     .weight_bytes = weight_bytes,
@@ -801,7 +800,9 @@ const Ops bee_cpu_ops = {
 
 /* ---- the backend itself ------------------------------------------------------------------------- */
 
-Backend *cpu_backend_new(int n_threads, const char *instruction_set, bee_error *error) {
+static void backend_free(Backend *backend);
+
+static Backend *backend_new(int n_threads, const char *instruction_set, bee_error *error) {
     if (n_threads < 0 || n_threads > BEE_MAX_THREADS) {
         bee_fail(error, BEE_ERROR_ARGUMENT, "n_threads is %d; it must lie between 0 (automatic) and %d", n_threads,
                  BEE_MAX_THREADS);
@@ -822,12 +823,12 @@ Backend *cpu_backend_new(int n_threads, const char *instruction_set, bee_error *
     const int count = thread_pool_size(backend->pool);
     for (int i = 0; i < count; i++) backend->workers[i] = (Worker){.backend = backend, .index = i, .count = count};
     if (reserve_scratch(backend, 1 << 16)) return backend;
-    cpu_backend_free(backend);
+    backend_free(backend);
     bee_fail(error, BEE_ERROR_MEMORY, "out of memory while starting threads");
     return NULL;
 }
 
-void cpu_backend_free(Backend *backend) {
+static void backend_free(Backend *backend) {
     if (!backend) return;
     for (int i = 0; i < thread_pool_size(backend->pool); i++) free(backend->workers[i].scratch);
     for (int i = 0; i < 2; i++) pages_free(backend->partials[i], backend->partial_floats * sizeof(float));
@@ -836,6 +837,52 @@ void cpu_backend_free(Backend *backend) {
     free(backend);
 }
 
-const char *cpu_backend_instruction_set(const Backend *backend) { return backend->kernels->name; }
+static const char *instruction_set(const Backend *backend) { return backend->kernels->name; }
 
-int cpu_backend_threads(const Backend *backend) { return thread_pool_size(backend->pool); }
+static int n_threads(const Backend *backend) { return thread_pool_size(backend->pool); }
+
+static bee_status describe(bee_device_info *out, bee_error *error) {
+    (void)error;
+    *out = (bee_device_info){.name = "CPU"};
+    return BEE_OK;
+}
+
+static const Ops *operations(bee_error *error) {
+    (void)error;
+    return &cpu_ops;
+}
+
+static uint64_t buffer_bytes(uint64_t bytes) { return bytes; }
+
+static uint64_t operand_bytes(int columns) {
+    return BEE_MAX_PASS_ROWS *
+           (((uint64_t)columns + PAIR - 1) / PAIR * sizeof(OperandPair) + (uint64_t)columns * sizeof(float));
+}
+
+static uint64_t matrix_bytes(TensorType type, int rows, int columns) { return packed_size(type, rows, columns); }
+
+static uint64_t attention_bytes(int n_head, int head_size, int n_ctx) {
+    const Heads heads = {.n_head = n_head, .head_size = head_size};
+    return 2 * sizeof(float) * partial_floats(&heads, n_ctx);
+}
+
+/* Scratch of the threads, whose number is not known yet. */
+static uint64_t shared_bytes(int n_head_rows, int n_ff) {
+    (void)n_ff;
+    return (uint64_t)n_head_rows * sizeof(Candidate);
+}
+
+const Device bee_cpu_device = {
+    .kind = BEE_DEVICE_CPU,
+    .describe = describe,
+    .ops = operations,
+    .backend_new = backend_new,
+    .backend_free = backend_free,
+    .instruction_set = instruction_set,
+    .n_threads = n_threads,
+    .matrix_bytes = matrix_bytes,
+    .buffer_bytes = buffer_bytes,
+    .operand_bytes = operand_bytes,
+    .attention_bytes = attention_bytes,
+    .shared_bytes = shared_bytes,
+};

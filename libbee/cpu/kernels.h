@@ -32,6 +32,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "cache/cache.h"
+
 enum { BLOCK_ROWS = 16, GROUP = 32, PAIR = 64, TILE = 16 };
 
 typedef enum Form {
@@ -116,7 +118,7 @@ typedef struct Operand {
 
 /* Attention reads keys and values in chunks of a fixed number of positions, and folds the chunks in their order: what a
  * token gets does not depend on how the chunks are shared out. Keys lie [block][dimension][16 positions]. */
-enum { POSITION_BLOCK = 16, POSITION_CHUNK = 128, PARTIAL_HEAD = 16 };
+enum { POSITION_BLOCK = 16, POSITION_CHUNK = CACHE_CHUNK, PARTIAL_HEAD = 16 };
 
 /* One chunk of one key-value head, for some queries. A partial result is float[PARTIAL_HEAD + head_size]: the largest
  * score, the sum of exp(score - largest), unused floats, and the values weighted with those exponentials. */

@@ -7,8 +7,8 @@
 #include "work_sizes.h"
 
 extern "C" {
-#include "engine/cuda_library.h"
 #include "error.h"
+#include "library.h"
 }
 
 enum {

@@ -257,15 +257,10 @@ Operand *operand_new(Backend *b, int columns, int max_rows, int formats) {
     return NULL;
 }
 
-static size_t cache_bytes(const Cache *cache) {
-    return sizeof(uint16_t) * (size_t)cache->n_layer * (size_t)cache->n_head_kv * (size_t)cache->n_ctx *
-           (size_t)cache->head_size;
-}
-
 void cache_free(Backend *b, Cache *cache) {
     if (!cache) return;
-    give_back(b, cache->keys, cache_bytes(cache));
-    give_back(b, cache->values, cache_bytes(cache));
+    give_back(b, cache->keys, cache_half_bytes(cache));
+    give_back(b, cache->values, cache_half_bytes(cache));
     free(cache);
 }
 
@@ -276,12 +271,12 @@ DeviceHeads device_heads(const Heads *h) {
 Cache *cache_new(Backend *b, const Heads *heads, int n_layer, int n_ctx) {
     Cache *cache = (Cache *)calloc(1, sizeof *cache);
     if (!cache) return NULL;
-    cache->n_ctx = (n_ctx + CACHE_CHUNK - 1) / CACHE_CHUNK * CACHE_CHUNK;
+    cache->n_ctx = cache_chunks(n_ctx) * CACHE_CHUNK;
     cache->n_layer = n_layer;
     cache->n_head_kv = heads->n_head_kv;
     cache->head_size = heads->head_size;
-    cache->keys = (uint16_t *)take(b, cache_bytes(cache));
-    cache->values = (uint16_t *)take(b, cache_bytes(cache));
+    cache->keys = (uint16_t *)take(b, cache_half_bytes(cache));
+    cache->values = (uint16_t *)take(b, cache_half_bytes(cache));
     const size_t before = b->need_attention;
     grow_to(&b->need_attention, attention_bytes(heads->n_head, heads->head_size, cache->n_ctx));
     if (cache->keys && cache->values && reserve_needs(b)) return cache;

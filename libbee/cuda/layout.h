@@ -37,6 +37,7 @@
 #ifndef BEE_CUDA_LAYOUT_H
 #define BEE_CUDA_LAYOUT_H
 
+#include "cache/cache.h"
 #include "file/gguf.h"
 
 #if defined(__CUDACC__)
@@ -45,7 +46,7 @@
 #define LAYOUT static inline
 #endif
 
-enum { TILE_ROWS = 16, CACHE_CHUNK = 128 };
+enum { TILE_ROWS = 16 };
 
 /* Columns of a span. */
 LAYOUT int span_columns(TensorType type) {

@@ -9,6 +9,7 @@
 #ifndef BEE_OPS_H
 #define BEE_OPS_H
 
+#include "cache/cache.h"
 #include "file/gguf.h"
 
 typedef struct Backend Backend;
@@ -18,12 +19,6 @@ typedef struct Operand Operand;
 typedef struct Table Table; /* the embedding: rows of a tensor, by token */
 
 enum { MAX_HEAD_SIZE = 1024 }; /* dimensions of a head */
-
-/* Keys and values of one sequence: float16, in chunks of 128 positions. In what order, is the backend's business. */
-typedef struct Cache {
-    int n_ctx, n_layer, n_head_kv, head_size; /* n_ctx: whole chunks */
-    uint16_t *keys, *values;
-} Cache;
 
 typedef struct Row {
     Cache *cache;
@@ -188,16 +183,6 @@ typedef struct Ops {
     /* of a device; NULL on the CPU */
     const DeviceOps *device;
 } Ops;
-
-extern const Ops bee_cpu_ops;
-
-/* Instruction sets of the CPU backend that this machine can run, best first, NULL-terminated. */
-const char *const *cpu_instruction_sets(void);
-
-Backend *cpu_backend_new(int n_threads, const char *instruction_set, bee_error *error);
-void cpu_backend_free(Backend *backend);
-const char *cpu_backend_instruction_set(const Backend *backend);
-int cpu_backend_threads(const Backend *backend);
 
 /* Columns or rows rounded up to whole padding. */
 static inline size_t padded(int64_t n) { return ((size_t)n + 63) / 64 * 64; }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "cpu/kernels.h"
+#include "devices.h"
 
 static const Kernels *const compiled_kernels[] = {
 #ifdef BEE_HAVE_AVX512
@@ -31,5 +32,7 @@ static inline const Kernels *kernels_named(const char *name) {
         if (!strcmp(compiled_kernels[i]->name, name)) return compiled_kernels[i];
     return !strcmp(name, "cuda") ? &bee_kernels_portable : NULL; /* for what follows logits alone */
 }
+
+static inline const Ops *cpu_ops(void) { return bee_cpu_device.ops(NULL); }
 
 #endif

@@ -3,8 +3,8 @@
 #define BEE_TESTS_ENGINE_EXERCISE_H
 
 #include "check.h"
-#include "engine/engine.h"
 #include "random.h"
+#include "state.h"
 #include "tiny_model.h"
 
 #include <math.h>

@@ -70,7 +70,7 @@ static void free_case(Case *c) {
 
 /* Tokens [first, first + n) of the case become the operand's tokens 0 to n - 1. */
 static Operand *load_operand(const Kernels *kernels, const Case *c, int first, int n) {
-    Operand *in = bee_cpu_ops.operand_new(NULL, c->weight.columns, n, bee_cpu_ops.operand_format(&c->weight));
+    Operand *in = cpu_ops()->operand_new(NULL, c->weight.columns, n, cpu_ops()->operand_format(&c->weight));
     if (!in) abort();
     for (int t = 0; t < n; t++)
         kernels->store_operand(c->x + (size_t)(first + t) * c->x_stride, in, t, 0, 2 * in->n_pairs);
@@ -177,7 +177,7 @@ static void test_product(const Kernels *kernels, const Case *c) {
         printf("    %s, %s, %d x %d\n", kernels->name, c->type->name, c->weight.rows, c->weight.columns);
     free(out);
     free(sums);
-    bee_cpu_ops.operand_free(NULL, in);
+    cpu_ops()->operand_free(NULL, in);
 }
 
 static void test_products(const Kernels *kernels) {
@@ -245,23 +245,23 @@ static void test_block_invariance(const Kernels *kernels) {
         for (int block = 0; block < c.weight.n_blocks; block++)
             kernels->multiply(&c.weight, block, block + 1, in, N, part + block * BLOCK_ROWS, c.out_stride, false);
         CHECK(!memcmp(part, all, N * row_bytes));
-        bee_cpu_ops.operand_free(NULL, in);
+        cpu_ops()->operand_free(NULL, in);
         int different = 0;
         for (int start = 0; start < N; start++)
             for (int n = 1; start + n <= N; n++) {
                 in = load_operand(kernels, &c, start, n);
                 kernels->multiply(&c.weight, 0, c.weight.n_blocks, in, n, part, c.out_stride, false);
                 different += memcmp(part, all + (size_t)start * c.out_stride, (size_t)n * row_bytes) != 0;
-                bee_cpu_ops.operand_free(NULL, in);
+                cpu_ops()->operand_free(NULL, in);
             }
-        in = bee_cpu_ops.operand_new(NULL, c.weight.columns, 2 * N, bee_cpu_ops.operand_format(&c.weight));
+        in = cpu_ops()->operand_new(NULL, c.weight.columns, 2 * N, cpu_ops()->operand_format(&c.weight));
         for (int t = 0; t < 2 * N; t++)
             kernels->store_operand(c.x + (size_t)(t * 5 % N) * c.x_stride, in, t, 0, 2 * in->n_pairs);
         kernels->multiply(&c.weight, 0, c.weight.n_blocks, in, 2 * N, part, c.out_stride, false);
         for (int t = 0; t < 2 * N; t++)
             different +=
                 memcmp(part + (size_t)t * c.out_stride, all + (size_t)(t * 5 % N) * c.out_stride, row_bytes) != 0;
-        bee_cpu_ops.operand_free(NULL, in);
+        cpu_ops()->operand_free(NULL, in);
         if (!CHECK_EQ(different, 0)) printf("    %s, %s\n", kernels->name, c.type->name);
         free(all);
         free(part);
@@ -294,7 +294,7 @@ static void test_odd_activations(const Kernels *kernels) {
             for (int i = 0; in->pairs && i < columns; i++) wrong += pair_of(in, 2, i / 32)->codes[i % 64] != 0;
             CHECK_EQ(wrong, 0);
             free(out);
-            bee_cpu_ops.operand_free(NULL, in);
+            cpu_ops()->operand_free(NULL, in);
             free_case(&c);
         }
     }
@@ -575,7 +575,7 @@ static void test_same_bits(const Kernels *a, const Kernels *b) {
                 same = same && !memcmp(pair_of(in[0], t, g), pair_of(in[1], t, g), sizeof(OperandPair));
         if (!CHECK(same)) printf("    %s, %s, %s\n", a->name, b->name, block_types[type].name);
         for (int i = 0; i < 2; i++) {
-            bee_cpu_ops.operand_free(NULL, in[i]);
+            cpu_ops()->operand_free(NULL, in[i]);
             free(out[i]);
         }
         free_case(&c);
@@ -650,7 +650,7 @@ static void test_bf16(void) {
 }
 
 int main(void) {
-    const char *const *names = cpu_instruction_sets();
+    const char *const *names = bee_instruction_sets();
     CHECK(names[0] != NULL);
     test_half_conversion(NULL);
     test_bf16();

@@ -924,14 +924,14 @@ typedef struct ChooseRow {
 
 static void choose_row(Worker *worker, void *argument) {
     ChooseRow *c = argument;
-    bee_cpu_ops.choose(worker, c->row, 0, c->n_vocab, NULL, &c->choice, 1);
+    cpu_ops()->choose(worker, c->row, 0, c->n_vocab, NULL, &c->choice, 1);
 }
 
 /* Of equally likely tokens the lower one stands first. */
 static void test_equal_tops(void) {
     enum { N_VOCAB = 64 };
     Random random = {45};
-    Backend *backend = cpu_backend_new(2, NULL, NULL);
+    Backend *backend = bee_cpu_device.backend_new(2, NULL, NULL);
     for (int n_top = 0; n_top <= BEE_MAX_TOP_LOGPROBS; n_top++) {
         FullPath path = {.n_vocab = 0};
         const bee_request request = {.logprobs = true, .n_top_logprobs = n_top};
@@ -942,14 +942,14 @@ static void test_equal_tops(void) {
             for (int i = 0; i < N_VOCAB; i++) row[i] = (float)random_below(&random, 1 + round);
             ChooseRow c = {row, N_VOCAB, {.sampling = &sampling, .position = round}};
             full_path_prepare(&path, &c.choice, NULL, 0, NULL, 0);
-            bee_cpu_ops.run(backend, choose_row, &c, NULL);
+            cpu_ops()->run(backend, choose_row, &c, NULL);
             full_path_report(&path, 1);
             CHECK_EQ(path.n_results, 1);
             check_logprobs(&request, row, N_VOCAB, c.choice.token, &path.results[0]);
         }
         full_path_end(&path);
     }
-    cpu_backend_free(backend);
+    bee_cpu_device.backend_free(backend);
 }
 
 static void refuse_logprobs(const bee_session *session, int32_t i, const char *part) {

@@ -6,7 +6,7 @@
 #ifndef BEE_DFLASH_DRAFT_H
 #define BEE_DFLASH_DRAFT_H
 
-#include "engine/engine.h"
+#include "state.h"
 
 /* Whether the drafter can know all that the target's cache holds. */
 bool drafter_is_ready(const bee_session *session);

@@ -6,10 +6,12 @@
  * where it is that very token. */
 #include <string.h>
 
+#include "clock.h"
 #include "device_cycle.h"
 #include "draft/dflash.h"
 #include "error.h"
 #include "sampling/constraint.h"
+#include "session.h"
 
 /* A session's part of the pass: rows [first_row, first_row + n_pending + n_drafts). */
 typedef struct Part {

@@ -1,5 +1,6 @@
 #include "device_cycle.h"
 
+#include "clock.h"
 #include "draft/dflash.h"
 
 /* The passes of one cycle. Their rows are made on the device; the arrays here only stand for them. */

@@ -4,7 +4,7 @@
 #ifndef BEE_DEVICE_CYCLE_H
 #define BEE_DEVICE_CYCLE_H
 
-#include "engine.h"
+#include "state.h"
 
 /* Whether the session has a cycle under way whose tokens nobody has seen. They are the next ones of its answer. */
 static inline bool device_cycle_queued(const bee_session *s) {

@@ -1,3 +1,5 @@
+#include "session.h"
+
 #include <stdlib.h>
 #include <string.h>
 

@@ -7,7 +7,6 @@
 #include <string.h>
 
 #include "cpu/pack.h"
-#include "cuda/layout.h"
 #include "error.h"
 #include "random_weights.h"
 
@@ -172,7 +171,7 @@ typedef struct Loader {
     const char **bound; /* names, as the file points to them, of the tensors that the model uses */
     uint64_t n_bound;
     uint64_t weight_bytes;
-    bool on_device;         /* bytes are those of a device */
+    const Device *device;
     MadeUp **made_up;       /* NULL: the weights are the file's */
     LoadProgress *progress; /* with a backend */
     int32_t *draft_tokens;  /* while loading: the host's copy of the model's */
@@ -217,15 +216,9 @@ static void tell_progress(Loader *l, uint64_t bytes) {
         l->status = bee_fail(l->error, BEE_ERROR_CANCELLED, "loading was cancelled");
 }
 
-static uint64_t device_matrix_bytes(TensorType type, int rows, int columns) {
-    const DeviceWeight weight = device_weight_layout(type, rows, columns);
-    return device_weight_bytes(&weight);
-}
-
 static Weight *load_matrix_rows(Loader *l, const char *name, const Tensor *tensor, const int32_t *row_ids, int n_rows) {
     if (l->status) return NULL;
-    const uint64_t bytes = l->on_device ? device_matrix_bytes(tensor->type, n_rows, (int)tensor->columns)
-                                        : packed_size(tensor->type, n_rows, (int)tensor->columns);
+    const uint64_t bytes = l->device->matrix_bytes(tensor->type, n_rows, (int)tensor->columns);
     l->weight_bytes += bytes;
     if (!l->backend) return NULL;
     Weight *weight = l->ops->weight_new(l->backend, tensor, row_ids, n_rows);
@@ -304,12 +297,12 @@ static void load_frequencies(Loader *l, Model *m) {
 /* The CPU leaves it in the file: a pass reads a few of its rows. */
 static void load_table(Loader *l, Model *m) {
     if (l->status) return;
-    if (l->on_device) l->weight_bytes += m->embedding.size;
+    if (l->device->own_memory) l->weight_bytes += m->embedding.size;
     if (!l->backend) return;
     m->table = l->ops->table_new(l->backend, &m->embedding);
     m->owns_table = true;
     if (!m->table) fail_memory(l, "token_embd.weight");
-    if (l->on_device) tell_progress(l, m->embedding.size);
+    if (l->device->own_memory) tell_progress(l, m->embedding.size);
 }
 
 static void load_embedding(Loader *l, Model *m) {
@@ -401,7 +394,7 @@ static void load_draft_tokens(Loader *l, Model *m, int n_vocab) {
     }
     l->bound[l->n_bound++] = t.name;
     m->n_head_rows = (int)t.columns;
-    l->weight_bytes += l->on_device ? padded(t.columns) * sizeof *m->draft_tokens : 0;
+    l->weight_bytes += l->device->own_memory ? padded(t.columns) * sizeof *m->draft_tokens : 0;
     l->draft_tokens = malloc((size_t)t.columns * sizeof *m->draft_tokens);
     if (l->backend) m->draft_tokens = (int32_t *)l->ops->buffer_new(l->backend, padded(t.columns));
     if (!l->draft_tokens || (l->backend && !m->draft_tokens)) {
@@ -506,7 +499,7 @@ static void load_model(Loader *l, Model *m, const Model *target, const bee_file 
     m->weight_bytes = l->weight_bytes;
 }
 
-Model *model_load(const Ops *ops, Backend *backend, const bee_file *file, const Model *target,
+Model *model_load(const Device *device, const Ops *ops, Backend *backend, const bee_file *file, const Model *target,
                   const bee_file *target_file, bool made_up, LoadProgress *progress, bee_error *error) {
     Model *m = calloc(1, sizeof *m);
     if (!m) {
@@ -516,7 +509,7 @@ Model *model_load(const Ops *ops, Backend *backend, const bee_file *file, const 
     Loader l = {.ops = ops,
                 .backend = backend,
                 .file = file,
-                .on_device = ops->device != NULL,
+                .device = device,
                 .made_up = made_up ? &m->made_up : NULL,
                 .progress = progress,
                 .error = error};
@@ -551,10 +544,10 @@ void model_free(const Ops *ops, Backend *backend, Model *m) {
     free(m);
 }
 
-bee_status model_plan(const bee_file *file, bool on_device, const Model *target, const bee_file *target_file,
+bee_status model_plan(const bee_file *file, const Device *device, const Model *target, const bee_file *target_file,
                       Model *out, bee_error *error) {
     *out = (Model){0};
-    Loader l = {.file = file, .on_device = on_device, .error = error};
+    Loader l = {.file = file, .device = device, .error = error};
     l.status = shape_read(file, &out->shape, error);
     if (!l.status) load_model(&l, out, target, target_file);
     free(l.bound);
@@ -566,11 +559,11 @@ bee_status model_plan(const bee_file *file, bool on_device, const Model *target,
 
 bee_status bee_file_plan(const bee_file *file, bee_plan *out, bee_error *error) {
     Model m;
-    const bee_status status = model_plan(file, false, NULL, NULL, &m, error);
+    const bee_status status = model_plan(file, device_of(BEE_DEVICE_CPU), NULL, NULL, &m, error);
     if (status) return status;
     *out = (bee_plan){
         .weight_bytes = m.weight_bytes,
-        .kv_bytes_per_token = (uint64_t)m.shape.n_layer * m.shape.n_head_kv * m.shape.head_size * 2 * sizeof(uint16_t),
+        .kv_bytes_per_token = cache_position_bytes(m.shape.n_layer, m.shape.n_head_kv, m.shape.head_size),
         .n_vocab = m.shape.n_vocab,
         .n_ctx_train = m.shape.n_ctx_train,
         .n_layer = m.shape.n_layer,

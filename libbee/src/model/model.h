@@ -2,7 +2,7 @@
 #ifndef BEE_MODEL_H
 #define BEE_MODEL_H
 
-#include "ops.h"
+#include "devices.h"
 #include "random_weights.h"
 
 typedef enum Architecture { ARCH_LLAMA, ARCH_QWEN3, ARCH_DFLASH } Architecture;
@@ -64,12 +64,12 @@ typedef struct LoadProgress {
 /* Loads the weights. `target` is NULL for a target; a drafter takes from it, and from `target_file`, what its own file
  * lacks, after a check that the two fit. made_up: weights are random, not the file's. Returns NULL with the reason.
  * Both files must outlive the model. */
-Model *model_load(const Ops *ops, Backend *backend, const bee_file *file, const Model *target,
+Model *model_load(const Device *device, const Ops *ops, Backend *backend, const bee_file *file, const Model *target,
                   const bee_file *target_file, bool made_up, LoadProgress *progress, bee_error *error);
-/* The same walk over the tensors without a backend, for what the CPU or a device would hold: shape, number of head rows
+/* The same walk over the tensors without a backend, for what the device would hold: shape, number of head rows
  * and weight_bytes are filled in, everything else stays NULL. `target` may be NULL for a drafter, too: what it would
  * take from its target is then left out. Nothing is to be freed. */
-bee_status model_plan(const bee_file *file, bool on_device, const Model *target, const bee_file *target_file,
+bee_status model_plan(const bee_file *file, const Device *device, const Model *target, const bee_file *target_file,
                       Model *out, bee_error *error);
 void model_free(const Ops *ops, Backend *backend, Model *model);
 

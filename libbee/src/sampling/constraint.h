@@ -2,7 +2,7 @@
 #ifndef BEE_MASKED_PATH_H
 #define BEE_MASKED_PATH_H
 
-#include "engine/engine.h"
+#include "state.h"
 
 typedef struct MaskedCycle {
     bool active; /* the constraint wants masks */

@@ -317,10 +317,10 @@ static void test_copy() {
 
 enum { N_CACHES = 2, N_LAYER = 2, LAYER = 1, CONTEXT = 384 };
 
-struct Cache {
+struct DeviceCache {
     Device<uint16_t> keys, values;
     int n_ctx;
-    Cache(int ctx, int n_head_kv, int head_size)
+    DeviceCache(int ctx, int n_head_kv, int head_size)
         : keys((size_t)(N_LAYER * n_head_kv * ctx * head_size)), values(keys.n), n_ctx(ctx) {}
 };
 
@@ -339,7 +339,7 @@ struct Attention {
     std::vector<float> q_gain, k_gain;
     Device<double> device_frequencies;
     Device<float> device_q_gain, device_k_gain;
-    Cache caches[N_CACHES];
+    DeviceCache caches[N_CACHES];
     Random random;
 
     static std::vector<double> made_frequencies(const Shape &s) {
@@ -351,7 +351,7 @@ struct Attention {
         : shape(s), heads(), q_stride((size_t)(s.group * s.n_head_kv * s.head_size) + 16),
           kv_stride((size_t)(s.n_head_kv * s.head_size) + 16), frequencies(made_frequencies(s)),
           device_frequencies(frequencies), device_q_gain((size_t)s.head_size), device_k_gain((size_t)s.head_size),
-          caches{Cache(CONTEXT, s.n_head_kv, s.head_size), Cache(CONTEXT + 128, s.n_head_kv, s.head_size)},
+          caches{DeviceCache(CONTEXT, s.n_head_kv, s.head_size), DeviceCache(CONTEXT + 128, s.n_head_kv, s.head_size)},
           random{seed} {
         q_gain = random_floats((size_t)s.head_size, 1, &random);
         k_gain = random_floats((size_t)s.head_size, 1, &random);
@@ -558,7 +558,7 @@ static void check_pass(const Attention &a, const Pass &pass, const std::vector<f
     for (size_t i = 0; i < pass.rows.size(); i++) {
         const DeviceRow &row = pass.rows[i];
         if (is_idle(row)) continue;
-        const Cache &cache = a.caches[row.keys == a.caches[1].keys.data];
+        const DeviceCache &cache = a.caches[row.keys == a.caches[1].keys.data];
         const auto keys = cache.keys.read(), values = cache.values.read();
         check_stored(a, row, &turns[i * (size_t)a.shape.n_rotated], &pass.q[i * a.q_stride], &pass.k[i * a.kv_stride],
                      &pass.v[i * a.kv_stride], &q[i * a.q_stride], keys, values);

@@ -1,23 +1,10 @@
-#define _GNU_SOURCE
-#include "engine.h"
-
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "calibrate.h"
 #include "error.h"
 #include "model/memory_plan.h"
-
-double monotonic_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-const char *bee_version(void) { return BEE_VERSION; }
-
-const char *const *bee_instruction_sets(void) { return cpu_instruction_sets(); }
 
 static bee_status check_params(const bee_engine_params *params, const char *drafter_path, bee_error *error) {
     if (params->n_taps < 0 || params->n_taps > BEE_MAX_TAPS)
@@ -45,7 +32,8 @@ static bee_status open_target(bee_engine *e, const char *path, const bee_engine_
             return bee_fail(error, BEE_ERROR_ARGUMENT,
                             "taps[%d] is %d; it must lie between 0 and %d, the model's layers", i, params->taps[i],
                             shape.n_layer);
-    e->target = model_load(e->ops, e->backend, e->file, NULL, NULL, params->made_up_weights, progress, error);
+    e->target =
+        model_load(e->device, e->ops, e->backend, e->file, NULL, NULL, params->made_up_weights, progress, error);
     if (!e->target) return error->status;
     e->n_taps = params->n_taps;
     memcpy(e->taps, params->taps, sizeof e->taps);
@@ -63,8 +51,8 @@ static bee_status open_drafter(bee_engine *e, const char *path, const bee_engine
     if (shape.architecture != ARCH_DFLASH)
         return bee_fail(error, BEE_ERROR_MISMATCH, "'%s' is not a DFlash drafter (its architecture is not 'dflash')",
                         path);
-    e->drafter =
-        model_load(e->ops, e->backend, e->drafter_file, e->target, e->file, params->made_up_weights, progress, error);
+    e->drafter = model_load(e->device, e->ops, e->backend, e->drafter_file, e->target, e->file, params->made_up_weights,
+                            progress, error);
     if (!e->drafter) return error->status;
     e->n_taps = e->drafter->shape.n_taps;
     memcpy(e->taps, e->drafter->shape.taps, sizeof e->taps);
@@ -74,55 +62,35 @@ static bee_status open_drafter(bee_engine *e, const char *path, const bee_engine
 static bee_status open_backend(bee_engine *e, const bee_engine_params *params, bee_error *error) {
     bee_error local;
     if (!error) error = &local;
-    if (params->device == BEE_DEVICE_CUDA) {
-        e->cuda = cuda_library(error);
-        if (!e->cuda || e->cuda->describe(&e->device_info, error)) return error->status;
-        e->ops = e->cuda->ops;
-        e->backend = e->cuda->backend_new(error);
-    } else {
-        snprintf(e->device_info.name, sizeof e->device_info.name, "CPU");
-        e->backend = cpu_backend_new(params->n_threads, params->instruction_set, error);
-    }
+    if (e->device->describe(&e->device_info, error) || !(e->ops = e->device->ops(error))) return error->status;
+    e->backend = e->device->backend_new(params->n_threads, params->instruction_set, error);
     return e->backend ? BEE_OK : error->status;
 }
 
-static void close_backend(bee_engine *e) {
-    if (!e->backend) return;
-    if (e->cuda)
-        e->cuda->backend_free(e->backend);
-    else
-        cpu_backend_free(e->backend);
-}
-
-static const char *kernels_name(const bee_engine *e) {
-    return e->cuda ? "cuda" : cpu_backend_instruction_set(e->backend);
-}
-
-static int host_threads(const bee_engine *e) { return e->cuda ? 1 : cpu_backend_threads(e->backend); }
-
-static bee_status plan(const char *model_path, const char *drafter_path, bee_device device, int32_t n_ctx,
+static bee_status plan(const bee_engine *e, const char *model_path, const char *drafter_path, int32_t n_ctx,
                        bee_memory_plan *out, bee_error *error) {
     bee_error local;
     if (!error) error = &local;
     bee_file *target = bee_file_open(model_path, error);
     bee_file *drafter = target && drafter_path ? bee_file_open(drafter_path, error) : NULL;
     bee_status status = error->status;
-    if (target && (drafter || !drafter_path)) status = bee_plan_memory(target, drafter, device, n_ctx, out, error);
+    if (target && (drafter || !drafter_path))
+        status = bee_plan_memory(target, drafter, e->device->kind, n_ctx, out, error);
     bee_file_close(drafter);
     bee_file_close(target);
     return status;
 }
 
-/* Before anything is loaded: what would not fit a device is refused with the numbers. For the CPU a plan is made where
- * progress has to know its total; files that have none are refused when they are opened, with the reason. */
+/* Before anything is loaded: what would not fit a device's own memory is refused with the numbers. Otherwise a plan is
+ * made where progress has to know its total; files that have none are refused when they are opened, with the reason. */
 static bee_status make_plan(const bee_engine *e, const char *model_path, const char *drafter_path,
                             const bee_engine_params *params, bee_memory_plan *out, bee_error *error) {
     *out = (bee_memory_plan){0};
-    if (e->cuda) {
-        const bee_status status = plan(model_path, drafter_path, BEE_DEVICE_CUDA, params->n_ctx, out, error);
+    if (e->device->own_memory) {
+        const bee_status status = plan(e, model_path, drafter_path, params->n_ctx, out, error);
         return status ? status : plan_check(out, &e->device_info, params->n_ctx, error);
     }
-    if (params->progress) plan(model_path, drafter_path, BEE_DEVICE_CPU, 0, out, NULL);
+    if (params->progress) plan(e, model_path, drafter_path, 0, out, NULL);
     return BEE_OK;
 }
 
@@ -152,7 +120,7 @@ static bee_status open_parts(bee_engine *e, const char *model_path, const char *
     /* The host's part of a cycle is some 0.1 ms, its caller's with it: estimated, not measured. */
     e->short_cycle = 2e-3;
     chances_reset(&e->usual);
-    status = open_costs(e, params->costs, error);
+    status = calibrate(e, params->costs, error);
     return status ? status : engine_status(e, error);
 }
 
@@ -160,21 +128,21 @@ static void log_opened(const bee_engine *e) {
     if (!e->log) return;
     char message[320];
     snprintf(message, sizeof message, "%d layers, %.1f MB of packed weights, %s kernels on %s, %d threads, %s",
-             e->target->shape.n_layer, 1e-6 * (double)e->target->weight_bytes, kernels_name(e), e->device_info.name,
-             host_threads(e), e->drafter ? "with a drafter" : "no drafter");
+             e->target->shape.n_layer, 1e-6 * (double)e->target->weight_bytes, e->device->instruction_set(e->backend),
+             e->device_info.name, e->device->n_threads(e->backend), e->drafter ? "with a drafter" : "no drafter");
     e->log(e->log_user, message);
 }
 
 /* `note` is what the engine says of the device that it was not opened on; may be NULL. */
-static bee_engine *open_on(const char *model_path, const char *drafter_path, const bee_engine_params *params,
-                           const char *note, bee_error *error) {
+static bee_engine *open_on(const Device *device, const char *model_path, const char *drafter_path,
+                           const bee_engine_params *params, const char *note, bee_error *error) {
     bee_engine *e = calloc(1, sizeof *e);
     if (!e) {
         bee_fail(error, BEE_ERROR_MEMORY, "out of memory");
         return NULL;
     }
     pthread_mutex_init(&e->mutex, NULL);
-    e->ops = &bee_cpu_ops;
+    e->device = device;
     e->log = params->log;
     e->log_user = params->log_user;
     if (note) snprintf(e->device_note, sizeof e->device_note, "%.255s", note);
@@ -190,20 +158,18 @@ static bee_engine *open_on(const char *model_path, const char *drafter_path, con
  * wrong with the files, opening them on the CPU says. */
 static bee_engine *open_auto(const char *model_path, const char *drafter_path, const bee_engine_params *params,
                              bee_error *error) {
-    bee_engine_params chosen = *params;
-    bee_device_info card;
+    const Device *card = device_of(BEE_DEVICE_CUDA);
+    bee_device_info info;
     bee_error reason = {.message = ""};
-    chosen.device = BEE_DEVICE_CUDA;
-    if (!params->instruction_set && !bee_device_describe(BEE_DEVICE_CUDA, &card, NULL)) {
-        bee_engine *e = open_on(model_path, drafter_path, &chosen, NULL, &reason);
+    if (!params->instruction_set && !card->describe(&info, NULL)) {
+        bee_engine *e = open_on(card, model_path, drafter_path, params, NULL, &reason);
         if (e) return e;
         if (reason.status == BEE_ERROR_CANCELLED) {
             bee_fail(error, reason.status, "%s", reason.message);
             return NULL;
         }
     }
-    chosen.device = BEE_DEVICE_CPU;
-    return open_on(model_path, drafter_path, &chosen, reason.message, error);
+    return open_on(device_of(BEE_DEVICE_CPU), model_path, drafter_path, params, reason.message, error);
 }
 
 bee_engine *bee_engine_open(const char *model_path, const char *drafter_path, const bee_engine_params *params,
@@ -215,20 +181,23 @@ bee_engine *bee_engine_open(const char *model_path, const char *drafter_path, co
     }
     if (!params) params = &defaults;
     if (params->device == BEE_DEVICE_AUTO) return open_auto(model_path, drafter_path, params, error);
-    if (params->device != BEE_DEVICE_CPU && params->device != BEE_DEVICE_CUDA) {
+    const Device *device = device_of(params->device);
+    if (!device) {
         bee_fail(error, BEE_ERROR_ARGUMENT, "device is %d; bee_device has 0 to 2", (int)params->device);
         return NULL;
     }
-    return open_on(model_path, drafter_path, params, NULL, error);
+    return open_on(device, model_path, drafter_path, params, NULL, error);
 }
 
 void bee_engine_close(bee_engine *e) {
     if (!e) return;
-    workspace_free(e->ops, e->backend, &e->work);
-    workspace_free(e->ops, e->backend, &e->draft_work);
-    model_free(e->ops, e->backend, e->drafter);
-    model_free(e->ops, e->backend, e->target);
-    close_backend(e);
+    if (e->backend) {
+        workspace_free(e->ops, e->backend, &e->work);
+        workspace_free(e->ops, e->backend, &e->draft_work);
+        model_free(e->ops, e->backend, e->drafter);
+        model_free(e->ops, e->backend, e->target);
+        e->device->backend_free(e->backend);
+    }
     bee_file_close(e->drafter_file);
     bee_file_close(e->file);
     pthread_mutex_destroy(&e->mutex);
@@ -242,15 +211,15 @@ void bee_engine_describe(const bee_engine *e, bee_engine_info *out) {
         .n_ctx_train = s->n_ctx_train,
         .n_layer = s->n_layer,
         .n_embd = s->n_embd,
-        .n_threads = host_threads(e),
+        .n_threads = e->device->n_threads(e->backend),
         .n_taps = e->n_taps,
         .has_drafter = e->drafter != NULL,
         .block_size = e->drafter ? e->drafter->shape.block_size : 0,
         .n_draft_vocab = e->drafter ? e->drafter->n_head_rows : 0,
         .mask_token = e->drafter ? e->drafter->shape.mask_token : -1,
         .weight_bytes = e->target->weight_bytes + (e->drafter ? e->drafter->weight_bytes : 0),
-        .instruction_set = kernels_name(e),
-        .device = e->cuda ? BEE_DEVICE_CUDA : BEE_DEVICE_CPU,
+        .instruction_set = e->device->instruction_set(e->backend),
+        .device = e->device->kind,
         .device_info = e->device_info,
     };
     memcpy(out->device_note, e->device_note, sizeof e->device_note);

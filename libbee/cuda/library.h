@@ -21,10 +21,6 @@ typedef struct CudaLibrary {
 
 typedef const CudaLibrary *(*CudaLibraryFunction)(void);
 
-/* Loads the library, once: the file that the environment variable BEE_CUDA_LIBRARY names, or libbee_cuda.so beside this
- * library. NULL with BEE_ERROR_DEVICE where it is not there. It stays loaded. */
-const CudaLibrary *cuda_library(bee_error *error);
-
 #ifdef __cplusplus
 }
 #endif

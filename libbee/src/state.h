@@ -1,10 +1,10 @@
-/* Engines and sessions from the inside. */
-#ifndef BEE_ENGINE_H
-#define BEE_ENGINE_H
+/* The data of an engine and of its sessions. */
+#ifndef BEE_STATE_H
+#define BEE_STATE_H
 
 #include <pthread.h>
 
-#include "cuda_library.h"
+#include "devices.h"
 #include "draft/copy.h"
 #include "draft/policy.h"
 #include "forward/forward.h"
@@ -12,9 +12,9 @@
 
 struct bee_engine {
     pthread_mutex_t mutex; /* one pass at a time; also guards the state of the engine's sessions */
+    const Device *device;
     const Ops *ops;
     Backend *backend;
-    const CudaLibrary *cuda; /* whose backend it is; NULL: the CPU's */
     bee_device_info device_info;
     char device_note[256];
     bee_file *file, *drafter_file;
@@ -68,8 +68,6 @@ struct bee_session {
     bee_stats stats;
 };
 
-double monotonic_seconds(void);
-
 /* BEE_OK, or what made the engine's device unusable: nothing that it computed since counts. */
 static inline bee_status engine_status(const bee_engine *e, bee_error *error) {
     return e->ops->device ? e->ops->device->status(e->backend, error) : BEE_OK;
@@ -78,18 +76,7 @@ static inline bee_status engine_status(const bee_engine *e, bee_error *error) {
 /* Of a constraint's mask. */
 static inline size_t mask_words(const bee_engine *e) { return ((size_t)e->target->shape.n_vocab + 31) / 32; }
 
-/* Refuses ids that are not in the vocabulary; `name` is what the message calls a token. */
-bee_status check_tokens(const bee_engine *engine, const char *name, const int32_t *tokens, int32_t n, bee_error *error);
-
 /* Whether the session's next pass decodes: its prompt has been read but for the last token. */
 static inline bool session_decodes(const bee_session *s) { return s->n_tokens - s->n_cached == 1; }
-
-/* Drafts for the next cycle of a session that decodes: what the request asks, as far as context, output and the
- * drafter's state allow, and at most `longest`, in a pass of so many sessions. The first `n_forced` are known, where
- * anything is drafted at all. `match` is what a copy would follow, chosen or not. */
-DraftChoice session_choose_drafts(bee_session *session, int longest, int n_sessions, int n_forced, CopyMatch *match);
-
-/* Fills engine->costs: with what is known, or else by running passes and drafts. */
-bee_status open_costs(bee_engine *engine, const bee_costs *known, bee_error *error);
 
 #endif

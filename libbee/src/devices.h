@@ -1,0 +1,41 @@
+/* Where an engine runs: what stands between models and engines on one side, and cpu/ and cuda/ on the other. Whatever
+ * a device says of bytes it says without being there. */
+#ifndef BEE_DEVICES_H
+#define BEE_DEVICES_H
+
+#include "ops.h"
+
+typedef struct Device {
+    bee_device kind;
+    /* All that a model is made of is copied there, and a plan must fit; the CPU reads rows of the embedding in the
+     * file. */
+    bool own_memory;
+
+    bee_status (*describe)(bee_device_info *out, bee_error *error);
+    /* The operations of its backends; NULL with the reason where there are none. */
+    const Ops *(*ops)(bee_error *error);
+    /* Threads and instruction set are the CPU's: 0 and NULL are its own choice. */
+    Backend *(*backend_new)(int n_threads, const char *instruction_set, bee_error *error);
+    void (*backend_free)(Backend *backend);
+    const char *(*instruction_set)(const Backend *backend);
+    int (*n_threads)(const Backend *backend); /* of the host */
+
+    /* What is taken of its memory: for a matrix's weights, */
+    uint64_t (*matrix_bytes)(TensorType type, int rows, int columns);
+    /* for a buffer, */
+    uint64_t (*buffer_bytes)(uint64_t bytes);
+    /* for an operand of BEE_MAX_PASS_ROWS rows, in every form: which ones a model's matrices read is known when they
+     * are loaded, */
+    uint64_t (*operand_bytes)(int columns);
+    /* for the partial results of attention, which all layers share: the largest counts, */
+    uint64_t (*attention_bytes)(int n_head, int head_size, int n_ctx);
+    /* and for all else that an engine has once, where its largest head and feed-forward have so many rows. */
+    uint64_t (*shared_bytes)(int n_head_rows, int n_ff);
+} Device;
+
+extern const Device bee_cpu_device, bee_cuda_device;
+
+/* NULL where `kind` is no device. */
+const Device *device_of(bee_device kind);
+
+#endif

@@ -1,0 +1,11 @@
+/* Looking inside: logits, features and drafts, for tests, training and measurements. */
+#ifndef BEE_INSPECT_H
+#define BEE_INSPECT_H
+
+#include "state.h"
+
+/* Runs tokens [s->n_cached, s->n_cached + n) of the session; logits of every row, or none; tokens chosen from them, or
+ * none. */
+void evaluate_rows(bee_session *session, int n, bool want_logits, Choice *choices);
+
+#endif

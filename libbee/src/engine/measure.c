@@ -1,0 +1,162 @@
+#include "measure.h"
+
+#include <stdlib.h>
+
+#include "clock.h"
+#include "device_cycle.h"
+#include "draft/dflash.h"
+#include "error.h"
+#include "inspect.h"
+
+static int compare_seconds(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *values, int n) {
+    qsort(values, (size_t)n, sizeof *values, compare_seconds);
+    return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+}
+
+void time_cycle(bee_session *s, int n_rows, bool drafts, double *pass_seconds, double *draft_seconds) {
+    static const bee_sampling greedy = {.temperature = 0, .top_p = 1};
+    bee_engine *e = s->engine;
+    Choice choices[BEE_MAX_PASS_ROWS];
+    int32_t tokens[BEE_MAX_BLOCK];
+    const int cached = s->n_cached;
+    for (int i = 0; i < n_rows; i++)
+        choices[i] = (Choice){.sampling = &greedy, .position = cached + i + 1, .logits_row = i};
+    pthread_mutex_lock(&e->mutex);
+    project_features(e, &s, 1);
+    const double start = monotonic_seconds();
+    evaluate_rows(s, n_rows, true, choices);
+    const double passed = monotonic_seconds();
+    if (drafts) {
+        s->n_cached = cached + 2;
+        forget_features(s, s->n_cached);
+        project_features(e, &s, 1);
+        draft_blocks(e, &(DraftBlock){s, s->tokens[cached], &greedy, n_rows - 1, tokens}, 1);
+    }
+    *pass_seconds = passed - start;
+    *draft_seconds = drafts ? monotonic_seconds() - passed : 0;
+    s->n_cached = cached;
+    forget_features(s, cached);
+    pthread_mutex_unlock(&e->mutex);
+}
+
+bool can_draft(const bee_engine *e, int n) { return e->drafter && n > 0 && n < e->drafter->shape.block_size; }
+
+void read_made_up(bee_session *s, int n_past, int n_more) {
+    for (int i = 0; i < n_past + n_more; i++) s->tokens[i] = i * 37 % s->engine->target->shape.n_vocab;
+    pthread_mutex_lock(&s->engine->mutex);
+    while (s->n_cached < n_past) {
+        const int left = n_past - s->n_cached;
+        evaluate_rows(s, left < BEE_MAX_PASS_ROWS ? left : BEE_MAX_PASS_ROWS, false, NULL);
+    }
+    pthread_mutex_unlock(&s->engine->mutex);
+}
+
+/* Medians over `repeats` passes and drafts after n_past tokens; `times` has room for 2 * repeats. */
+static void measure_session(bee_session *s, int n_rows, int n_past, int repeats, double *times, double *pass_seconds,
+                            double *draft_seconds) {
+    const bool drafts = can_draft(s->engine, n_rows - 1);
+    read_made_up(s, n_past, n_rows);
+    for (int i = 0; i < repeats; i++) time_cycle(s, n_rows, drafts, &times[i], &times[repeats + i]);
+    *pass_seconds = median(times, repeats);
+    *draft_seconds = median(times + repeats, repeats);
+}
+
+bee_status bee_engine_measure(bee_engine *engine, int32_t n_rows, int32_t n_past, int32_t repeats, double *pass_seconds,
+                              double *draft_seconds, bee_error *error) {
+    if (n_rows < 1 || n_rows > BEE_MAX_PASS_ROWS || n_past < 0 || repeats < 1 || repeats > 10000)
+        return bee_fail(error, BEE_ERROR_ARGUMENT,
+                        "n_rows must lie between 1 and %d, n_past be at least 0, repeats between 1 and 10000",
+                        BEE_MAX_PASS_ROWS);
+    if (n_past > engine->target->shape.n_ctx_train - n_rows)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "n_past + n_rows is %lld; the model's context holds %d",
+                        (long long)n_past + n_rows, engine->target->shape.n_ctx_train);
+    bee_error local;
+    if (!error) error = &local;
+    bee_session *s = bee_session_open(engine, n_past + n_rows, false, error);
+    if (!s) return error->status;
+    double *times = malloc(2 * (size_t)repeats * sizeof *times);
+    if (times) measure_session(s, n_rows, n_past, repeats, times, pass_seconds, draft_seconds);
+    bee_session_close(s);
+    if (!times) return bee_fail(error, BEE_ERROR_MEMORY, "out of memory");
+    free(times);
+    return engine_status(engine, error);
+}
+
+static bee_status check_cycles(const bee_engine *e, int n_drafts, int n_past, int n_cycles, const float *profile,
+                               bee_error *error) {
+    if (n_drafts < 0 || n_drafts >= BEE_MAX_BLOCK || n_past < 0 || n_cycles < 1 || n_cycles > 10000)
+        return bee_fail(error, BEE_ERROR_ARGUMENT,
+                        "n_drafts must lie between 0 and %d, n_past be at least 0, n_cycles between 1 and 10000",
+                        BEE_MAX_BLOCK - 1);
+    if (n_drafts && !can_draft(e, n_drafts))
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "n_drafts is %d; the drafter drafts at most %d", n_drafts,
+                        e->drafter ? e->drafter->shape.block_size - 1 : 0);
+    if (profile && !e->ops->device)
+        return bee_fail(error, BEE_ERROR_UNSUPPORTED, "only a device draws accepted drafts from a profile");
+    for (int i = 0; profile && i < BEE_MAX_BLOCK; i++)
+        if (!(profile[i] >= 0 && profile[i] <= (i ? profile[i - 1] : 1)))
+            return bee_fail(error, BEE_ERROR_ARGUMENT, "profile[%d] is %g; shares lie between 0 and the one before", i,
+                            profile[i]);
+    return BEE_OK;
+}
+
+/* One pass of one session that decodes. */
+static bee_status run_cycle(bee_session *s, int32_t *n_tokens, bee_error *error) {
+    bee_step step;
+    const bee_status status = bee_engine_step(s->engine, &s, 1, &step, error);
+    if (status) return status;
+    *n_tokens += step.n_tokens;
+    if (step.finish == BEE_FINISH_NOT_FINITE)
+        return bee_fail(error, BEE_ERROR_FORMAT, "the model's logits are not finite");
+    return step.finish ? bee_fail(error, BEE_ERROR_ARGUMENT, "the request ended before its cycles") : BEE_OK;
+}
+
+/* The prompt's last token still waits for a pass when the request begins: the first cycle is one like all others. */
+static bee_status time_cycles(bee_session *s, int n_drafts, int n_past, int n_cycles, bee_cycle_cost *out,
+                              bee_error *error) {
+    enum { WARM_UP = 2 };
+    read_made_up(s, n_past, 1);
+    const bee_request request = {.prompt = s->tokens,
+                                 .n_prompt = n_past + 1,
+                                 .max_tokens = s->n_ctx,
+                                 .speculation = n_drafts ? BEE_SPECULATION_DFLASH : BEE_SPECULATION_OFF,
+                                 .draft_length = n_drafts,
+                                 .sampling = {.temperature = 0, .top_p = 1},
+                                 .penalties = {.repetition = 1}};
+    int32_t n_tokens = 0;
+    bee_status status = bee_session_begin(s, &request, error);
+    for (int i = 0; !status && i < WARM_UP; i++) status = run_cycle(s, &n_tokens, error);
+    pthread_mutex_lock(&s->engine->mutex);
+    out->device_seconds = !status && s->cycle ? device_cycle_seconds(s, n_drafts, n_cycles) : 0;
+    pthread_mutex_unlock(&s->engine->mutex);
+    const double start = monotonic_seconds();
+    n_tokens = 0;
+    for (int i = 0; !status && i < n_cycles; i++) status = run_cycle(s, &n_tokens, error);
+    out->seconds = (monotonic_seconds() - start) / n_cycles;
+    out->tokens = (double)n_tokens / n_cycles;
+    return status;
+}
+
+bee_status bee_engine_measure_cycles(bee_engine *engine, int32_t n_drafts, int32_t n_past, int32_t n_cycles,
+                                     const float *profile, bee_cycle_cost *out, bee_error *error) {
+    enum { MORE_CYCLES = 6 }; /* to warm up, queued ahead, and so far from the context's end that they can be */
+    bee_status status = check_cycles(engine, n_drafts, n_past, n_cycles, profile, error);
+    if (status) return status;
+    const int64_t n_ctx = (int64_t)n_past + 1 + (int64_t)(n_cycles + MORE_CYCLES) * (n_drafts + 1) + 3 * BEE_MAX_BLOCK;
+    if (n_ctx > engine->target->shape.n_ctx_train)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "the cycles may need %lld positions; the model's context holds %d",
+                        (long long)n_ctx, engine->target->shape.n_ctx_train);
+    bee_error local;
+    if (!error) error = &local;
+    bee_session *s = bee_session_open(engine, (int32_t)n_ctx, false, error);
+    if (!s) return error->status;
+    s->profile = profile;
+    status = time_cycles(s, n_drafts, n_past, n_cycles, out, error);
+    bee_session_close(s);
+    return status;
+}
