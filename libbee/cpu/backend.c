@@ -357,13 +357,14 @@ static void table_free(Backend *backend, Table *table) {
 
 static size_t partial_size(const Heads *heads) { return PARTIAL_HEAD + (size_t)heads->head_size; }
 
-static size_t partial_floats(const Heads *heads, int n_ctx) {
-    return (size_t)ATTENTION_ROWS * heads->n_head * cache_chunks(n_ctx) * partial_size(heads);
+static size_t partial_floats(const CacheShape *shape, int n_ctx) {
+    const size_t row = (size_t)shape->n_head * PARTIAL_HEAD + (size_t)shape->query_columns;
+    return ATTENTION_ROWS * row * (size_t)cache_chunks(n_ctx);
 }
 
 /* Memory of a long context that no request reaches stays untouched. */
-static bool reserve_partials(Backend *backend, const Heads *heads, int n_ctx) {
-    const size_t floats = partial_floats(heads, n_ctx);
+static bool reserve_partials(Backend *backend, const CacheShape *shape, int n_ctx) {
+    const size_t floats = partial_floats(shape, n_ctx);
     if (backend->partial_floats >= floats) return true;
     float *both[2] = {pages_new(floats * sizeof(float)), pages_new(floats * sizeof(float))};
     for (int i = 0; i < 2; i++) {
@@ -384,16 +385,13 @@ static void cache_free(Backend *backend, Cache *cache) {
     free(cache);
 }
 
-static Cache *cache_new(Backend *backend, const Heads *heads, int n_layer, int n_ctx) {
+static Cache *cache_new(Backend *backend, const CacheShape *shape, int n_ctx) {
     Cache *cache = calloc(1, sizeof *cache);
     if (!cache) return NULL;
-    *cache = (Cache){.n_ctx = cache_chunks(n_ctx) * POSITION_CHUNK,
-                     .n_layer = n_layer,
-                     .n_head_kv = heads->n_head_kv,
-                     .head_size = heads->head_size};
+    *cache = (Cache){.n_ctx = cache_chunks(n_ctx) * CACHE_CHUNK, .columns = shape->columns};
     cache->keys = pages_new(cache_half_bytes(cache));
     cache->values = pages_new(cache_half_bytes(cache));
-    if (cache->keys && cache->values && reserve_partials(backend, heads, cache->n_ctx)) return cache;
+    if (cache->keys && cache->values && reserve_partials(backend, shape, cache->n_ctx)) return cache;
     cache_free(backend, cache);
     return NULL;
 }
@@ -491,59 +489,60 @@ static void multiply(Worker *w, const Product *products, int n_products, const O
     barrier(w);
 }
 
-static void rope_angles(Worker *w, const Heads *heads, const Row *rows, int n, float *angles) {
+static void rope_angles(Worker *w, const Rope *rope, const Row *rows, int n, float *angles) {
     for (int i = w->index; i < n; i += w->count)
-        for (int d = 0; d < heads->n_rotated / 2; d++) {
-            const double angle = rows[i].position * heads->frequencies[d];
-            angles[i * heads->n_rotated + 2 * d] = (float)cos(angle);
-            angles[i * heads->n_rotated + 2 * d + 1] = (float)sin(angle);
+        for (int d = 0; d < rope->n_rotated / 2; d++) {
+            const double angle = rows[i].position * rope->frequencies[d];
+            angles[i * rope->n_rotated + 2 * d] = (float)cos(angle);
+            angles[i * rope->n_rotated + 2 * d + 1] = (float)sin(angle);
         }
     barrier(w);
 }
 
-/* The keys, or values, of one head and POSITION_CHUNK positions. */
-static uint16_t *chunk_at(const Cache *cache, uint16_t *all, int layer, int head, int chunk) {
-    const size_t before = ((size_t)chunk * cache->n_layer + layer) * cache->n_head_kv + head;
-    return all + before * POSITION_CHUNK * cache->head_size;
+/* The keys, or values, of one head and POSITION_CHUNK positions: chunk by chunk, in each layer by layer, so that a
+ * short context touches few pages. */
+static uint16_t *chunk_at(const Cache *cache, uint16_t *all, const Heads *heads, int head, int chunk) {
+    const size_t column = (size_t)heads->first_column + (size_t)head * heads->head_size;
+    return all + ((size_t)chunk * cache->columns + column) * POSITION_CHUNK;
 }
 
-static void store_key(Cache *cache, int layer, int head, int position, const uint16_t *key) {
-    uint16_t *keys = chunk_at(cache, cache->keys, layer, head, position / POSITION_CHUNK);
-    keys += position % POSITION_CHUNK / POSITION_BLOCK * POSITION_BLOCK * cache->head_size + position % POSITION_BLOCK;
-    for (int d = 0; d < cache->head_size; d++) keys[d * POSITION_BLOCK] = key[d];
+static void store_key(Cache *cache, const Heads *heads, int head, int position, const uint16_t *key) {
+    uint16_t *keys = chunk_at(cache, cache->keys, heads, head, position / POSITION_CHUNK);
+    keys += position % POSITION_CHUNK / POSITION_BLOCK * POSITION_BLOCK * heads->head_size + position % POSITION_BLOCK;
+    for (int d = 0; d < heads->head_size; d++) keys[d * POSITION_BLOCK] = key[d];
 }
 
-static uint16_t *value_at(const Cache *cache, int layer, int head, int position) {
-    return chunk_at(cache, cache->values, layer, head, position / POSITION_CHUNK) +
-           position % POSITION_CHUNK * cache->head_size;
+static uint16_t *value_at(const Cache *cache, const Heads *heads, int head, int position) {
+    return chunk_at(cache, cache->values, heads, head, position / POSITION_CHUNK) +
+           position % POSITION_CHUNK * heads->head_size;
 }
 
-static void rotate_and_store(Worker *w, const Heads *heads, int layer, const Row *rows, int n, const float *angles,
+static void rotate_and_store(Worker *w, const Heads *heads, const Row *rows, int n, const float *angles,
                              const float *q_gain, const float *k_gain, float *q, size_t q_stride, float *k, float *v,
                              size_t kv_stride) {
     const Kernels *kernels = w->backend->kernels;
     const int size = heads->head_size, group = q ? heads->n_head / heads->n_head_kv : 0;
-    const int units = n * heads->n_head_kv * (1 + group);
-    const float scale = 1.0f / sqrtf((float)size);
+    const int units = n * heads->n_head_kv * (1 + group), n_rotated = heads->rope ? heads->rope->n_rotated : 0;
+    const bool neox = heads->rope && heads->rope->neox;
     uint16_t half[MAX_HEAD_SIZE];
     /* Each key head, then the query heads that share it; the rows of a head side by side, because their keys share
      * lines of the cache, which are then mostly one worker's. */
     for (int unit = share_begin(w, units, w->index); unit < share_begin(w, units, w->index + 1); unit++) {
         const int row = unit % n, head = unit / n / (1 + group), member = unit / n % (1 + group);
-        const float *turn = angles + (size_t)row * heads->n_rotated;
+        const float *turn = angles + (size_t)row * n_rotated;
         if (member) {
             float *query = q + row * q_stride + (size_t)(head * group + member - 1) * size;
             if (q_gain) kernels->rms_norm(query, q_gain, heads->eps, size, query);
-            kernels->rotate(query, size, turn, heads->n_rotated, heads->neox, scale);
+            kernels->rotate(query, size, turn, n_rotated, neox, heads->scale);
             continue;
         }
         float *key = k + row * kv_stride + (size_t)head * size;
         if (k_gain) kernels->rms_norm(key, k_gain, heads->eps, size, key);
-        kernels->rotate(key, size, turn, heads->n_rotated, heads->neox, 1);
+        kernels->rotate(key, size, turn, n_rotated, neox, 1);
         kernels->to_float16(key, half, size);
-        store_key(rows[row].cache, layer, head, rows[row].position, half);
+        store_key(rows[row].cache, heads, head, rows[row].position, half);
         kernels->to_float16(v + row * kv_stride + (size_t)head * size,
-                            value_at(rows[row].cache, layer, head, rows[row].position), size);
+                            value_at(rows[row].cache, heads, head, rows[row].position), size);
     }
     barrier(w);
 }
@@ -560,15 +559,15 @@ static float *partial_at(const Worker *w, const Heads *heads, int buffer, int ro
 }
 
 /* One chunk of one key-value head for all rows of the run, and all query heads that share it. */
-static void attend_chunk(Worker *w, const Heads *heads, int layer, Run run, int kv_head, int chunk, const float *q,
+static void attend_chunk(Worker *w, const Heads *heads, Run run, int kv_head, int chunk, const float *q,
                          size_t q_stride, int buffer, int n_chunks) {
     const int size = heads->head_size, group = heads->n_head / heads->n_head_kv, begin = chunk * POSITION_CHUNK;
     const Cache *cache = run.rows[0].cache;
     const float *queries[QUERIES_TOGETHER];
     float *partials[QUERIES_TOGETHER];
     int n_visible[QUERIES_TOGETHER];
-    Attention a = {.keys = chunk_at(cache, cache->keys, layer, kv_head, chunk),
-                   .values = chunk_at(cache, cache->values, layer, kv_head, chunk),
+    Attention a = {.keys = chunk_at(cache, cache->keys, heads, kv_head, chunk),
+                   .values = chunk_at(cache, cache->values, heads, kv_head, chunk),
                    .head_size = size,
                    .queries = queries,
                    .n_visible = n_visible,
@@ -599,8 +598,8 @@ static int visible_to(Run run) { return run.rows[run.n - 1].n_visible; }
 
 /* The chunks of all runs and heads form one list, as they lie in memory, of which each worker takes those whose middle
  * lies in its share of all positions. */
-static void attend_rows(Worker *w, const Heads *heads, int layer, const Row *rows, int n, const float *q,
-                        size_t q_stride, int buffer, int n_chunks) {
+static void attend_rows(Worker *w, const Heads *heads, const Row *rows, int n, const float *q, size_t q_stride,
+                        int buffer, int n_chunks) {
     int total = 0, at = 0;
     for (Run run = run_at(rows, 0, n); run.n; run = run_at(rows, run.first + run.n, n))
         total += heads->n_head_kv * visible_to(run);
@@ -611,8 +610,7 @@ static void attend_rows(Worker *w, const Heads *heads, int layer, const Row *row
             const int length = left < POSITION_CHUNK ? left : POSITION_CHUNK;
             for (int head = 0; head < heads->n_head_kv; head++, at += length)
                 if (at + length / 2 >= begin && at + length / 2 < end)
-                    attend_chunk(w, heads, layer, run, head, chunk, q + run.first * q_stride, q_stride, buffer,
-                                 n_chunks);
+                    attend_chunk(w, heads, run, head, chunk, q + run.first * q_stride, q_stride, buffer, n_chunks);
         }
 }
 
@@ -639,14 +637,13 @@ static void fold_rows(Worker *w, const Heads *heads, const Row *rows, int first,
 
 /* A few rows at a time: the chunks of all of them, a barrier, and their results put together while the next rows'
  * chunks are under way. */
-static void attend(Worker *w, const Heads *heads, int layer, const Row *rows, int n, const float *q, size_t q_stride,
+static void attend(Worker *w, const Heads *heads, const Row *rows, int n, const float *q, size_t q_stride,
                    Operand *out) {
     for (int first = 0, buffer = 0; first < n; first += ATTENTION_ROWS, buffer = !buffer) {
         const int together = n - first < ATTENTION_ROWS ? n - first : ATTENTION_ROWS;
         int most = 0;
         for (int i = first; i < first + together; i++) most = rows[i].n_visible > most ? rows[i].n_visible : most;
-        attend_rows(w, heads, layer, rows + first, together, q + first * q_stride, q_stride, buffer,
-                    cache_chunks(most));
+        attend_rows(w, heads, rows + first, together, q + first * q_stride, q_stride, buffer, cache_chunks(most));
         barrier(w);
         fold_rows(w, heads, rows + first, first, together, buffer, cache_chunks(most), out);
     }
@@ -861,9 +858,8 @@ static uint64_t operand_bytes(int columns) {
 
 static uint64_t matrix_bytes(TensorType type, int rows, int columns) { return packed_size(type, rows, columns); }
 
-static uint64_t attention_bytes(int n_head, int head_size, int n_ctx) {
-    const Heads heads = {.n_head = n_head, .head_size = head_size};
-    return 2 * sizeof(float) * partial_floats(&heads, n_ctx);
+static uint64_t attention_bytes(const CacheShape *shape, int n_ctx) {
+    return 2 * sizeof(float) * partial_floats(shape, n_ctx);
 }
 
 /* Scratch of the threads, whose number is not known yet. */

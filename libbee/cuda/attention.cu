@@ -64,10 +64,10 @@ static __device__ bool values_fit(const float *v, int size) {
 
 /* A value that is not finite would spoil, in the matrix instructions, rows of the tile that must not see its position:
  * zero times NaN. Such a position gets zeros for values and NaN for a key, which spoils those that do see it, alone. */
-static __device__ void store_position(const DeviceHeads &heads, int layer, int head, const DeviceRow &row,
-                                      const float *k, const float *v, const float *gain, const float *turn) {
+static __device__ void store_position(const DeviceHeads &heads, int head, const DeviceRow &row, const float *k,
+                                      const float *v, const float *gain, const float *turn) {
     const int size = heads.head_size, in_chunk = row.position % CACHE_CHUNK;
-    const size_t chunk = cache_chunk_at(row.n_ctx, heads.n_head_kv, size, layer, head, row.position / CACHE_CHUNK);
+    const size_t chunk = cache_chunk_at(row.n_ctx, heads.first_column, size, head, row.position / CACHE_CHUNK);
     uint16_t *keys = row.keys + chunk, *values = row.values + chunk;
     const bool fit = values_fit(v, size);
     rotate_head(heads, k, gain, turn, 1.0f, [&](int d, float x) {
@@ -79,7 +79,7 @@ static __device__ void store_position(const DeviceHeads &heads, int layer, int h
 
 /* A warp per row and head: the key heads, then the query heads. */
 static __global__ void __launch_bounds__(ATTEND_THREADS)
-    rotate_heads(DeviceHeads heads, int layer, const DeviceRow *rows, const float *angles, const float *q_gain,
+    rotate_heads(DeviceHeads heads, const DeviceRow *rows, const float *angles, const float *q_gain,
                  const float *k_gain, float *q, size_t q_stride, const float *k, const float *v, size_t kv_stride) {
     begin_grid();
     const size_t i = blockIdx.y, size = (size_t)heads.head_size;
@@ -88,19 +88,19 @@ static __global__ void __launch_bounds__(ATTEND_THREADS)
     if (query < 0) {
         const size_t at = i * kv_stride + (size_t)unit * size;
         const DeviceRow row = rows[i];
-        if (row.position >= 0) store_position(heads, layer, unit, row, k + at, v + at, k_gain, turn);
+        if (row.position >= 0) store_position(heads, unit, row, k + at, v + at, k_gain, turn);
     } else if (q && query < heads.n_head) {
         float *x = q + i * q_stride + (size_t)query * size;
-        rotate_head(heads, x, q_gain, turn, 1.0f / sqrtf((float)heads.head_size), [&](int d, float y) { x[d] = y; });
+        rotate_head(heads, x, q_gain, turn, heads.scale, [&](int d, float y) { x[d] = y; });
     }
 }
 
-void queue_rotate_and_store(cudaStream_t stream, const DeviceHeads *heads, int layer, const DeviceRow *rows, int n,
+void queue_rotate_and_store(cudaStream_t stream, const DeviceHeads *heads, const DeviceRow *rows, int n,
                             const float *angles, const float *q_gain, const float *k_gain, float *q, size_t q_stride,
                             float *k, float *v, size_t kv_stride) {
     const int units = heads->n_head_kv + (q ? heads->n_head : 0);
     launch(stream, dim3((unsigned)((units + ATTEND_WARPS - 1) / ATTEND_WARPS), (unsigned)n), dim3(ATTEND_THREADS), 0,
-           rotate_heads, *heads, layer, rows, angles, q_gain, k_gain, q, q_stride, k, v, kv_stride);
+           rotate_heads, *heads, rows, angles, q_gain, k_gain, q, q_stride, k, v, kv_stride);
 }
 
 /* ---- chunks -------------------------------------------------------------------------------------- */
@@ -132,7 +132,7 @@ static Tiling tiling_of(const DeviceHeads *heads) {
 typedef struct AttendTask {
     DeviceHeads heads;
     Tiling tiling;
-    int layer, n;
+    int n;
     const DeviceRow *rows;
     const float *q;
     size_t q_stride;
@@ -320,8 +320,7 @@ static __device__ void store_totals(const AttendTask &task, const Shared *shared
 /* The queries of the tile whose sequence has this cache. */
 static __device__ void attend_cache(const AttendTask &task, const DeviceRow &row, Shared *shared, void *turns) {
     const int size = task.heads.head_size, warp = (int)(threadIdx.x / WARP_SIZE);
-    const size_t chunk =
-        cache_chunk_at(row.n_ctx, task.heads.n_head_kv, size, task.layer, (int)blockIdx.y, (int)blockIdx.z);
+    const size_t chunk = cache_chunk_at(row.n_ctx, task.heads.first_column, size, (int)blockIdx.y, (int)blockIdx.z);
     float *const parts = (float *)turns;
     __syncthreads(); /* the cache before this one is done with the shared memory */
     find_queries(task, row.keys, shared);
@@ -406,12 +405,12 @@ static __global__ void __launch_bounds__(FOLD_THREADS)
     store_group(&out, row, group, x);
 }
 
-void queue_attend(cudaStream_t stream, const DeviceHeads *heads, int layer, const DeviceRow *rows, int n, int n_chunks,
+void queue_attend(cudaStream_t stream, const DeviceHeads *heads, const DeviceRow *rows, int n, int n_chunks,
                   const float *q, size_t q_stride, float *scratch, const DeviceOperand *out) {
     Partials partials;
     partials.totals = (float2 *)scratch;
     partials.values = scratch + 2 * (size_t)n * (size_t)heads->n_head * (size_t)n_chunks;
-    AttendTask task = {*heads, tiling_of(heads), layer, n, rows, q, q_stride, partials};
+    AttendTask task = {*heads, tiling_of(heads), n, rows, q, q_stride, partials};
     const int tiles = (n + task.tiling.rows - 1) / task.tiling.rows * task.tiling.parts;
     const size_t shared = attend_shared_bytes(heads->head_size);
     launch(stream, dim3((unsigned)tiles, (unsigned)heads->n_head_kv, (unsigned)n_chunks), dim3(ATTEND_THREADS), shared,

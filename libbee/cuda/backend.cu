@@ -44,29 +44,27 @@ static void multiply(Worker *w, const Product *products, int n_products, const O
     queue_multiply(w->backend->stream, device, n_products, &in->operand, n, &scratch);
 }
 
-static void rope_angles(Worker *w, const Heads *heads, const Row *, int n, float *angles) {
-    const DeviceHeads h = device_heads(heads);
-    queue_rope_angles(w->backend->stream, &h, w->backend->input->rows, n, angles);
+static void rope_angles(Worker *w, const Rope *rope, const Row *, int n, float *angles) {
+    queue_rope_angles(w->backend->stream, rope->n_rotated, rope->frequencies, w->backend->input->rows, n, angles);
 }
 
-static void rotate_and_store(Worker *w, const Heads *heads, int layer, const Row *, int n, const float *angles,
+static void rotate_and_store(Worker *w, const Heads *heads, const Row *, int n, const float *angles,
                              const float *q_gain, const float *k_gain, float *q, size_t q_stride, float *k, float *v,
                              size_t kv_stride) {
     const DeviceHeads h = device_heads(heads);
-    queue_rotate_and_store(w->backend->stream, &h, layer, w->backend->input->rows, n, angles, q_gain, k_gain, q,
-                           q_stride, k, v, kv_stride);
+    queue_rotate_and_store(w->backend->stream, &h, w->backend->input->rows, n, angles, q_gain, k_gain, q, q_stride, k,
+                           v, kv_stride);
 }
 
 /* As many rows at a time as there is memory for their partial results. */
-static void attend(Worker *w, const Heads *heads, int layer, const Row *, int n, const float *q, size_t q_stride,
-                   Operand *out) {
+static void attend(Worker *w, const Heads *heads, const Row *, int n, const float *q, size_t q_stride, Operand *out) {
     const DeviceHeads h = device_heads(heads);
     const Scratch *scratch = &w->backend->attention;
     const int together =
-        attention_rows_together(scratch->bytes, attention_row_bytes(h.n_head, h.head_size, w->key.n_chunks));
+        attention_rows_together(scratch->bytes, attention_row_bytes(h.n_head, h.n_head * h.head_size, w->key.n_chunks));
     for (int first = 0; first < n; first += together) {
         DeviceOperand part = operand_from(&out->operand, first);
-        queue_attend(w->backend->stream, &h, layer, w->backend->input->rows + first,
+        queue_attend(w->backend->stream, &h, w->backend->input->rows + first,
                      n - first < together ? n - first : together, w->key.n_chunks, q + (size_t)first * q_stride,
                      q_stride, (float *)scratch->memory, &part);
     }

@@ -138,7 +138,7 @@ Table *table_new(Backend *b, const Tensor *tensor);
 void table_free(Backend *b, Table *table);
 Operand *operand_new(Backend *b, int columns, int max_rows, int formats);
 void operand_free(Backend *b, Operand *operand);
-Cache *cache_new(Backend *b, const Heads *heads, int n_layer, int n_ctx);
+Cache *cache_new(Backend *b, const CacheShape *shape, int n_ctx);
 void cache_free(Backend *b, Cache *cache);
 
 /* ---- runs.cu ------------------------------------------------------------------------------------ */

@@ -265,20 +265,25 @@ void cache_free(Backend *b, Cache *cache) {
 }
 
 DeviceHeads device_heads(const Heads *h) {
-    return {h->n_head, h->n_head_kv, h->head_size, h->n_rotated, h->neox, h->eps, h->frequencies};
+    return {h->n_head,
+            h->n_head_kv,
+            h->head_size,
+            h->first_column,
+            h->rope ? h->rope->n_rotated : 0,
+            h->rope && h->rope->neox,
+            h->scale,
+            h->eps};
 }
 
-Cache *cache_new(Backend *b, const Heads *heads, int n_layer, int n_ctx) {
+Cache *cache_new(Backend *b, const CacheShape *shape, int n_ctx) {
     Cache *cache = (Cache *)calloc(1, sizeof *cache);
     if (!cache) return NULL;
     cache->n_ctx = cache_chunks(n_ctx) * CACHE_CHUNK;
-    cache->n_layer = n_layer;
-    cache->n_head_kv = heads->n_head_kv;
-    cache->head_size = heads->head_size;
+    cache->columns = shape->columns;
     cache->keys = (uint16_t *)take(b, cache_half_bytes(cache));
     cache->values = (uint16_t *)take(b, cache_half_bytes(cache));
     const size_t before = b->need_attention;
-    grow_to(&b->need_attention, attention_bytes(heads->n_head, heads->head_size, cache->n_ctx));
+    grow_to(&b->need_attention, attention_bytes(shape->n_head, shape->query_columns, cache->n_ctx));
     if (cache->keys && cache->values && reserve_needs(b)) return cache;
     cache_free(b, cache);
     b->need_attention = before; /* the others go on as before */

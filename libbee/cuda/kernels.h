@@ -19,10 +19,9 @@ typedef struct DeviceRow {
 } DeviceRow;
 
 typedef struct DeviceHeads {
-    int n_head, n_head_kv, head_size, n_rotated;
+    int n_head, n_head_kv, head_size, first_column, n_rotated;
     bool neox;
-    float eps;
-    const double *frequencies;
+    float scale, eps;
 } DeviceHeads;
 
 /* ---- weights: weights.cu ------------------------------------------------------------------------- */
@@ -73,20 +72,21 @@ void queue_rms_norm(cudaStream_t stream, const float *x, size_t stride, const in
 void queue_to_operand(cudaStream_t stream, const float *x, size_t stride, const int32_t *index, int n,
                       const DeviceOperand *out);
 /* angles[row] = cos, sin of position * frequency in double precision, [n_rotated / 2][2]. */
-void queue_rope_angles(cudaStream_t stream, const DeviceHeads *heads, const DeviceRow *rows, int n, float *angles);
+void queue_rope_angles(cudaStream_t stream, int n_rotated, const double *frequencies, const DeviceRow *rows, int n,
+                       float *angles);
 void queue_copy(cudaStream_t stream, const float *from, size_t from_stride, float *to, size_t to_stride, int columns,
                 int n);
 
 /* ---- attention: attention.cu --------------------------------------------------------------------- */
 
-/* Norms (where gains are given), rotates and scales queries in place by 1 / sqrt(head_size); norms, rotates and stores
+/* Norms (where gains are given), rotates and scales queries in place; norms, rotates and stores
  * keys; stores values. `q` may be NULL. */
-void queue_rotate_and_store(cudaStream_t stream, const DeviceHeads *heads, int layer, const DeviceRow *rows, int n,
+void queue_rotate_and_store(cudaStream_t stream, const DeviceHeads *heads, const DeviceRow *rows, int n,
                             const float *angles, const float *q_gain, const float *k_gain, float *q, size_t q_stride,
                             float *k, float *v, size_t kv_stride);
 /* n_chunks: of 128 positions, at least what any row sees; it decides the grid, never a number. `scratch` has
  * attention_row_bytes (work_sizes.h) for each row. */
-void queue_attend(cudaStream_t stream, const DeviceHeads *heads, int layer, const DeviceRow *rows, int n, int n_chunks,
+void queue_attend(cudaStream_t stream, const DeviceHeads *heads, const DeviceRow *rows, int n, int n_chunks,
                   const float *q, size_t q_stride, float *scratch, const DeviceOperand *out);
 
 /* ---- tokens: choose.cu --------------------------------------------------------------------------- */

@@ -98,10 +98,10 @@ LAYOUT DeviceWeight device_weight_layout(TensorType type, int rows, int columns)
 /* Elements of one head's chunk. */
 LAYOUT size_t cache_chunk_elements(int head_size) { return (size_t)CACHE_CHUNK * (size_t)head_size; }
 
-/* Where a head's chunk begins, in elements. */
-LAYOUT size_t cache_chunk_at(int n_ctx, int n_head_kv, int head_size, int layer, int head, int chunk) {
-    return (((size_t)layer * (size_t)n_head_kv + (size_t)head) * (size_t)(n_ctx / CACHE_CHUNK) + (size_t)chunk) *
-           cache_chunk_elements(head_size);
+/* Where a head's chunk begins, in elements: layer by layer, in each head by head, in each chunk by chunk. */
+LAYOUT size_t cache_chunk_at(int n_ctx, int first_column, int head_size, int head, int chunk) {
+    return ((size_t)first_column + (size_t)head * (size_t)head_size) * (size_t)n_ctx +
+           (size_t)chunk * cache_chunk_elements(head_size);
 }
 
 /* Where an element lies in its chunk; `position` counts from the chunk's beginning. */

@@ -104,8 +104,8 @@ static uint64_t operand_bytes(int columns) {
     return s.codes + s.scales + 2 * (s.halves + s.factors) + s.values + OPERAND_PARTS * 256;
 }
 
-static uint64_t partial_results(int n_head, int head_size, int n_ctx) {
-    return attention_bytes(n_head, head_size, n_ctx);
+static uint64_t partial_results(const CacheShape *shape, int n_ctx) {
+    return attention_bytes(shape->n_head, shape->query_columns, n_ctx);
 }
 
 /* The largest head's rows are kept where log-probabilities are asked for. */

@@ -176,11 +176,12 @@ static __global__ void __launch_bounds__(ANGLE_THREADS)
     out[1] = (float)sin(angle);
 }
 
-void queue_rope_angles(cudaStream_t stream, const DeviceHeads *heads, const DeviceRow *rows, int n, float *angles) {
-    const int pairs = heads->n_rotated / 2;
+void queue_rope_angles(cudaStream_t stream, int n_rotated, const double *frequencies, const DeviceRow *rows, int n,
+                       float *angles) {
+    const int pairs = n_rotated / 2;
     if (!pairs) return;
     launch(stream, dim3((unsigned)((pairs + ANGLE_THREADS - 1) / ANGLE_THREADS), (unsigned)n), dim3(ANGLE_THREADS), 0,
-           angles_of_rows, heads->n_rotated, heads->frequencies, rows, angles);
+           angles_of_rows, n_rotated, frequencies, rows, angles);
 }
 
 static __global__ void __launch_bounds__(ROW_THREADS)

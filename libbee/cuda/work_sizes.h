@@ -29,8 +29,8 @@ static inline int chunk_bucket(int n_positions) {
 }
 
 /* A row's partial results: maximum, sum and weighted values of each head and chunk. */
-static inline size_t attention_row_bytes(int n_head, int head_size, int n_chunks) {
-    return (size_t)n_head * (size_t)n_chunks * (size_t)(head_size + 2) * sizeof(float);
+static inline size_t attention_row_bytes(int n_head, int query_columns, int n_chunks) {
+    return (size_t)n_chunks * ((size_t)query_columns + 2 * (size_t)n_head) * sizeof(float);
 }
 
 /* How many rows fit: they share their launches. */
@@ -41,8 +41,8 @@ static inline int attention_rows_together(size_t bytes, size_t row_bytes) {
 }
 
 /* What is reserved: passes that see less than the whole context have room for more rows together. */
-static inline size_t attention_bytes(int n_head, int head_size, int n_ctx) {
-    const size_t row_bytes = attention_row_bytes(n_head, head_size, chunk_bucket(n_ctx));
+static inline size_t attention_bytes(int n_head, int query_columns, int n_ctx) {
+    const size_t row_bytes = attention_row_bytes(n_head, query_columns, chunk_bucket(n_ctx));
     const size_t least = ATTENTION_ROWS * row_bytes, most = BEE_MAX_PASS_ROWS * row_bytes;
     if (most < ATTENTION_BYTES) return most;
     return least > ATTENTION_BYTES ? least : ATTENTION_BYTES;

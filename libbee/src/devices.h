@@ -28,7 +28,7 @@ typedef struct Device {
      * are loaded, */
     uint64_t (*operand_bytes)(int columns);
     /* for the partial results of attention, which all layers share: the largest counts, */
-    uint64_t (*attention_bytes)(int n_head, int head_size, int n_ctx);
+    uint64_t (*attention_bytes)(const CacheShape *shape, int n_ctx);
     /* and for all else that an engine has once, where its largest head and feed-forward have so many rows. */
     uint64_t (*shared_bytes)(int n_head_rows, int n_ff);
 } Device;

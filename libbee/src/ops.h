@@ -34,13 +34,20 @@ typedef struct Product {
     bool add; /* add to `out`, or replace it */
 } Product;
 
-/* How a layer's queries and keys are shaped; the same for every layer of a model. */
+/* Rotary positions. */
+typedef struct Rope {
+    int n_rotated;             /* leading dimensions of a head that are turned */
+    bool neox;                 /* pairs (i, i + n_rotated / 2); otherwise (2 i, 2 i + 1) */
+    const double *frequencies; /* [n_rotated / 2] radians per position, in a buffer of the backend */
+} Rope;
+
+/* How a layer's queries and keys are shaped. */
 typedef struct Heads {
     int n_head, n_head_kv, head_size;
-    int n_rotated;             /* leading dimensions of a head that RoPE turns */
-    bool neox;                 /* RoPE pairs (i, i + n_rotated / 2); otherwise (2 i, 2 i + 1) */
-    const double *frequencies; /* [n_rotated / 2] radians per position, in a buffer of the backend */
-    float eps;                 /* of the query and key norms */
+    int first_column; /* of the layer's keys among those of a position: the columns of the layers before it */
+    float scale;      /* of queries */
+    float eps;        /* of the query and key norms */
+    const Rope *rope; /* NULL: no positions */
 } Heads;
 
 /* A change to one logit: (logit + bias), divided by `repetition` where it is positive and multiplied where it is not,
@@ -146,7 +153,7 @@ typedef struct Ops {
     void (*buffer_move)(Backend *backend, void *to, const void *from, size_t bytes);
     Table *(*table_new)(Backend *backend, const Tensor *tensor); /* the tensor must outlive it */
     void (*table_free)(Backend *backend, Table *table);
-    Cache *(*cache_new)(Backend *backend, const Heads *heads, int n_layer, int n_ctx);
+    Cache *(*cache_new)(Backend *backend, const CacheShape *shape, int n_ctx);
     void (*cache_free)(Backend *backend, Cache *cache);
 
     /* running */
@@ -160,14 +167,14 @@ typedef struct Ops {
     void (*to_operand)(Worker *worker, const float *x, size_t stride, const int32_t *index, int n, Operand *out);
     void (*multiply)(Worker *worker, const Product *products, int n_products, const Operand *in, int n);
     /* angles[row] = cos, sin of position * frequency, [n_rotated / 2][2] */
-    void (*rope_angles)(Worker *worker, const Heads *heads, const Row *rows, int n, float *angles);
+    void (*rope_angles)(Worker *worker, const Rope *rope, const Row *rows, int n, float *angles);
     /* Norms (where gains are given), rotates and scales queries in place; norms, rotates and stores keys; stores
      * values. `q` may be NULL. */
-    void (*rotate_and_store)(Worker *worker, const Heads *heads, int layer, const Row *rows, int n, const float *angles,
+    void (*rotate_and_store)(Worker *worker, const Heads *heads, const Row *rows, int n, const float *angles,
                              const float *q_gain, const float *k_gain, float *q, size_t q_stride, float *k, float *v,
                              size_t kv_stride);
-    void (*attend)(Worker *worker, const Heads *heads, int layer, const Row *rows, int n, const float *q,
-                   size_t q_stride, Operand *out);
+    void (*attend)(Worker *worker, const Heads *heads, const Row *rows, int n, const float *q, size_t q_stride,
+                   Operand *out);
     /* out = silu(gate in) * (up in) */
     void (*swiglu)(Worker *worker, const Weight *gate, const Weight *up, const Operand *in, int n, Operand *out);
     /* For what is read after the run; no barrier. */

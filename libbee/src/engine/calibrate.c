@@ -4,7 +4,6 @@
 
 #include "clock.h"
 #include "error.h"
-#include "limits.h"
 #include "measure.h"
 
 /* The least of some cycles of n_rows: what else the machine does can only add to a time. They follow one another,
@@ -27,7 +26,7 @@ static void measure_length(bee_session *s, int n_rows, double *pass_seconds, dou
 /* Reading weights is most of a pass and of a draft. */
 static double share_of_draft(const bee_engine *e) {
     if (!e->drafter) return 0;
-    return (double)pass_needs(e->ops, e->drafter).weight_bytes / (double)pass_needs(e->ops, e->target).weight_bytes;
+    return (double)model_needs(e->ops, e->drafter).weight_bytes / (double)model_needs(e->ops, e->target).weight_bytes;
 }
 
 /* What matters most first; what would take too long is left to experience: a large model's passes take seconds. */

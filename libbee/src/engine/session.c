@@ -8,15 +8,19 @@
 #include "error.h"
 #include "sampling/sample.h"
 
+static Cache *cache_for(const bee_engine *e, const Model *model, int n_ctx) {
+    const CacheShape shape = shape_cache(&model->shape);
+    return e->ops->cache_new(e->backend, &shape, n_ctx);
+}
+
 static bool session_allocate(bee_session *s, bool keep_features) {
     bee_engine *e = s->engine;
     s->tokens = malloc((size_t)s->n_ctx * sizeof *s->tokens);
-    s->cache = e->ops->cache_new(e->backend, &e->target->heads, e->target->shape.n_layer, s->n_ctx);
+    s->cache = cache_for(e, e->target, s->n_ctx);
     if (!s->tokens || !s->cache || !copy_index_new(&s->copies, s->n_ctx)) return false;
     /* A draft pass writes its block beyond the committed tokens, so its cache has room for one more. */
     if (e->drafter) {
-        s->draft_cache =
-            e->ops->cache_new(e->backend, &e->drafter->heads, e->drafter->shape.n_layer, s->n_ctx + BEE_MAX_BLOCK);
+        s->draft_cache = cache_for(e, e->drafter, s->n_ctx + BEE_MAX_BLOCK);
         s->waiting = e->ops->buffer_new(e->backend, BEE_MAX_PASS_ROWS * e->work.feature_stride);
         if (!s->draft_cache || !s->waiting) return false;
     }

@@ -1,5 +1,6 @@
 #include "memory_plan.h"
 
+#include "architectures/architecture.h"
 #include "devices.h"
 #include "error.h"
 #include "forward/forward.h"
@@ -13,10 +14,11 @@ static uint64_t rows_of_floats(const Device *device, int64_t columns) {
 /* What workspace_new takes, and the buffers that grow with the model. */
 static uint64_t workspace_bytes(const Device *device, const Model *m, int n_features) {
     const Shape *s = &m->shape;
-    const int query = s->n_head * s->head_size, key = s->n_head_kv * s->head_size;
-    const int rows[] = {s->n_embd, query, key, key, s->n_rotated, n_features, n_features, m->n_head_rows};
-    const int operands[] = {s->n_embd, query, s->n_ff, n_features ? n_features : 1};
+    const int query = shape_widest(s, query_columns), key = shape_widest(s, key_columns);
+    const int rows[] = {s->n_embd, query, key, key, n_features, n_features, m->n_head_rows};
+    const int operands[] = {s->n_embd, query, shape_widest(s, ff_columns), n_features ? n_features : 1};
     uint64_t bytes = 0;
+    for (int i = 0; i < s->n_ropes; i++) bytes += rows_of_floats(device, s->ropes[i].n_rotated);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) bytes += rows_of_floats(device, rows[i]);
     for (size_t i = 0; i < sizeof operands / sizeof *operands; i++) bytes += device->operand_bytes(operands[i]);
     return bytes;
@@ -27,17 +29,18 @@ static uint64_t shared_bytes(const Device *device, const Model *const *models, i
     int head = 0, ff = 0;
     uint64_t attention = 0;
     for (int i = 0; i < n_models; i++) {
-        const Shape *s = &models[i]->shape;
+        const CacheShape cache = shape_cache(&models[i]->shape);
+        const int widest = shape_widest(&models[i]->shape, ff_columns);
         if (models[i]->n_head_rows > head) head = models[i]->n_head_rows;
-        if (s->n_ff > ff) ff = s->n_ff;
-        attention = larger(attention, device->attention_bytes(s->n_head, s->head_size, n_ctx[i]));
+        if (widest > ff) ff = widest;
+        attention = larger(attention, device->attention_bytes(&cache, n_ctx[i]));
     }
     return device->shared_bytes(head, ff) + attention;
 }
 
 static uint64_t model_cache_bytes(const Model *m, int n_ctx) {
-    const Shape *s = &m->shape;
-    return (uint64_t)cache_chunks(n_ctx) * CACHE_CHUNK * cache_position_bytes(s->n_layer, s->n_head_kv, s->head_size);
+    const CacheShape shape = shape_cache(&m->shape);
+    return (uint64_t)cache_chunks(n_ctx) * CACHE_CHUNK * cache_position_bytes(&shape);
 }
 
 static void add_up(const Device *device, const Model *target, const Model *drafter, int n_ctx, bee_memory_plan *out) {
@@ -56,23 +59,24 @@ static void add_up(const Device *device, const Model *target, const Model *draft
 
 bee_status bee_plan_memory(const bee_file *target_file, const bee_file *drafter_file, bee_device kind, int32_t n_ctx,
                            bee_memory_plan *out, bee_error *error) {
-    Model target, drafter;
+    Model target = {0}, drafter = {0};
     const Device *device = device_of(kind);
     if (!device) return bee_fail(error, BEE_ERROR_ARGUMENT, "device is %d; a plan is for the CPU or CUDA", (int)kind);
     bee_status status = model_plan(target_file, device, NULL, NULL, &target, error);
-    if (!status && target.shape.architecture == ARCH_DFLASH)
+    if (!status && target.shape.architecture->is_drafter)
         status = bee_fail(error, BEE_ERROR_UNSUPPORTED, "the plan's target is a DFlash drafter, not a model");
     if (!status && drafter_file) {
         status = model_plan(drafter_file, device, &target, target_file, &drafter, error);
-        if (!status && drafter.shape.architecture != ARCH_DFLASH)
+        if (!status && !drafter.shape.architecture->is_drafter)
             status = bee_fail(error, BEE_ERROR_MISMATCH, "the plan's drafter is not a DFlash drafter");
     }
-    if (status) return status;
-    if (n_ctx < 0 || n_ctx > target.shape.n_ctx_train)
-        return bee_fail(error, BEE_ERROR_ARGUMENT, "n_ctx is %d; it must lie between 0 and the model's %d", n_ctx,
-                        target.shape.n_ctx_train);
-    add_up(device, &target, drafter_file ? &drafter : NULL, n_ctx ? n_ctx : target.shape.n_ctx_train, out);
-    return BEE_OK;
+    if (!status && (n_ctx < 0 || n_ctx > target.shape.n_ctx_train))
+        status = bee_fail(error, BEE_ERROR_ARGUMENT, "n_ctx is %d; it must lie between 0 and the model's %d", n_ctx,
+                          target.shape.n_ctx_train);
+    if (!status) add_up(device, &target, drafter_file ? &drafter : NULL, n_ctx ? n_ctx : target.shape.n_ctx_train, out);
+    shape_free(&target.shape);
+    shape_free(&drafter.shape);
+    return status;
 }
 
 bee_status plan_check(const bee_memory_plan *plan, const bee_device_info *device, int32_t n_ctx, bee_error *error) {

@@ -1,40 +1,21 @@
-/* Models: what a GGUF says of its shape, and its weights in a backend's hands. */
+/* Models: the weights of a file, in a backend's hands. */
 #ifndef BEE_MODEL_H
 #define BEE_MODEL_H
 
 #include "devices.h"
 #include "random_weights.h"
+#include "shape.h"
 
-typedef enum Architecture { ARCH_LLAMA, ARCH_QWEN3, ARCH_DFLASH } Architecture;
-
-/* Everything the metadata says, checked. The last part is a drafter's. */
-typedef struct Shape {
-    Architecture architecture;
-    int n_vocab; /* 0 for a drafter that brings neither embedding nor vocabulary size */
-    int n_ctx_train;
-    int n_layer, n_embd, n_ff;
-    int n_head, n_head_kv, head_size, n_rotated;
-    double rope_base, rope_scale; /* frequency i is base^(-2 i / n_rotated) / scale */
-    float eps;
-
-    int block_size; /* rows of a draft pass: the last committed token and block_size - 1 masks */
-    int n_taps;
-    int32_t taps[BEE_MAX_TAPS];
-    int mask_token;
-    bool causal;
-} Shape;
-
+/* NULL where the architecture, or the file, has none. */
 typedef struct Layer {
-    float *attn_norm, *ffn_norm;
-    float *q_norm, *k_norm; /* NULL where the architecture has none */
+    float *attn_norm, *ffn_norm, *q_norm, *k_norm;
     Weight *q, *k, *v, *attn_output;
     Weight *gate, *up, *down;
 } Layer;
 
 typedef struct Model {
     Shape shape;
-    Heads heads;
-    double *frequencies; /* these and draft_tokens are buffers of the backend */
+    Rope ropes[MAX_ROPES]; /* their frequencies and draft_tokens are buffers of the backend */
     Tensor embedding;
     Table *table; /* the embedding, as the backend reads it */
     bool owns_table;
@@ -52,8 +33,6 @@ typedef struct Model {
     MadeUp *made_up; /* weights that are no file's; the embedding may point to them */
 } Model;
 
-bee_status shape_read(const bee_file *file, Shape *shape, bee_error *error);
-
 /* Whom to tell of the bytes of weights that are loaded, of one model or several. */
 typedef struct LoadProgress {
     bee_progress_function tell; /* may be NULL */
@@ -68,9 +47,11 @@ Model *model_load(const Device *device, const Ops *ops, Backend *backend, const 
                   const bee_file *target_file, bool made_up, LoadProgress *progress, bee_error *error);
 /* The same walk over the tensors without a backend, for what the device would hold: shape, number of head rows
  * and weight_bytes are filled in, everything else stays NULL. `target` may be NULL for a drafter, too: what it would
- * take from its target is then left out. Nothing is to be freed. */
+ * take from its target is then left out. The shape is to be freed. */
 bee_status model_plan(const bee_file *file, const Device *device, const Model *target, const bee_file *target_file,
                       Model *out, bee_error *error);
+/* What a pass over one row reads and computes. */
+bee_pass_needs model_needs(const Ops *ops, const Model *model);
 void model_free(const Ops *ops, Backend *backend, Model *model);
 
 #endif

@@ -284,14 +284,11 @@ static void test_angles() {
     std::vector<double> frequencies;
     for (int d = 0; d < n_rotated / 2; d++) frequencies.push_back(pow(10000, -2.0 * d / n_rotated));
     const Device<double> device_frequencies(frequencies);
-    DeviceHeads heads = {};
-    heads.n_rotated = n_rotated;
-    heads.frequencies = device_frequencies.data;
     std::vector<DeviceRow> rows;
     for (int i = 0; i < n; i++) rows.push_back(plain_row(0, i == 0 ? 0 : i == 1 ? -1 : random_below(&random, 131072)));
     const Device<DeviceRow> device_rows(rows);
     const Device<float> angles((size_t)(n * n_rotated));
-    queue_rope_angles(stream, &heads, device_rows.data, n, angles.data);
+    queue_rope_angles(stream, n_rotated, device_frequencies.data, device_rows.data, n, angles.data);
     const auto out = angles.read();
     for (int i = 0; i < n; i++)
         for (int d = 0; d < n_rotated / 2; d++) {
@@ -363,7 +360,8 @@ struct Attention {
         heads.n_rotated = s.n_rotated;
         heads.neox = s.neox;
         heads.eps = 1e-5f;
-        heads.frequencies = device_frequencies.data;
+        heads.first_column = LAYER * s.n_head_kv * s.head_size;
+        heads.scale = 1 / sqrtf((float)s.head_size);
     }
     DeviceRow row(int cache, int position, int n_visible) const {
         DeviceRow r = plain_row(0, position);
@@ -392,7 +390,7 @@ static std::vector<float> rotate_and_store(const Attention &a, const std::vector
                                            const std::vector<float> &v) {
     const Device<DeviceRow> device_rows(rows);
     const Device<float> angles(angles_of(a, rows)), device_q(q), device_k(k), device_v(v);
-    queue_rotate_and_store(stream, &a.heads, LAYER, device_rows.data, (int)rows.size(), angles.data,
+    queue_rotate_and_store(stream, &a.heads, device_rows.data, (int)rows.size(), angles.data,
                            a.shape.gains ? a.device_q_gain.data : nullptr,
                            a.shape.gains ? a.device_k_gain.data : nullptr, q.empty() ? nullptr : device_q.data,
                            a.q_stride, device_k.data, device_v.data, a.kv_stride);
@@ -403,11 +401,11 @@ static std::vector<Token> attend(const Attention &a, const std::vector<DeviceRow
                                  int n_chunks) {
     const int n = (int)rows.size();
     const Device<DeviceRow> device_rows(rows);
-    const size_t row_bytes = attention_row_bytes(a.heads.n_head, a.heads.head_size, n_chunks);
+    const size_t row_bytes = attention_row_bytes(a.heads.n_head, (int)a.columns(), n_chunks);
     const Device<float> device_q(q), scratch((size_t)n * row_bytes / sizeof(float));
     const Operand out((int)a.columns(), n);
     const DeviceOperand o = out.device();
-    queue_attend(stream, &a.heads, LAYER, device_rows.data, n, n_chunks, device_q.data, a.q_stride, scratch.data, &o);
+    queue_attend(stream, &a.heads, device_rows.data, n, n_chunks, device_q.data, a.q_stride, scratch.data, &o);
     return read_tokens(out, n);
 }
 
@@ -439,7 +437,7 @@ static void exact_head(const Attention &a, const float *x, const std::vector<flo
 static float cached(const Attention &a, const std::vector<uint16_t> &all, bool key, const DeviceRow &row, int head,
                     int position, int d) {
     const int size = a.shape.head_size;
-    const size_t chunk = cache_chunk_at(row.n_ctx, a.shape.n_head_kv, size, LAYER, head, position / CACHE_CHUNK);
+    const size_t chunk = cache_chunk_at(row.n_ctx, a.heads.first_column, size, head, position / CACHE_CHUNK);
     const int p = position % CACHE_CHUNK;
     return float_from_f16(all[chunk + (key ? key_place(size, p, d) : value_place(size, p, d))]);
 }

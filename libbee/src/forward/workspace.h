@@ -1,0 +1,24 @@
+/* Activations of one model's passes of up to BEE_MAX_PASS_ROWS rows. */
+#ifndef BEE_WORKSPACE_H
+#define BEE_WORKSPACE_H
+
+#include "model/model.h"
+
+/* Strides are in floats. */
+typedef struct Workspace {
+    size_t embd_stride, query_stride, key_stride, feature_stride, logit_stride;
+    float *x;                 /* [rows][embd_stride] the residual stream */
+    float *q;                 /* [rows][query_stride] */
+    float *k, *v;             /* [rows][key_stride] */
+    float *angles[MAX_ROPES]; /* [rows][n_rotated] */
+    float *features;          /* [rows][feature_stride], taps side by side; a target's, NULL without taps */
+    float *logits;            /* [rows][logit_stride] */
+    Operand *embd_in, *query_in, *ff_in;
+    Operand *feature_in; /* a drafter's */
+} Workspace;
+
+/* `n_taps` x the target's n_embd features: what a target keeps, or a drafter takes. */
+bool workspace_new(const Ops *ops, Backend *backend, const Model *model, int n_taps, Workspace *out);
+void workspace_free(const Ops *ops, Backend *backend, Workspace *workspace);
+
+#endif

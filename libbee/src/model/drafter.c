@@ -1,0 +1,123 @@
+/* What a drafter is given by its target. */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+#include "loader.h"
+
+static void mismatch(Loader *l, const char *what, int64_t drafter, int64_t target) {
+    if (!l->status)
+        l->status = bee_fail(l->error, BEE_ERROR_MISMATCH,
+                             "the drafter does not fit this target: its %s is %" PRId64 ", the target's is %" PRId64
+                             "; use the drafter that was trained for this very model",
+                             what, drafter, target);
+}
+
+static void check_vocabulary(Loader *l, const bee_file *target_file, int n_vocab) {
+    uint64_t count = 0, target_count = 0;
+    const uint64_t target_hash = gguf_vocabulary_hash(target_file, &target_count);
+    uint64_t hash = gguf_vocabulary_hash(l->file, &count);
+    bee_metadata stored;
+    if (!count && gguf_find(l->file, "dflash.target_vocabulary_hash", &stored) && stored.type == BEE_VALUE_UINT64) {
+        memcpy(&hash, stored.data, sizeof hash);
+        count = target_count;
+    }
+    if (l->status) return;
+    if (!count)
+        l->status = bee_fail(l->error, BEE_ERROR_MISMATCH,
+                             "the drafter names no vocabulary (neither tokenizer.ggml.tokens nor "
+                             "dflash.target_vocabulary_hash), so it cannot be checked against the target");
+    else if (count != target_count)
+        mismatch(l, "vocabulary size", (int64_t)count, target_count ? (int64_t)target_count : n_vocab);
+    else if (hash != target_hash)
+        l->status = bee_fail(l->error, BEE_ERROR_MISMATCH,
+                             "the drafter does not fit this target: the vocabularies have the same size but other "
+                             "tokens; use the drafter that was trained for this very model");
+}
+
+static void check_drafter(Loader *l, const Shape *drafter, const Model *target, const bee_file *target_file) {
+    if (drafter->n_embd != target->shape.n_embd) mismatch(l, "embedding_length", drafter->n_embd, target->shape.n_embd);
+    if (drafter->n_vocab && drafter->n_vocab != target->shape.n_vocab)
+        mismatch(l, "vocab_size", drafter->n_vocab, target->shape.n_vocab);
+    if (!l->status && drafter->mask_token >= target->shape.n_vocab)
+        l->status =
+            bee_fail(l->error, BEE_ERROR_MISMATCH,
+                     "the drafter does not fit this target: its tokenizer.ggml.mask_token_id is %d, but the target "
+                     "has tokens 0 to %d",
+                     drafter->mask_token, target->shape.n_vocab - 1);
+    for (int i = 0; !l->status && i < drafter->n_taps; i++)
+        if (drafter->taps[i] < 0 || drafter->taps[i] > target->shape.n_layer)
+            l->status = bee_fail(l->error, BEE_ERROR_MISMATCH,
+                                 "the drafter does not fit this target: dflash.target_layers[%d] is %d, but the target "
+                                 "has layers 0 to %d",
+                                 i, drafter->taps[i], target->shape.n_layer);
+    check_vocabulary(l, target_file, target->shape.n_vocab);
+}
+
+/* d2t: the token of each row of a reduced head. Also returns the host's copy, to be freed; NULL without one. */
+static int32_t *load_draft_tokens(Loader *l, Model *m, int n_vocab) {
+    Tensor t;
+    if (l->status || !gguf_has_tensor(l->file, "d2t")) return NULL;
+    l->status = gguf_tensor(l->file, "d2t", &t, l->error);
+    if (l->status) return NULL;
+    if (t.type != TYPE_I64 || t.rows != 1 || t.columns < 1 || t.columns > 1 << 24)
+        l->status =
+            bee_fail(l->error, BEE_ERROR_FORMAT, "tensor 'd2t': must be a vector of I64, one per row of the head");
+    else if (n_vocab && t.columns > n_vocab)
+        l->status = bee_fail(l->error, BEE_ERROR_FORMAT,
+                             "tensor 'd2t': has %" PRId64 " entries, more than the %d tokens of the target", t.columns,
+                             n_vocab);
+    if (l->status) return NULL;
+    l->bound[l->n_bound++] = t.name;
+    m->n_head_rows = (int)t.columns;
+    l->weight_bytes += l->device->own_memory ? padded(t.columns) * sizeof *m->draft_tokens : 0;
+    int32_t *tokens = malloc((size_t)t.columns * sizeof *tokens);
+    if (l->backend) m->draft_tokens = (int32_t *)l->ops->buffer_new(l->backend, padded(t.columns));
+    if (!tokens || (l->backend && !m->draft_tokens)) fail_memory(l, "d2t");
+    for (int i = 0; !l->status && i < m->n_head_rows; i++) {
+        int64_t token;
+        memcpy(&token, t.data + 8 * (size_t)i, 8);
+        if (token < 0 || (n_vocab && token >= n_vocab))
+            l->status = bee_fail(l->error, BEE_ERROR_FORMAT,
+                                 "tensor 'd2t': entry %d is %" PRId64 ", no token of the target", i, token);
+        tokens[i] = (int32_t)token;
+    }
+    if (l->backend && !l->status)
+        l->ops->buffer_write(l->backend, m->draft_tokens, tokens, (size_t)m->n_head_rows * sizeof *tokens);
+    return tokens;
+}
+
+static void load_draft_head(Loader *l, Model *m, const int32_t *draft_tokens, const Model *target,
+                            const bee_file *target_file) {
+    if (gguf_has_tensor(l->file, "output.weight")) {
+        m->owns_head = true;
+        m->head = load_matrix(l, "output.weight", !target && !draft_tokens ? -1 : m->n_head_rows, m->shape.n_embd);
+    } else if (target && draft_tokens) { /* the target's own rows */
+        Tensor rows = target->embedding;
+        if (gguf_has_tensor(target_file, "output.weight") && !l->status)
+            l->status = gguf_tensor(target_file, "output.weight", &rows, l->error);
+        if (l->made_up && !l->status && !make_up(l->made_up, &rows)) fail_memory(l, "output.weight");
+        m->owns_head = true;
+        m->head = load_matrix_rows(l, "output.weight", &rows, draft_tokens, m->n_head_rows);
+    } else if (target) {
+        m->head = target->head;
+    }
+}
+
+void load_drafter(Loader *l, Model *m, const Model *target, const bee_file *target_file) {
+    if (target) check_drafter(l, &m->shape, target, target_file);
+    const int n_vocab = target ? target->shape.n_vocab : m->shape.n_vocab;
+    m->n_head_rows = m->shape.n_vocab = n_vocab;
+    if (gguf_has_tensor(l->file, "token_embd.weight")) {
+        load_embedding(l, m);
+    } else if (target) {
+        m->embedding = target->embedding;
+        m->table = target->table;
+    }
+    m->features_in = load_matrix(l, "fc.weight", m->shape.n_embd, (int64_t)m->shape.n_taps * m->shape.n_embd);
+    m->features_norm = load_vector(l, "enc.output_norm.weight", m->shape.n_embd);
+    int32_t *draft_tokens = load_draft_tokens(l, m, n_vocab);
+    load_draft_head(l, m, draft_tokens, target, target_file);
+    free(draft_tokens);
+}

@@ -1,0 +1,35 @@
+/* A walk over the tensors of a model: loads them, or, without a backend, checks them and counts bytes: the plan. */
+#ifndef BEE_LOADER_H
+#define BEE_LOADER_H
+
+#include "model.h"
+
+typedef struct Loader {
+    const Ops *ops;
+    Backend *backend; /* NULL: plan only */
+    const bee_file *file;
+    const char **bound; /* names, as the file points to them, of the tensors that the model uses */
+    uint64_t n_bound;
+    uint64_t weight_bytes;
+    const Device *device;
+    MadeUp **made_up;       /* NULL: the weights are the file's */
+    LoadProgress *progress; /* with a backend */
+    bee_error *error;
+    bee_status status;
+} Loader;
+
+void fail_memory(Loader *l, const char *name);
+/* Finds a tensor and checks its shape: columns is shape[0]; rows < 0 accepts any number. False where this, or anything
+ * before it, failed. */
+bool find_tensor(Loader *l, const char *name, int64_t rows, int64_t columns, Tensor *out);
+/* Each returns NULL where it failed, and where there is no backend. */
+Weight *load_matrix(Loader *l, const char *name, int64_t rows, int64_t columns);
+Weight *load_matrix_rows(Loader *l, const char *name, const Tensor *tensor, const int32_t *row_ids, int n_rows);
+float *load_vector(Loader *l, const char *name, int64_t columns);
+/* The embedding, of as many rows as the file has tokens, as table and, where it serves as the head, as matrix. */
+void load_embedding(Loader *l, Model *m);
+
+/* What a drafter's file lacks it takes from its target, after a check that the two fit: drafter.c. */
+void load_drafter(Loader *l, Model *m, const Model *target, const bee_file *target_file);
+
+#endif
