@@ -4,8 +4,8 @@
 
 #include <stddef.h>
 
+#include "model/layer.h"
 #include "model/metadata.h"
-#include "model/model.h"
 
 /* How long a side of a tensor is. */
 typedef enum Extent { EXTENT_EMBD, EXTENT_QUERY, EXTENT_KEY, EXTENT_FF, EXTENT_HEAD } Extent;
@@ -45,8 +45,5 @@ struct Architecture {
 };
 
 #define SLOTS(table) .slots = table, .n_slots = sizeof table / sizeof *table
-
-/* The architecture that a file names; fails with the list of those there are. */
-bee_status architecture_find(const bee_file *file, const Architecture **out, bee_error *error);
 
 #endif

@@ -1,4 +1,5 @@
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "architecture.h"
@@ -25,7 +26,7 @@ static void list_names(char *out, size_t capacity) {
     }
 }
 
-bee_status architecture_find(const bee_file *file, const Architecture **out, bee_error *error) {
+static bee_status find(const bee_file *file, const Architecture **out, bee_error *error) {
     char wanted[64], names[512];
     const bee_status status = gguf_string(file, "general.architecture", true, wanted, sizeof wanted, error);
     if (status) return status;
@@ -36,4 +37,23 @@ bee_status architecture_find(const bee_file *file, const Architecture **out, bee
     list_names(names, sizeof names);
     return bee_fail(error, BEE_ERROR_UNSUPPORTED, "architecture '%s' cannot be run; the library runs %s", wanted,
                     names);
+}
+
+bee_status shape_read(const bee_file *file, Shape *shape, bee_error *error) {
+    *shape = (Shape){.mask_token = -1};
+    MetadataReader r = {.file = file, .error = error};
+    r.status = find(file, &shape->architecture, error);
+    if (r.status) return r.status;
+    r.prefix = shape->architecture->name;
+    shape->n_layer = (int)read_int(&r, "block_count", true, 1, 1, 1024);
+    if (r.status) return r.status;
+    shape->layers = calloc((size_t)shape->n_layer, sizeof *shape->layers);
+    if (!shape->layers) return bee_fail(error, BEE_ERROR_MEMORY, "out of memory");
+    shape->architecture->read(&r, shape);
+    for (int i = 1; i < shape->n_layer; i++) {
+        const LayerShape *before = &shape->layers[i - 1];
+        shape->layers[i].heads.first_column = before->heads.first_column + key_columns(before);
+    }
+    if (r.status) shape_free(shape);
+    return r.status;
 }

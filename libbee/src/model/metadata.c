@@ -2,10 +2,8 @@
 
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include "architectures/architecture.h"
 #include "error.h"
 
 /* ---- keys --------------------------------------------------------------------------------------- */
@@ -117,48 +115,4 @@ void refuse_window(MetadataReader *r, const Shape *shape) {
 void refuse_not_causal(MetadataReader *r) {
     if (!read_bool(r, "attention.causal", true))
         refuse(r, "attention.causal", "models that see what follows a token cannot generate");
-}
-
-/* ---- the whole shape ---------------------------------------------------------------------------- */
-
-bee_status shape_read(const bee_file *file, Shape *shape, bee_error *error) {
-    *shape = (Shape){.mask_token = -1};
-    MetadataReader r = {.file = file, .error = error};
-    r.status = architecture_find(file, &shape->architecture, error);
-    if (r.status) return r.status;
-    r.prefix = shape->architecture->name;
-    shape->n_layer = (int)read_int(&r, "block_count", true, 1, 1, 1024);
-    if (r.status) return r.status;
-    shape->layers = calloc((size_t)shape->n_layer, sizeof *shape->layers);
-    if (!shape->layers) return bee_fail(error, BEE_ERROR_MEMORY, "out of memory");
-    shape->architecture->read(&r, shape);
-    for (int i = 1; i < shape->n_layer; i++) {
-        const LayerShape *before = &shape->layers[i - 1];
-        shape->layers[i].heads.first_column = before->heads.first_column + key_columns(before);
-    }
-    if (r.status) shape_free(shape);
-    return r.status;
-}
-
-void shape_free(Shape *shape) {
-    free(shape->layers);
-    shape->layers = NULL;
-}
-
-int shape_widest(const Shape *shape, int (*number)(const LayerShape *layer)) {
-    int most = 0;
-    for (int i = 0; i < shape->n_layer; i++)
-        if (number(&shape->layers[i]) > most) most = number(&shape->layers[i]);
-    return most;
-}
-
-CacheShape shape_cache(const Shape *shape) {
-    CacheShape out = {0};
-    for (int i = 0; i < shape->n_layer; i++) {
-        const Heads *h = &shape->layers[i].heads;
-        out.columns += key_columns(&shape->layers[i]);
-        if (h->n_head > out.n_head) out.n_head = h->n_head;
-        if (query_columns(&shape->layers[i]) > out.query_columns) out.query_columns = query_columns(&shape->layers[i]);
-    }
-    return out;
 }

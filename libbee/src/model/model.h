@@ -3,15 +3,9 @@
 #define BEE_MODEL_H
 
 #include "devices.h"
+#include "layer.h"
 #include "random_weights.h"
 #include "shape.h"
-
-/* NULL where the architecture, or the file, has none. */
-typedef struct Layer {
-    float *attn_norm, *ffn_norm, *q_norm, *k_norm;
-    Weight *q, *k, *v, *attn_output;
-    Weight *gate, *up, *down;
-} Layer;
 
 typedef struct Model {
     Shape shape;
