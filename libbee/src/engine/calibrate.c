@@ -5,6 +5,7 @@
 #include "clock.h"
 #include "error.h"
 #include "measure.h"
+#include "model/load.h"
 
 /* The least of some cycles of n_rows: what else the machine does can only add to a time. They follow one another,
  * because the first passes after one of another length are slower: the caches must settle. */

@@ -1,4 +1,5 @@
 #include "error.h"
+#include "model/load.h"
 #include "state.h"
 
 bee_status bee_engine_limits(bee_engine *engine, bee_limits *out, bee_error *error) {

@@ -5,6 +5,7 @@
 #include "architectures/architecture.h"
 #include "calibrate.h"
 #include "error.h"
+#include "model/load.h"
 #include "model/memory_plan.h"
 
 static bee_status check_params(const bee_engine_params *params, const char *drafter_path, bee_error *error) {

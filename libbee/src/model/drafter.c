@@ -1,10 +1,10 @@
-/* What a drafter is given by its target. */
+#include "drafter.h"
+
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "error.h"
-#include "loader.h"
 
 static void mismatch(Loader *l, const char *what, int64_t drafter, int64_t target) {
     if (!l->status)

@@ -4,6 +4,7 @@
 #include "devices.h"
 #include "error.h"
 #include "forward/forward.h"
+#include "load.h"
 
 static uint64_t larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
 

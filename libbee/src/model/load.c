@@ -1,4 +1,4 @@
-#include "model.h"
+#include "load.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -7,8 +7,8 @@
 
 #include "architectures/architecture.h"
 #include "cpu/pack.h"
+#include "drafter.h"
 #include "error.h"
-#include "loader.h"
 
 /* ---- layers: one walk over the slots of the architecture ---------------------------------------- */
 

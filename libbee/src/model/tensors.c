@@ -1,4 +1,4 @@
-#include "loader.h"
+#include "tensors.h"
 
 #include <inttypes.h>
 #include <stdio.h>

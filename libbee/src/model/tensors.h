@@ -1,8 +1,15 @@
 /* A walk over the tensors of a model: loads them, or, without a backend, checks them and counts bytes: the plan. */
-#ifndef BEE_LOADER_H
-#define BEE_LOADER_H
+#ifndef BEE_TENSORS_H
+#define BEE_TENSORS_H
 
 #include "model.h"
+
+/* Whom to tell of the bytes of weights that are loaded, of one model or several. */
+typedef struct LoadProgress {
+    bee_progress_function tell; /* may be NULL */
+    void *user;
+    uint64_t done, total;
+} LoadProgress;
 
 typedef struct Loader {
     const Ops *ops;
@@ -28,8 +35,5 @@ Weight *load_matrix_rows(Loader *l, const char *name, const Tensor *tensor, cons
 float *load_vector(Loader *l, const char *name, int64_t columns);
 /* The embedding, of as many rows as the file has tokens, as table and, where it serves as the head, as matrix. */
 void load_embedding(Loader *l, Model *m);
-
-/* What a drafter's file lacks it takes from its target, after a check that the two fit: drafter.c. */
-void load_drafter(Loader *l, Model *m, const Model *target, const bee_file *target_file);
 
 #endif

@@ -1,0 +1,10 @@
+/* What a drafter's file lacks it takes from its target, after a check that the two fit. */
+#ifndef BEE_DRAFTER_H
+#define BEE_DRAFTER_H
+
+#include "tensors.h"
+
+/* All but the layers. `target` may be NULL: then what it would give is left out. */
+void load_drafter(Loader *l, Model *m, const Model *target, const bee_file *target_file);
+
+#endif
