@@ -2,27 +2,31 @@
 
 Rendering follows Hugging Face's conventions, which the templates are written for: blocks are trimmed, `tojson` does not
 escape, and `raise_exception`, `strftime_now`, `{% break %}` and `{% generation %}` exist.
+
+A template comes with a model file, that is from a stranger. Those of well-known models and those that are plain by
+their shape are rendered here; all others in a helper process, whose limits no template talks around.
 """
 
 from __future__ import annotations
 
-import datetime
-import re
+import logging
+import sys
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any
-
-import jinja2
 
 from ..errors import ParameterError, TemplateError
 from ..models.file import ModelFile
-from .template_sandbox import BoundedEnvironment, LimitError, limits
+from . import template_process
+from .known_templates import is_known
+from .template_rendering import compile_template, render_template
+from .template_shape import is_bounded
 from .tokenizer import Tokenizer
 
 __all__ = ["ChatTemplate"]
 
 MAX_SOURCE = 1_000_000  # characters
-_FILENAME = "<chat template>"
+
+_log = logging.getLogger(__name__)
 
 
 class ChatTemplate:
@@ -38,7 +42,10 @@ class ChatTemplate:
         self.source = source
         self.bos_token = bos_token or ""
         self.eos_token = eos_token or ""
-        self._template = _compile(source)
+        # None: it is compiled and rendered in a helper.
+        self._template = compile_template(source) if _runs_here(source) else None
+        if self._template is None:
+            template_process.run(source, None)
 
     @classmethod
     def from_model_file(cls, file: ModelFile, tokenizer: Tokenizer) -> ChatTemplate | None:
@@ -75,37 +82,20 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
             "bos_token": self.bos_token,
             "eos_token": self.eos_token,
-            "raise_exception": _raise_exception,
-            "strftime_now": _strftime_now,
         }
         variables.update(kwargs)
-        try:
-            with limits() as budget:
-                chunks = []
-                for chunk in self._template.generate(variables):
-                    budget.text(len(chunk))
-                    chunks.append(chunk)
-                budget.text(sum(map(len, chunks)))
-                return "".join(chunks)
-        except Exception as error:
-            raise _as_template_error(error) from error
+        if self._template is None:
+            return template_process.run(self.source, variables)
+        return render_template(self._template, variables, template_process.MAX_SECONDS)
 
 
-class _RejectedError(Exception):
-    """The template called raise_exception."""
-
-
-def _compile(source: str) -> jinja2.Template:
-    environment = BoundedEnvironment()
-    try:
-        code = environment.compile_source(source, _FILENAME)
-        return jinja2.Template.from_code(environment, code, environment.make_globals(None))
-    except jinja2.TemplateSyntaxError as error:
-        raise TemplateError(f"the chat template is invalid at line {error.lineno}: {error.message}") from error
-    except (RecursionError, MemoryError, SyntaxError) as error:
-        raise TemplateError("the chat template is invalid: it is nested too deeply") from error
-    except Exception as error:
-        raise TemplateError(f"the chat template cannot be compiled: {_one_line(error)}") from error
+def _runs_here(source: str) -> bool:
+    if is_known(source) or is_bounded(source):
+        return True
+    if getattr(sys, "frozen", False) or not sys.executable:  # there is no Python to start
+        _log.warning("this program cannot start Python: the limits of a chat template are not strict")
+        return True
+    return False
 
 
 def _check_messages(messages: Any) -> None:
@@ -116,42 +106,3 @@ def _check_messages(messages: Any) -> None:
             raise ParameterError(
                 f'messages[{index}] is a {type(message).__name__}, expected a dict with "role" and "content"'
             )
-
-
-def _as_template_error(error: Exception) -> TemplateError:
-    line = _template_line(error.__traceback__)
-    where = "" if line is None else f" at line {line}"
-    if isinstance(error, _RejectedError):
-        return TemplateError(f"the chat template rejects these messages{where}: {_one_line(error)}")
-    if isinstance(error, LimitError):
-        return TemplateError(f"the chat template was stopped{where}: {_one_line(error)}")
-    if isinstance(error, RecursionError):
-        return TemplateError(f"the chat template was stopped{where}: its macros call each other too deeply")
-    return TemplateError(f"the chat template failed{where}: {_one_line(error)}")
-
-
-def _template_line(traceback: TracebackType | None) -> int | None:
-    """jinja2 rewrites tracebacks so that lines of the template appear as frames of their own; the last one counts."""
-    line = None
-    while traceback is not None:
-        if traceback.tb_frame.f_code.co_filename == _FILENAME:
-            line = traceback.tb_lineno
-        traceback = traceback.tb_next
-    return line
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 500 else text[:497] + "..."
-
-
-def _raise_exception(message: Any) -> None:
-    raise _RejectedError(str(message))
-
-
-def _strftime_now(pattern: Any) -> str:
-    # A width in the pattern ("%1000000000Y") would make that much text.
-    text = str(pattern)
-    if len(text) > 200 or re.search(r"%[-_0^#+]*\d{2,}", text):
-        raise ValueError(f"strftime_now: the format {text[:40]!r} is longer or wider than any date")
-    return datetime.datetime.now().strftime(text)

@@ -3,7 +3,8 @@
 A chat template comes with a model file, that is from a stranger. jinja2's sandbox keeps it from reaching Python;
 what it leaves open is exhaustion: loops inside loops, and values that double at every step. So every loop and call
 draws on a budget of steps, and everything that makes text longer draws on a budget of characters, before the text
-is made.
+is made. That ends most hostile templates early, and names the line. It is no guarantee: what compares, hashes or prints
+nested values is not seen here. The guarantee is the process that templates of strangers run in (template_process.py).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ __all__ = ["BoundedEnvironment", "LimitError", "limits"]
 MAX_TEXT = 8_000_000  # characters of one value, and of the whole result
 MAX_STEPS = 1_000_000  # iterations; a call counts as CALL_STEPS of them
 CALL_STEPS = 10
-LOOK_STEPS = 1000  # between two looks at the clock, which is slow
+LOOK_STEPS = 100  # between two looks at the clock, which is slow
 LOOK_TEXT = 10_000  # characters, likewise
 MAX_WORK = 400_000_000  # characters of all values made on the way
 MAX_SECONDS = 10.0  # of processor time: a backstop for what the other limits do not see
@@ -44,12 +45,13 @@ class LimitError(Exception):
 
 
 class _Budget:
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
         self._steps = MAX_STEPS
         self._work = MAX_WORK
         self._next_look = MAX_STEPS
         # The thread's own time, so that a busy machine does not make templates fail.
-        self._deadline = time.thread_time() + MAX_SECONDS
+        self._deadline = time.thread_time() + seconds
 
     def step(self, count: int) -> None:
         self._steps -= count
@@ -61,7 +63,7 @@ class _Budget:
 
     def _look_at_the_clock(self) -> None:
         if time.thread_time() > self._deadline:
-            raise LimitError(f"it takes more than {MAX_SECONDS:.0f} seconds of processor time")
+            raise LimitError(f"it takes more than {self._seconds:.0f} seconds of processor time")
 
     def text(self, characters: int) -> None:
         if characters > MAX_TEXT:
@@ -77,9 +79,9 @@ _BUDGET: contextvars.ContextVar[_Budget | None] = contextvars.ContextVar("bee_te
 
 
 @contextlib.contextmanager
-def limits() -> Iterator[_Budget]:
-    """A fresh budget for one rendering."""
-    budget = _Budget()
+def limits(seconds: float = MAX_SECONDS) -> Iterator[_Budget]:
+    """A fresh budget for one rendering; seconds of processor time."""
+    budget = _Budget(seconds)
     token = _BUDGET.set(budget)
     try:
         yield budget
