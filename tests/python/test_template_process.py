@@ -139,7 +139,8 @@ _LOOK = [
     "n.x == n.y", "n.x in [n.y]", "[n.x, n.y] | sort", "{n.x: 1}", "n.x | string | length", "n.x | upper",
     "n.x | tojson", "'%s' % (n.x,)", "'{:>9999}'.format(n.x)", "[n.x, n.y] | unique | list", "raise_exception(n.x)",
     "n.x ~ ''", "n.x | join(n.x | string)", "n.x | center(9999)", "nothing[n.x].foo", "n.x | replace('a', n.x)",
-    "n.x | groupby(0)", "n.x.zfill(999999999)", "n.x // 3 % 7", "n.x | batch(3) | list", "n.x | indent(9999)", "[n.x, n.y] | max",
+    "n.x | groupby(0)", "n.x.zfill(999999999)", "n.x // 3 % 7", "n.x | batch(3) | list",
+    "n.x | indent(9999)", "[n.x, n.y] | max",
 ]  # fmt: skip
 
 
