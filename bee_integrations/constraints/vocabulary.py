@@ -20,6 +20,8 @@ __all__ = ["Mask", "Vocabulary", "checked", "ends_within_character", "grammar_en
 
 Mask = np.ndarray[Any, np.dtype[np.uint32]]
 
+_LONGEST_TOKEN = 1023  # bytes; the grammar engine counts the depth of its tree of tokens in ten bits
+
 
 def grammar_engine() -> type[LLMatcher]:
     """llguidance's matcher, loaded when a grammar is first needed: text without one saves its memory."""
@@ -121,10 +123,22 @@ class Vocabulary:
         # them. So its end is a token of its own, and the stop tokens are control tokens like any other.
         end = len(texts)
         texts.append(b"<end of text>")
+        token, length = max(enumerate(map(len, texts)), key=lambda entry: entry[1])
+        if length > _LONGEST_TOKEN:
+            raise ConstraintError(
+                f"token {token} of the model's vocabulary (tokenizer.ggml.tokens) is {length} bytes long; the grammar "
+                f"engine takes at most {_LONGEST_TOKEN}, so this model runs without constraints only"
+            )
         shape = _EngineVocabulary(texts, [*self.control, end], end, self.tokenizer.bos_token_id, encode)
         from llguidance import LLTokenizer, TokenizerWrapper
 
-        return LLTokenizer(TokenizerWrapper(shape), n_vocab=len(texts), eos_token=end)
+        try:
+            return LLTokenizer(TokenizerWrapper(shape), n_vocab=len(texts), eos_token=end)
+        except BaseException as error:
+            # A panic inside the engine is no Exception, and its class cannot be imported.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise ConstraintError(f"the grammar engine cannot take the model's vocabulary: {error}") from None
 
     def _encode(self, text: str) -> list[int]:
         """The tokenizer's own tokens for a piece of text; the longest that fit where those spell it otherwise (some

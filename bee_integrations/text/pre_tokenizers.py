@@ -138,5 +138,7 @@ def pre_tokenizer(name: str) -> PreTokenizer:
     """The entry called `name`; raises `UnsupportedModelError`, listing the known ones, where there is none."""
     if name not in _KNOWN:
         known = ", ".join(supported_pre_tokenizers())
-        raise UnsupportedModelError(f"tokenizer.ggml.pre is {name!r}, which is not supported; supported are {known}")
+        raise UnsupportedModelError(
+            f"tokenizer.ggml.pre is {name[:60]!r}, which is not supported; supported are {known}"
+        )
     return _KNOWN[name]

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
+import numpy as np
 import tokenizers
 from tokenizers import models
 
@@ -70,10 +71,12 @@ class Tokenizer:
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         """`metadata`: the `tokenizer.ggml.*` keys of a GGUF file, as `ModelFile.metadata` gives them."""
-        model = _key(metadata, "model", str)
+        model = _key(metadata, "model")
+        if not isinstance(model, str):
+            raise _wrong("model", model, "a text")
         if model != "gpt2":
             raise UnsupportedModelError(
-                f"tokenizer.ggml.model is {model!r}; supported is 'gpt2' (byte-level byte-pair encoding)"
+                f"tokenizer.ggml.model is {_quoted(model)}; supported is 'gpt2' (byte-level byte-pair encoding)"
             )
         cut = pre_tokenizer(_pre_name(metadata))
         self._texts = _token_texts(metadata)
@@ -258,13 +261,37 @@ class StreamDecoder:
         return rest
 
 
-def _key(metadata: Mapping[str, Any], name: str, kind: type) -> Any:
+def _key(metadata: Mapping[str, Any], name: str) -> Any:
     value = metadata.get(f"tokenizer.ggml.{name}")
     if value is None:
         raise ModelFormatError(f"the file has no tokenizer.ggml.{name}, so its text cannot be read")
-    if not isinstance(value, kind):
-        raise ModelFormatError(f"tokenizer.ggml.{name} is a {type(value).__name__}, expected a {kind.__name__}")
     return value
+
+
+def _quoted(text: str) -> str:
+    """A text of the file for a message: of any length there, short here."""
+    return repr(text) if len(text) <= 60 else f"{text[:60]!r}... ({len(text)} characters)"
+
+
+def _wrong(name: str, value: object, expected: str) -> ModelFormatError:
+    """The error for a key whose value is of another kind than it should be. Values may be of any size."""
+    if isinstance(value, (bool, int, float)):
+        found = repr(value)
+    elif isinstance(value, str):
+        found = f"the text {_quoted(value)}"
+    elif isinstance(value, np.ndarray):
+        found = f"an array of {value.dtype}"
+    else:
+        found = "an array of strings"
+    return ModelFormatError(f"tokenizer.ggml.{name} is {found}, expected {expected}")
+
+
+def _strings(metadata: Mapping[str, Any], name: str) -> list[str]:
+    value = _key(metadata, name)
+    # An array without elements has no telling type.
+    if not isinstance(value, list) and not (isinstance(value, np.ndarray) and not value.size):
+        raise _wrong(name, value, "an array of strings")
+    return list(value)
 
 
 def _pre_name(metadata: Mapping[str, Any]) -> str:
@@ -280,7 +307,7 @@ def _pre_name(metadata: Mapping[str, Any]) -> str:
 def _flag(metadata: Mapping[str, Any], name: str, default: bool) -> bool:
     value = metadata.get(f"tokenizer.ggml.{name}", default)
     if not isinstance(value, bool):
-        raise ModelFormatError(f"tokenizer.ggml.{name} is {value!r}, expected true or false")
+        raise _wrong(name, value, "true or false")
     return value
 
 
@@ -289,7 +316,7 @@ def _special_id(metadata: Mapping[str, Any], name: str, n_vocab: int) -> int | N
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ModelFormatError(f"tokenizer.ggml.{name} is {value!r}, expected a token id")
+        raise _wrong(name, value, "a token id")
     # Some converters write -1 (as an unsigned number) for "none".
     return value if 0 <= value < n_vocab else None
 
@@ -303,7 +330,7 @@ def _require(token: int | None, wanted: bool, name: str) -> None:
 
 
 def _token_texts(metadata: Mapping[str, Any]) -> list[str]:
-    texts = _key(metadata, "tokens", list)
+    texts = _strings(metadata, "tokens")
     if not texts:
         raise ModelFormatError("tokenizer.ggml.tokens is empty; a vocabulary has at least one token")
     return [text if text else f"[EMPTY_{token}]" for token, text in enumerate(texts)]
@@ -314,7 +341,7 @@ def _ids_by_text(texts: Sequence[str]) -> dict[str, int]:
     if len(ids) < len(texts):
         later = next(token for token, text in enumerate(texts) if ids[text] != token)
         raise ModelFormatError(
-            f"tokenizer.ggml.tokens has {texts[later]!r} twice, as tokens {later} and {ids[texts[later]]}"
+            f"tokenizer.ggml.tokens has {_quoted(texts[later])} twice, as tokens {later} and {ids[texts[later]]}"
         )
     return ids
 
@@ -323,6 +350,8 @@ def _kinds(metadata: Mapping[str, Any], n_vocab: int) -> list[_Kind]:
     values = metadata.get("tokenizer.ggml.token_type")
     if values is None:
         return [_Kind.NORMAL] * n_vocab
+    if not isinstance(values, (list, np.ndarray)) or (len(values) and np.asarray(values).dtype.kind not in "iu"):
+        raise _wrong("token_type", values, "an array of integers")
     if len(values) != n_vocab:
         raise ModelFormatError(f"tokenizer.ggml.token_type has {len(values)} entries for {n_vocab} tokens")
     known = {int(kind): kind for kind in _Kind}
@@ -365,7 +394,7 @@ def _bytes_of(text: str, kind: _Kind) -> bytes:
         try:
             return bytes([int(text.removeprefix("<0x").removesuffix(">"), 16)])
         except ValueError:
-            raise ModelFormatError(f"the byte token {text!r} is not spelled like <0x0A>") from None
+            raise ModelFormatError(f"the byte token {_quoted(text)} is not spelled like <0x0A>") from None
     if kind is not _Kind.NORMAL:
         return b""
     try:
@@ -380,12 +409,12 @@ def _bytes_of(text: str, kind: _Kind) -> bytes:
 
 def _encoder(metadata: Mapping[str, Any], ids: dict[str, int], whole_words: bool) -> tokenizers.Tokenizer:
     merges: dict[tuple[str, str], None] = {}  # in order; of a pair that occurs twice, the first rank counts
-    for rank, merge in enumerate(_key(metadata, "merges", list)):
+    for rank, merge in enumerate(_strings(metadata, "merges")):
         at = merge.find(" ", 1)
         left, right = merge[:at], merge[at + 1 :]
         if at < 0 or left not in ids or right not in ids or left + right not in ids:
             raise ModelFormatError(
-                f"tokenizer.ggml.merges[{rank}] is {merge!r}, expected two tokens separated by a space whose "
+                f"tokenizer.ggml.merges[{rank}] is {_quoted(merge)}, expected two tokens separated by a space whose "
                 "concatenation is a token"
             )
         merges[(left, right)] = None

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bee_integrations.errors import ModelFormatError, ParameterError, UnsupportedModelError
+from bee_integrations.errors import BeeError, ModelFormatError, ParameterError, UnsupportedModelError
 from bee_integrations.models.file import ModelFile
 from bee_integrations.text.pre_tokenizers import supported_pre_tokenizers
 from bee_integrations.text.tokenizer import StreamDecoder, Tokenizer
@@ -267,7 +268,7 @@ def test_every_named_cut_can_be_built_and_loses_nothing(name: str) -> None:
     [
         ({"model": None}, ModelFormatError, "no tokenizer.ggml.model"),
         ({"model": "t5"}, UnsupportedModelError, "'t5'"),
-        ({"model": 5}, ModelFormatError, "expected a str"),
+        ({"model": 5}, ModelFormatError, "model is 5, expected a text"),
         ({"pre": None}, UnsupportedModelError, "tokenizer.ggml.pre"),
         ({"pre": "new"}, UnsupportedModelError, "'new'.*smollm"),
         ({"tokens": None}, ModelFormatError, "no tokenizer.ggml.tokens"),
@@ -275,6 +276,17 @@ def test_every_named_cut_can_be_built_and_loses_nothing(name: str) -> None:
         ({"tokens": ["a", "b", "ab", "a"], "token_type": None}, ModelFormatError, "'a' twice, as tokens 0 and 3"),
         ({"token_type": [1]}, ModelFormatError, "1 entries for 8 tokens"),
         ({"token_type": [6] * 8}, ModelFormatError, "byte token"),
+        ({"token_type": 5}, ModelFormatError, "token_type is 5, expected an array of integers"),
+        ({"token_type": "x" * 99}, ModelFormatError, "token_type is the text 'x{60}'... .99 characters., expected"),
+        ({"token_type": np.full(8, np.nan, np.float32)}, ModelFormatError, "token_type is an array of float32"),
+        ({"token_type": np.full(8, np.inf)}, ModelFormatError, "token_type is an array of float64"),
+        ({"token_type": [True] * 8}, ModelFormatError, "token_type is an array of .*, expected an array of integers"),
+        ({"token_type": ["1"] * 8}, ModelFormatError, "token_type is an array of strings, expected"),
+        ({"tokens": np.arange(8)}, ModelFormatError, "tokens is an array of int64, expected an array of strings"),
+        ({"tokens": np.array([], np.int32)}, ModelFormatError, "empty"),
+        ({"merges": 1.5}, ModelFormatError, "merges is 1.5, expected an array of strings"),
+        ({"eos_token_id": ["x"] * 10_000}, ModelFormatError, "eos_token_id is an array of strings, expected a token"),
+        ({"add_eos_token": np.arange(3)}, ModelFormatError, "add_eos_token is an array of int64, expected true or"),
         ({"merges": None}, ModelFormatError, "no tokenizer.ggml.merges"),
         ({"merges": ["a b", "ab"]}, ModelFormatError, r"merges\[1\] is 'ab'"),
         ({"merges": ["a c"]}, ModelFormatError, r"merges\[0\]"),
@@ -288,3 +300,49 @@ def test_every_named_cut_can_be_built_and_loses_nothing(name: str) -> None:
 def test_broken_vocabularies_are_refused(changes: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Tokenizer(made(**changes))
+
+
+KEYS = (
+    "model", "pre", "tokens", "token_type", "scores", "merges", "bos_token_id", "eos_token_id", "eot_token_id",
+    "fim_pad_token_id", "unknown_token_id", "add_bos_token", "add_eos_token", "add_space_prefix",
+)  # fmt: skip
+VALUES: dict[str, Any] = {
+    "nothing": None,
+    "integer": 5,
+    "minus one": -1,
+    "huge": 2**64 - 1,
+    "float": 1.5,
+    "NaN": float("nan"),
+    "true": True,
+    "text": "x",
+    "no text": "",
+    "long text": "x" * 100_000,
+    "no integers": np.array([], np.int32),
+    "no strings": [],
+    "few integers": np.array([1, 2, 3], np.int32),
+    "few strings": ["a", "b"],
+    "equal strings": ["zz"] * 8,
+    "numbers as text": ["1"] * 8,
+    "NaNs": np.full(8, np.nan, np.float32),
+    "infinities": np.full(8, np.inf, np.float32),
+    "truths": np.full(8, True),
+    "large": np.full(8, 2**63, np.uint64),
+    "negative": np.full(8, -5, np.int8),
+    **{f"kind {kind}": np.full(8, kind, np.int32) for kind in range(8)},
+}
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("key", KEYS)
+def test_metadata_of_any_type_is_taken_or_refused_in_few_words(key: str, value: str) -> None:
+    metadata = made(**{key: VALUES[value]})
+    try:
+        tokenizer = Tokenizer(metadata)
+    except BeeError as error:
+        message = str(error)
+    else:
+        assert all(0 <= token < tokenizer.n_vocab for token in tokenizer.encode("ab <note>ü</s>"))
+        tokenizer.decode(range(tokenizer.n_vocab), skip_special=False)
+        return
+    assert "tokenizer.ggml." in message or "byte token" in message
+    assert len(message) < 2000
