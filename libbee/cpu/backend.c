@@ -15,6 +15,7 @@
 
 #include "devices.h"
 #include "error.h"
+#include "file/tensor.h"
 #include "kernels.h"
 #include "pack.h"
 #include "rates.h"
@@ -273,7 +274,7 @@ static Weight *weight_new(Backend *backend, const Tensor *tensor, const int32_t 
 static size_t weight_bytes(const Weight *weight) { return weight->block_bytes * (size_t)weight->n_blocks; }
 
 static int operand_format(const Weight *weight) {
-    return form_layouts[weight->form].code_bits ? OPERAND_CODES : OPERAND_VALUES;
+    return traits_of(weight->type).bits ? OPERAND_CODES : OPERAND_VALUES;
 }
 
 static void operand_free(Backend *backend, Operand *operand) {

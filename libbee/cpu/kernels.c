@@ -66,12 +66,12 @@ enum { STEPS = BLOCK_ROWS / STEP_ROWS };
 #endif
 
 /* The codes of one group, of the step's rows. */
-INLINE void load_codes(FormLayout f, int group, int step, const uint8_t *w, RCODES *codes) {
-    const int more = f.code_bits - 4; /* bits above the nibble */
+INLINE void load_codes(WeightTraits f, int group, int step, const uint8_t *w, RCODES *codes) {
+    const int more = f.bits - 4; /* bits above the nibble */
     w += 4 * STEP_ROWS * step;
-    if (f.code_bits == 8) {
+    if (f.bits == 8) {
         UNROLL for (int j = 0; j < 8; j++) codes[j] = codes_load(w + 512 * group + 64 * j);
-    } else if (f.code_bits == 4) {
+    } else if (f.bits == 4) {
         UNROLL for (int j = 0; j < 8; j++) codes[j] = group ? codes_high(w + 64 * j) : codes_low(w + 64 * j);
     } else {
         const uint8_t *plane = w + 512 + 64 * more * group;
@@ -84,8 +84,8 @@ INLINE void load_codes(FormLayout f, int group, int step, const uint8_t *w, RCOD
 }
 
 /* The zero point of a group's codes as load_codes leaves them. */
-INLINE int zero_of(FormLayout f, int group) {
-    return f.code_bits == 8 ? WIDE_ZERO : f.code_bits == 4 && group ? f.zero * HIGH_NIBBLE : f.zero;
+INLINE int zero_of(WeightTraits f, int group) {
+    return f.bits == 8 ? WIDE_ZERO : f.bits == 4 && group ? f.zero * HIGH_NIBBLE : f.zero;
 }
 
 typedef struct GroupScales {
@@ -97,27 +97,28 @@ INLINE RF super_scale(const uint8_t *super, const uint8_t *small) {
     return rf_mul(rf_load_f16((const uint16_t *)super), rf_load_int8((const int8_t *)small));
 }
 
-INLINE GroupScales load_scales(FormLayout f, int group, int step, const uint8_t *w) {
+INLINE GroupScales load_scales(WeightTraits f, int group, int step, const uint8_t *w) {
     const uint8_t *p = w + code_bytes(f), *super = p + small_scale_bytes(f) + 2 * STEP_ROWS * step;
-    p += (f.has_super_scale ? 1 : 2) * STEP_ROWS * step;
+    p += ((f.scales & SUPER) ? 1 : 2) * STEP_ROWS * step;
     GroupScales g;
-    if (!f.has_super_scale) {
+    if (!(f.scales & SUPER)) {
         g.scale = rf_load_f16((const uint16_t *)(p + 32 * group));
-        if (f.has_minimum) g.minimum = rf_load_f16((const uint16_t *)(p + 64 + 32 * group));
-    } else if (f.has_halves) {
+        if (f.scales & MINIMUM) g.minimum = rf_load_f16((const uint16_t *)(p + 64 + 32 * group));
+    } else if (f.scales & HALVES) {
         g.scale = super_scale(super, p + 32 * group);
         g.second = super_scale(super, p + 32 * group + 16);
     } else {
         g.scale = super_scale(super, p + 16 * group);
-        if (f.has_minimum) g.minimum = super_scale(super + 32, p + 32 + 16 * group);
+        if (f.scales & MINIMUM) g.minimum = super_scale(super + 32, p + 32 + 16 * group);
     }
     /* codes_high leaves a factor, a power of two: exact */
-    if (f.code_bits == 4 && group && HIGH_NIBBLE != 1) g.scale = rf_mul(g.scale, rf_set(1.0f / HIGH_NIBBLE));
+    if (f.bits == 4 && group && HIGH_NIBBLE != 1) g.scale = rf_mul(g.scale, rf_set(1.0f / HIGH_NIBBLE));
     return g;
 }
 
 /* One group of 32 columns: STEP_ROWS rows x n tokens. */
-INLINE void multiply_group(FormLayout f, int n, int group, int step, const uint8_t *w, const OperandPair *a, RF *acc) {
+INLINE void multiply_group(WeightTraits f, int n, int group, int step, const uint8_t *w, const OperandPair *a,
+                           RF *acc) {
     const int zero = zero_of(f, group);
     const GroupScales s = load_scales(f, group, step, w);
     RCODES codes[8];
@@ -125,29 +126,29 @@ INLINE void multiply_group(FormLayout f, int n, int group, int step, const uint8
     TOKEN_LOOP for (int t = 0; t < n; t++) {
         const int8_t *x = a[t].codes + GROUP * group;
         const RF token_scale = rf_set(a[t].scale[group]);
-        if (f.has_halves) {
-            const RI lo = dot(ri_set(-zero * a[t].half[2 * group]), codes, x, 4, f.code_bits);
-            const RI hi = dot(ri_set(-zero * a[t].half[2 * group + 1]), codes + 4, x + 16, 4, f.code_bits);
+        if (f.scales & HALVES) {
+            const RI lo = dot(ri_set(-zero * a[t].half[2 * group]), codes, x, 4, f.bits);
+            const RI hi = dot(ri_set(-zero * a[t].half[2 * group + 1]), codes + 4, x + 16, 4, f.bits);
             acc[t] = rf_fma(rf_from_ri(lo), rf_mul(s.scale, token_scale), acc[t]);
             acc[t] = rf_fma(rf_from_ri(hi), rf_mul(s.second, token_scale), acc[t]);
             continue;
         }
         RI d = ri_set(-zero * a[t].total[group]);
         if (n < TWO_CHAINS_BELOW) { /* few tokens leave the products waiting for each other; sums are exact */
-            d = dot(d, codes, x, 4, f.code_bits);
-            d = ri_add(d, dot(ri_set(0), codes + 4, x + 16, 4, f.code_bits));
+            d = dot(d, codes, x, 4, f.bits);
+            d = ri_add(d, dot(ri_set(0), codes + 4, x + 16, 4, f.bits));
         } else {
-            d = dot(d, codes, x, 8, f.code_bits);
+            d = dot(d, codes, x, 8, f.bits);
         }
         acc[t] = rf_fma(rf_from_ri(d), rf_mul(s.scale, token_scale), acc[t]);
-        if (f.has_minimum) acc[t] = rf_fma(s.minimum, rf_set(a[t].sum[group]), acc[t]);
+        if (f.scales & MINIMUM) acc[t] = rf_fma(s.minimum, rf_set(a[t].sum[group]), acc[t]);
     }
 }
 
 INLINE void store_sums(float *out, RF sums, bool add) { rf_store(out, add ? rf_add(rf_load(out), sums) : sums); }
 
 /* 16 rows x n tokens, n <= TILE, all columns. */
-INLINE void multiply_codes(FormLayout f, int n, const uint8_t *w, int n_pairs, const OperandPair *a, float *out,
+INLINE void multiply_codes(WeightTraits f, int n, const uint8_t *w, int n_pairs, const OperandPair *a, float *out,
                            size_t out_stride, bool add) {
     RF acc[STEPS][TILE];
     UNROLL for (int step = 0; step < STEPS; step++) TOKEN_LOOP for (int t = 0; t < n; t++) acc[step][t] = rf_set(0);
@@ -164,14 +165,14 @@ INLINE void multiply_codes(FormLayout f, int n, const uint8_t *w, int n_pairs, c
         store_sums(out + t * out_stride + STEP_ROWS * step, acc[step][t], add);
 }
 
-INLINE void multiply_floats(Form form, int n, const uint8_t *w, int columns, const float *a, float *out,
+INLINE void multiply_floats(TensorType type, int n, const uint8_t *w, int columns, const float *a, float *out,
                             size_t out_stride, bool add) {
     RF acc[STEPS][TILE];
     UNROLL for (int step = 0; step < STEPS; step++) UNROLL for (int t = 0; t < n; t++) acc[step][t] = rf_set(0);
     for (int k = 0; k < columns; k++) UNROLL for (int step = 0; step < STEPS; step++) {
             const int at = k * BLOCK_ROWS + STEP_ROWS * step;
-            const RF column = form == FORM_F32   ? rf_load((const float *)w + at)
-                              : form == FORM_F16 ? rf_load_f16((const uint16_t *)w + at)
+            const RF column = type == TYPE_F32   ? rf_load((const float *)w + at)
+                              : type == TYPE_F16 ? rf_load_f16((const uint16_t *)w + at)
                                                  : rf_load_bf16((const uint16_t *)w + at);
             UNROLL for (int t = 0; t < n; t++) acc[step][t] = rf_fma(column, rf_set(a[k * TILE + t]), acc[step][t]);
         }
@@ -183,77 +184,76 @@ INLINE void multiply_floats(Form form, int n, const uint8_t *w, int columns, con
 typedef int (*Multiply)(const Weight *weight, const uint8_t *w, const Operand *in, int token, int left, float *out,
                         size_t out_stride, bool add);
 
-/* Each form, for each number of tokens, becomes a function of its own: the constants fold into it. */
-#define CODES(name, size, n, form)                                                                                     \
+/* Each type, for each number of tokens, becomes a function of its own: the constants fold into it. */
+#define CODES(name, size, n, TYPE)                                                                                     \
     static __attribute__((noinline)) int name##_##size(const Weight *weight, const uint8_t *w, const Operand *in,      \
                                                        int token, int left, float *out, size_t out_stride, bool add) { \
         const OperandPair *a = in->pairs + (size_t)(token / TILE) * in->n_pairs * TILE + token % TILE;                 \
         (void)left;                                                                                                    \
-        multiply_codes(form_layouts[form], n, w, weight->n_pairs, a, out, out_stride, add);                            \
+        multiply_codes((WeightTraits){TYPE##_TRAITS}, n, w, weight->n_pairs, a, out, out_stride, add);                 \
         return n;                                                                                                      \
     }
-#define FLOATS(name, size, n, form)                                                                                    \
+#define FLOATS(name, size, n, TYPE)                                                                                    \
     static __attribute__((noinline)) int name##_##size(const Weight *weight, const uint8_t *w, const Operand *in,      \
                                                        int token, int left, float *out, size_t out_stride, bool add) { \
         const float *a = in->values + (size_t)(token / TILE) * in->columns * TILE + token % TILE;                      \
         (void)left;                                                                                                    \
-        multiply_floats(form, n, w, weight->columns, a, out, out_stride, add);                                         \
+        multiply_floats(TYPE_##TYPE, n, w, weight->columns, a, out, out_stride, add);                                  \
         return n;                                                                                                      \
     }
 
 /* Tables by the number of tokens that are left, less one. */
 #if REGISTER_TOKENS == 16
-#define REGISTER_TILES(MAKE, name, form)                                                                \
-    MAKE(name, 1, 1, form)                                                                              \
-    MAKE(name, 2, 2, form)                                                                              \
-    MAKE(name, 3, 3, form)                                                                              \
-    MAKE(name, 4, 4, form)                                                                              \
-    MAKE(name, 5, 5, form)                                                                              \
-    MAKE(name, 6, 6, form)                                                                              \
-    MAKE(name, 8, 8, form)                                                                              \
-    MAKE(name, 12, 12, form)                                                                            \
-    MAKE(name, 16, 16, form)                                                                            \
+#define REGISTER_TILES(MAKE, name, TYPE)                                                                \
+    MAKE(name, 1, 1, TYPE)                                                                              \
+    MAKE(name, 2, 2, TYPE)                                                                              \
+    MAKE(name, 3, 3, TYPE)                                                                              \
+    MAKE(name, 4, 4, TYPE)                                                                              \
+    MAKE(name, 5, 5, TYPE)                                                                              \
+    MAKE(name, 6, 6, TYPE)                                                                              \
+    MAKE(name, 8, 8, TYPE)                                                                              \
+    MAKE(name, 12, 12, TYPE)                                                                            \
+    MAKE(name, 16, 16, TYPE)                                                                            \
     static const Multiply name[TILE] = {name##_1,  name##_2,  name##_3,  name##_4, name##_5, name##_6,  \
                                         name##_6,  name##_8,  name##_8,  name##_8, name##_8, name##_12, \
                                         name##_12, name##_12, name##_12, name##_16};
 #define ANY_TILES REGISTER_TILES
 #else
-#define REGISTER_TILES(MAKE, name, form) \
-    MAKE(name, 1, 1, form)               \
-    MAKE(name, 2, 2, form)               \
-    MAKE(name, 4, 4, form)               \
+#define REGISTER_TILES(MAKE, name, TYPE) \
+    MAKE(name, 1, 1, TYPE)               \
+    MAKE(name, 2, 2, TYPE)               \
+    MAKE(name, 4, 4, TYPE)               \
     static const Multiply name[TILE] = {name##_1, name##_2, name##_2, [3 ... TILE - 1] = name##_4};
-#define ANY_TILES(MAKE, name, form) \
-    MAKE(name, 1, 1, form)          \
-    MAKE(name, any, left, form)     \
+#define ANY_TILES(MAKE, name, TYPE) \
+    MAKE(name, 1, 1, TYPE)          \
+    MAKE(name, any, left, TYPE)     \
     static const Multiply name[TILE] = {name##_1, [1 ... TILE - 1] = name##_any};
 #endif
 
-ANY_TILES(CODES, multiply_4, FORM_4)
-ANY_TILES(CODES, multiply_4m, FORM_4M)
-ANY_TILES(CODES, multiply_4k, FORM_4K)
-ANY_TILES(CODES, multiply_5, FORM_5)
-ANY_TILES(CODES, multiply_5m, FORM_5M)
-ANY_TILES(CODES, multiply_5k, FORM_5K)
-ANY_TILES(CODES, multiply_6k, FORM_6K)
-ANY_TILES(CODES, multiply_8, FORM_8)
-REGISTER_TILES(FLOATS, multiply_f16, FORM_F16)
-REGISTER_TILES(FLOATS, multiply_bf16, FORM_BF16)
-REGISTER_TILES(FLOATS, multiply_f32, FORM_F32)
+#define MAKE_CODES(NAME, name, number) ANY_TILES(CODES, multiply_##name, NAME)
+#define MAKE_FLOATS(NAME, name, number) REGISTER_TILES(FLOATS, multiply_##name, NAME)
+QUANTISED_TYPES(MAKE_CODES)
+FLOAT_TYPES(MAKE_FLOATS)
 
-static const Multiply *const multiply_table[FORM_COUNT] = {
-    multiply_4,  multiply_4m, multiply_4k,  multiply_5,    multiply_5m,  multiply_5k,
-    multiply_6k, multiply_8,  multiply_f16, multiply_bf16, multiply_f32,
-};
+INLINE const Multiply *multiply_table(TensorType type) {
+#define CASE(NAME, name, number) \
+    case TYPE_##NAME: return multiply_##name;
+    switch (type) {
+        WEIGHT_TYPES(CASE)
+    default: return NULL;
+    }
+#undef CASE
+}
 
 static void multiply(const Weight *weight, int first, int last, const Operand *in, int n_tokens, float *out,
                      size_t out_stride, bool add) {
+    const Multiply *table = multiply_table(weight->type);
     for (int block = first; block < last; block++) {
         const uint8_t *w = weight->data + block * weight->block_bytes;
         for (int token = 0; token < n_tokens;) {
             const int room = TILE - token % TILE, left = n_tokens - token < room ? n_tokens - token : room;
-            token += multiply_table[weight->form][left - 1](
-                weight, w, in, token, left, out + token * out_stride + (block - first) * BLOCK_ROWS, out_stride, add);
+            token += table[left - 1](weight, w, in, token, left,
+                                     out + token * out_stride + (block - first) * BLOCK_ROWS, out_stride, add);
         }
     }
 }

@@ -8,17 +8,17 @@
  *   one pair:
  *   | 8 x 64 bytes of nibbles | bit planes, group 0 | group 1 | scales | to a multiple of 64 |
  *     nibble: of row r, column 4 j + i, in byte 64 j + 4 r + i: group 0 in the low half, group 1 in the high one
- *     planes: of 5- and 6-bit forms, 1 or 2 vectors of 64 bytes per group with the upper bits of the codes;
+ *     planes: of codes of 5 and 6 bits, 1 or 2 vectors of 64 bytes per group with the upper bits of the codes;
  *             byte 4 r + i holds those of columns 4 j + i, in bit j, or in bits 2 (j % 4) of vector j / 4
- *   8-bit forms have 8 x 64 bytes of codes per group instead.
+ *   codes of 8 bits: 8 x 64 bytes of codes per group instead.
  *
  *   scales: weight = scale * (code - zero) + minimum, one scale and minimum per row and group
  *   | 16 scales, group 0 | group 1 | 16 minima, group 0 | group 1 |                       all float16
  *   or, of the K types, whose scales are products of a small number and one for the row's 256 columns:
- *   | 16 or 2 x 16 (FORM_6K: per half group) int8, group 0 | group 1 | minima: 16 int8, group 0 | group 1 |
+ *   | 16 or 2 x 16 (HALVES: per half group) int8, group 0 | group 1 | minima: 16 int8, group 0 | group 1 |
  *   | 16 float16 for the scales | 16 float16 for the minima |
  *
- *   float forms: column by column, the 16 rows side by side.
+ *   float types: column by column, the 16 rows side by side.
  *
  * Activations (`Operand`): one record of 96 bytes for 64 columns of one token, so that threads which write different
  * tokens write different lines of the cache, and a kernel broadcasts from addresses that differ by constants:
@@ -33,63 +33,25 @@
 #include <stdint.h>
 
 #include "cache/cache.h"
+#include "types/types.h"
 
 enum { BLOCK_ROWS = 16, GROUP = 32, PAIR = 64, TILE = 16 };
 
-typedef enum Form {
-    FORM_4,  /* Q4_0 */
-    FORM_4M, /* Q4_1 */
-    FORM_4K, /* Q4_K */
-    FORM_5,  /* Q5_0 */
-    FORM_5M, /* Q5_1 */
-    FORM_5K, /* Q5_K */
-    FORM_6K, /* Q6_K */
-    FORM_8,  /* Q8_0 */
-    FORM_F16,
-    FORM_BF16,
-    FORM_F32,
-    FORM_COUNT
-} Form;
-
-typedef struct FormLayout {
-    int code_bits; /* 4, 5, 6 or 8; 0: float form */
-    int zero;
-    bool has_minimum;
-    bool has_super_scale;
-    bool has_halves;   /* a scale for every 16 columns instead of 32 */
-    int element_bytes; /* of float forms */
-} FormLayout;
-
-/* Here, so that the kernels' compiler knows every number. */
-static const FormLayout form_layouts[FORM_COUNT] = {
-    [FORM_4] = {.code_bits = 4, .zero = 8},
-    [FORM_4M] = {.code_bits = 4, .has_minimum = true},
-    [FORM_4K] = {.code_bits = 4, .has_minimum = true, .has_super_scale = true},
-    [FORM_5] = {.code_bits = 5, .zero = 16},
-    [FORM_5M] = {.code_bits = 5, .has_minimum = true},
-    [FORM_5K] = {.code_bits = 5, .has_minimum = true, .has_super_scale = true},
-    [FORM_6K] = {.code_bits = 6, .zero = 32, .has_super_scale = true, .has_halves = true},
-    [FORM_8] = {.code_bits = 8, .zero = 128},
-    [FORM_F16] = {.element_bytes = 2},
-    [FORM_BF16] = {.element_bytes = 2},
-    [FORM_F32] = {.element_bytes = 4},
-};
-
 /* Parts of a pair, in bytes. */
-static inline int code_bytes(FormLayout f) { return PAIR * BLOCK_ROWS * f.code_bits / 8; }
+static inline int code_bytes(WeightTraits f) { return PAIR * BLOCK_ROWS * f.bits / 8; }
 
-static inline int small_scale_bytes(FormLayout f) { /* of the K types */
-    return 2 * BLOCK_ROWS * ((f.has_halves ? 2 : 1) + (f.has_minimum ? 1 : 0));
+static inline int small_scale_bytes(WeightTraits f) { /* of the K types */
+    return 2 * BLOCK_ROWS * ((f.scales & HALVES ? 2 : 1) + (f.scales & MINIMUM ? 1 : 0));
 }
 
-static inline int pair_bytes(FormLayout f) {
-    const int per_row = f.has_minimum ? 4 : 2; /* a float16, and one more for minima */
-    const int scales = f.has_super_scale ? small_scale_bytes(f) + BLOCK_ROWS * per_row : 2 * BLOCK_ROWS * per_row;
+static inline int pair_bytes(WeightTraits f) {
+    const int per_row = f.scales & MINIMUM ? 4 : 2; /* a float16, and one more for minima */
+    const int scales = f.scales & SUPER ? small_scale_bytes(f) + BLOCK_ROWS * per_row : 2 * BLOCK_ROWS * per_row;
     return (code_bytes(f) + scales + 63) / 64 * 64;
 }
 
 typedef struct Weight {
-    Form form;
+    TensorType type;
     int rows, columns;
     int n_blocks; /* of 16 rows */
     int n_pairs;  /* of groups; unused by float forms */

@@ -5,9 +5,6 @@
 #include "file/gguf.h"
 #include "kernels.h"
 
-/* The form that holds tensors of `type`. */
-Form form_of_type(TensorType type);
-
 /* Bytes that the packed matrix takes. */
 size_t packed_size(TensorType type, int rows, int columns);
 
@@ -15,8 +12,5 @@ size_t packed_size(TensorType type, int rows, int columns);
  * `data` stays NULL: the caller provides weight->n_blocks * weight->block_bytes bytes, 64-byte aligned, then fills. */
 void weight_layout(Weight *weight, const Tensor *tensor, int n_rows);
 void weight_fill(Weight *weight, const Tensor *tensor, const int32_t *row_ids, int first_block, int last_block);
-
-/* One row of a tensor as floats. */
-void dequantize_row(const Tensor *tensor, int64_t row, float *out);
 
 #endif

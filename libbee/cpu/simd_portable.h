@@ -1,7 +1,7 @@
 /* Sixteen lanes in plain C loops, for any machine. The operations are described in simd_avx512.h. */
 #include <math.h>
 
-#include "float16.h"
+#include "types/float16.h"
 
 #define ISA_NAME "portable"
 #define ISA_KERNELS bee_kernels_portable

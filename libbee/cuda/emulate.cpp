@@ -1,5 +1,5 @@
 /* See emulate.h. */
-#include "cpu/float16.h"
+#include "types/float16.h"
 #include "device.h"
 
 #include <atomic>

@@ -38,7 +38,7 @@
 #define BEE_CUDA_LAYOUT_H
 
 #include "cache/cache.h"
-#include "file/gguf.h"
+#include "types/types.h"
 
 #if defined(__CUDACC__)
 #define LAYOUT static inline __host__ __device__
@@ -50,23 +50,13 @@ enum { TILE_ROWS = 16 };
 
 /* Columns of a span. */
 LAYOUT int span_columns(TensorType type) {
-    return type == TYPE_Q4_K || type == TYPE_Q5_K || type == TYPE_Q6_K ? 256 : 64;
+    const int columns = traits_of(type).columns;
+    return columns > 64 ? columns : 64;
 }
 
 /* Bytes of one row's columns of a span, here as in the file. */
 LAYOUT int span_row_bytes(TensorType type) {
-    switch (type) {
-    case TYPE_Q4_0: return 2 * 18;
-    case TYPE_Q4_1: return 2 * 20;
-    case TYPE_Q5_0: return 2 * 22;
-    case TYPE_Q5_1: return 2 * 24;
-    case TYPE_Q8_0: return 2 * 34;
-    case TYPE_Q4_K: return 144;
-    case TYPE_Q5_K: return 176;
-    case TYPE_Q6_K: return 210;
-    case TYPE_F32: return 64 * 4;
-    default: return 64 * 2; /* F16, BF16 */
-    }
+    return span_columns(type) / traits_of(type).columns * traits_of(type).bytes;
 }
 
 typedef struct DeviceWeight {

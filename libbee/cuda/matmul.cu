@@ -162,16 +162,14 @@ __device__ void finish(const Share &s, float *results, const DeviceOperand &out,
 
 /* How a weight's type is computed with TILES times 8 tokens. */
 template <TensorType TYPE, int TILES> struct Form {
-    static constexpr bool k_type = TYPE == TYPE_Q4_K || TYPE == TYPE_Q5_K || TYPE == TYPE_Q6_K;
+    static constexpr WeightTraits traits = traits_of(TYPE);
+    static constexpr bool k_type = (traits.scales & SUPER) != 0;
     static constexpr bool halves = TYPE == TYPE_F16 || TYPE == TYPE_BF16;
-    static constexpr bool minimum = TYPE == TYPE_Q4_1 || TYPE == TYPE_Q5_1 || TYPE == TYPE_Q4_K || TYPE == TYPE_Q5_K;
-    static constexpr int bits = TYPE == TYPE_Q8_0                                             ? 8
-                                : TYPE == TYPE_Q6_K                                           ? 6
-                                : TYPE == TYPE_Q5_0 || TYPE == TYPE_Q5_1 || TYPE == TYPE_Q5_K ? 5
-                                                                                              : 4;
+    static constexpr bool minimum = (traits.scales & MINIMUM) != 0;
+    static constexpr int bits = halves ? 16 : traits.bits;
     /* Codes of types without a minimum are computed at the top of their bytes, as this power of two times themselves:
      * so their sign needs no instruction. */
-    static constexpr float code_unit = minimum || halves ? 1.0f : 1.0f / (1 << (8 - bits));
+    static constexpr float code_unit = minimum || halves ? 1.0f : 1.0f / (1 << (bits < 8 ? 8 - bits : 0));
     static constexpr int span_pairs = k_type ? 4 : 1;
     /* Types that are twice as large get stages half as wide, and so do all where 64 tokens take the place. */
     static constexpr int stage_pairs = (halves || bits == 8 ? 2 : 4) / (TILES == 8 ? 2 : 1);
@@ -625,21 +623,17 @@ void launch_type(cudaStream_t stream, const Tasks &tasks, const DeviceOperand &i
 
 void launch_tasks(cudaStream_t stream, TensorType type, const Tasks &tasks, const DeviceOperand &in,
                   const DeviceOperand &out, int n) {
+#define CASE(NAME, name, number) \
+    case TYPE_##NAME: launch_type<TYPE_##NAME>(stream, tasks, in, out, n); break;
     switch (type) {
-    case TYPE_Q4_0: launch_type<TYPE_Q4_0>(stream, tasks, in, out, n); break;
-    case TYPE_Q4_1: launch_type<TYPE_Q4_1>(stream, tasks, in, out, n); break;
-    case TYPE_Q5_0: launch_type<TYPE_Q5_0>(stream, tasks, in, out, n); break;
-    case TYPE_Q5_1: launch_type<TYPE_Q5_1>(stream, tasks, in, out, n); break;
-    case TYPE_Q8_0: launch_type<TYPE_Q8_0>(stream, tasks, in, out, n); break;
-    case TYPE_Q4_K: launch_type<TYPE_Q4_K>(stream, tasks, in, out, n); break;
-    case TYPE_Q5_K: launch_type<TYPE_Q5_K>(stream, tasks, in, out, n); break;
-    case TYPE_Q6_K: launch_type<TYPE_Q6_K>(stream, tasks, in, out, n); break;
-    case TYPE_F16: launch_type<TYPE_F16>(stream, tasks, in, out, n); break;
-    case TYPE_BF16: launch_type<TYPE_BF16>(stream, tasks, in, out, n); break;
+        QUANTISED_TYPES(CASE)
+        CASE(F16, f16, 1)
+        CASE(BF16, bf16, 30)
     default: /* F32 */
         launch_kernel(stream, multiply_floats_kernel, FLOAT_TOKENS, FLOAT_TOKENS * RESULT_STRIDE * sizeof(float), tasks,
                       in, out, n);
     }
+#undef CASE
 }
 
 /* Blocks of 64 rows. */

@@ -15,7 +15,7 @@
 #define BEE_CUDA_OPERAND_H
 
 #include "device.h"
-#include "file/gguf.h"
+#include "types/types.h"
 
 enum { GROUP = 32 };
 
@@ -41,10 +41,10 @@ static inline __host__ __device__ size_t operand_group(const DeviceOperand *o, i
 
 /* The form that a weight of this type reads. */
 static inline int weight_format(TensorType type) {
-    return type == TYPE_F32    ? FORMAT_VALUES
-           : type == TYPE_F16  ? FORMAT_F16
-           : type == TYPE_BF16 ? FORMAT_BF16
-                               : FORMAT_CODES;
+    return traits_of(type).bits ? FORMAT_CODES
+           : type == TYPE_F16   ? FORMAT_F16
+           : type == TYPE_BF16  ? FORMAT_BF16
+                                : FORMAT_VALUES;
 }
 
 /* The same operand from a token on that is a multiple of 8. */

@@ -13,69 +13,18 @@ static_assert((int)NORM_WARPS == (int)WARP_SIZE, "a lane has a warp's sum");
 
 /* ---- rows of the token table --------------------------------------------------------------------- */
 
-static __device__ __forceinline__ unsigned read_u16(const uint8_t *p) { return (unsigned)p[0] | (unsigned)p[1] << 8; }
-
-static __device__ __forceinline__ unsigned read_u32(const uint8_t *p) { return read_u16(p) | read_u16(p + 2) << 16; }
-
-static __device__ __forceinline__ float read_half(const uint8_t *p) { return float_from_half((uint16_t)read_u16(p)); }
-
 /* The CPU backend's dequantize_row, operation by operation: where a type has no minimum, zero is added all the same. */
-static __device__ __forceinline__ float from_code(float scale, int small_scale, int code, float minimum) {
-    return scale * (float)small_scale * (float)code + minimum;
-}
-
-/* Column i of 32: low nibbles are the first 16 columns, high nibbles the last 16. */
-static __device__ __forceinline__ int nibble_of(const uint8_t *nibbles, int i) {
-    return i < 16 ? nibbles[i] & 15 : nibbles[i - 16] >> 4;
-}
-
-static __device__ __forceinline__ int fifth_of(const uint8_t *bits, int i) { return (bits[i / 8] >> i % 8 & 1) << 4; }
-
-/* Q4_0, Q4_1, Q5_0, Q5_1: a block of 32 columns. */
-static __device__ float small_block(const uint8_t *block, int i, bool has_minimum, bool has_fifth) {
-    const uint8_t *fifth = block + (has_minimum ? 4 : 2), *nibbles = fifth + (has_fifth ? 4 : 0);
-    const int code = nibble_of(nibbles, i) | (has_fifth ? fifth_of(fifth, i) : 0);
-    const int zero = has_minimum ? 0 : has_fifth ? 16 : 8;
-    return from_code(read_half(block), 1, code - zero, has_minimum ? read_half(block + 2) : 0.0f);
-}
-
-/* Q4_K and Q5_K: a block of 256 columns, 8 scales and 8 minima of 6 bits in 12 bytes; the last four of each are split
- * over two bytes. */
-static __device__ float k_block(const uint8_t *block, int column, bool has_fifth) {
-    const int j = column / 32, i = column % 32;
-    const uint8_t *q = block + 4, *nibbles = block + (has_fifth ? 48 : 16) + 32 * (j / 2);
-    const int scale = j < 4 ? q[j] & 63 : (q[j + 4] & 15) | (q[j - 4] >> 6) << 4;
-    const int minimum = j < 4 ? q[j + 4] & 63 : q[j + 4] >> 4 | (q[j] >> 6) << 4;
-    const int low = j % 2 ? nibbles[i] >> 4 : nibbles[i] & 15;
-    const int code = low | (has_fifth ? (block[16 + i] >> j & 1) << 4 : 0);
-    return from_code(read_half(block), scale, code, read_half(block + 2) * (float)-minimum);
-}
-
-/* Q6_K: per 128 columns, 64 bytes of low nibbles, 32 of bit pairs, 8 scales of 16 columns each. */
-static __device__ float q6_block(const uint8_t *block, int column) {
-    const int half = column / 128, quarter = column % 128 / 32, i = column % 32;
-    const int low = block[64 * half + 32 * (quarter % 2) + i], high = block[128 + 32 * half + i];
-    const int code = (quarter < 2 ? low & 15 : low >> 4) | (high >> 2 * quarter & 3) << 4;
-    return from_code(read_half(block + 208), (int8_t)block[192 + column / 16], code - 32, 0.0f);
-}
-
-static __device__ float dequantized(TensorType type, const uint8_t *row, int c) {
-    switch (type) {
-    case TYPE_Q4_0: return small_block(row + (size_t)(c / 32) * 18, c % 32, false, false);
-    case TYPE_Q4_1: return small_block(row + (size_t)(c / 32) * 20, c % 32, true, false);
-    case TYPE_Q5_0: return small_block(row + (size_t)(c / 32) * 22, c % 32, false, true);
-    case TYPE_Q5_1: return small_block(row + (size_t)(c / 32) * 24, c % 32, true, true);
-    case TYPE_Q8_0: {
-        const uint8_t *block = row + (size_t)(c / 32) * 34;
-        return from_code(read_half(block), 1, (int8_t)block[2 + c % 32], 0.0f);
-    }
-    case TYPE_Q4_K: return k_block(row + (size_t)(c / 256) * 144, c % 256, false);
-    case TYPE_Q5_K: return k_block(row + (size_t)(c / 256) * 176, c % 256, true);
-    case TYPE_Q6_K: return q6_block(row + (size_t)(c / 256) * 210, c % 256);
-    case TYPE_F16: return read_half(row + 2 * (size_t)c);
-    case TYPE_BF16: return bf16_to_float((uint16_t)read_u16(row + 2 * (size_t)c));
-    default: return __uint_as_float(read_u32(row + 4 * (size_t)c)); /* F32 */
-    }
+static __device__ float dequantized(TensorType type, const uint8_t *row, int column) {
+    const WeightTraits t = traits_of(type);
+    if (type == TYPE_F32) return __uint_as_float(read_u32(row + 4 * (size_t)column));
+    if (type == TYPE_F16) return float_from_half((uint16_t)read_u16(row + 2 * (size_t)column));
+    if (type == TYPE_BF16) return bf16_to_float((uint16_t)read_u16(row + 2 * (size_t)column));
+    const uint8_t *const block = row + (size_t)(column / t.columns) * (size_t)t.bytes;
+    const int in_block = column % t.columns;
+    const BlockScale s = block_scale(type, block, in_block);
+    const int code = (int)(block_codes(type, block, in_block / 4 * 4) >> in_block % 4 * 8 & 0xff) - t.zero;
+    const float minimum = float_from_half(s.minimum) * (float)s.small_minimum;
+    return float_from_half(s.scale) * (float)s.small * (float)code + minimum;
 }
 
 static __global__ void __launch_bounds__(ROW_THREADS)

@@ -1,6 +1,7 @@
 /* Tests of the packing: every weight of every type is found again, exactly, at the place that kernels.h describes. */
 #include "check.h"
 #include "cpu/pack.h"
+#include "file/tensor.h"
 #include "ggml_blocks.h"
 
 #include <stdlib.h>
@@ -11,16 +12,16 @@ static double half_value(const uint8_t *p) { /* a float16 is the F16 type's bloc
 
 static double single_value(const uint8_t *p) { return exact_weight(&block_types[0], p, 0).scaled; }
 
-/* What kernels.h says of each form. */
+/* What kernels.h says of each type. */
 static const struct {
     int bits, zero, bytes; /* of a pair */
     bool has_minimum, has_super_scale, has_halves;
 } descriptions[] = {
-    [FORM_4] = {4, 8, 512 + 64, false, false, false},      [FORM_4M] = {4, 0, 512 + 128, true, false, false},
-    [FORM_4K] = {4, 0, 512 + 64 + 64, true, true, false},  [FORM_5] = {5, 16, 640 + 64, false, false, false},
-    [FORM_5M] = {5, 0, 640 + 128, true, false, false},     [FORM_5K] = {5, 0, 640 + 64 + 64, true, true, false},
-    [FORM_6K] = {6, 32, 768 + 64 + 64, false, true, true}, /* 32 of the last 64 are padding */
-    [FORM_8] = {8, 128, 1024 + 64, false, false, false},
+    [TYPE_Q4_0] = {4, 8, 512 + 64, false, false, false},     [TYPE_Q4_1] = {4, 0, 512 + 128, true, false, false},
+    [TYPE_Q4_K] = {4, 0, 512 + 64 + 64, true, true, false},  [TYPE_Q5_0] = {5, 16, 640 + 64, false, false, false},
+    [TYPE_Q5_1] = {5, 0, 640 + 128, true, false, false},     [TYPE_Q5_K] = {5, 0, 640 + 64 + 64, true, true, false},
+    [TYPE_Q6_K] = {6, 32, 768 + 64 + 64, false, true, true}, /* 32 of the last 64 are padding */
+    [TYPE_Q8_0] = {8, 128, 1024 + 64, false, false, false},
 };
 
 /* The parts of a packed weight, read by the description alone. */
@@ -32,21 +33,21 @@ typedef struct Packed {
 static Packed packed_weight(const Weight *w, int row, int column) {
     const uint8_t *block = w->data + (size_t)(row / 16) * w->block_bytes;
     const int r = row % 16;
-    if (w->form == FORM_F16) return (Packed){.value = half_value(block + 2 * (16 * column + r))};
-    if (w->form == FORM_F32) return (Packed){.value = single_value(block + 4 * (16 * column + r))};
-    if (w->form == FORM_BF16)
+    if (w->type == TYPE_F16) return (Packed){.value = half_value(block + 2 * (16 * column + r))};
+    if (w->type == TYPE_F32) return (Packed){.value = single_value(block + 4 * (16 * column + r))};
+    if (w->type == TYPE_BF16)
         return (Packed){.value = exact_weight(&block_types[2], block + 2 * (16 * column + r), 0).scaled};
-    const int bits = descriptions[w->form].bits, group = column % 64 / 32, j = column % 32 / 4,
+    const int bits = descriptions[w->type].bits, group = column % 64 / 32, j = column % 32 / 4,
               lane = 4 * r + column % 4;
-    const bool has_minimum = descriptions[w->form].has_minimum, halves = descriptions[w->form].has_halves;
-    const uint8_t *pair = block + (size_t)(column / 64) * (size_t)descriptions[w->form].bytes;
+    const bool has_minimum = descriptions[w->type].has_minimum, halves = descriptions[w->type].has_halves;
+    const uint8_t *pair = block + (size_t)(column / 64) * (size_t)descriptions[w->type].bytes;
     Packed p = {.code = pair[64 * j + lane] >> (group ? 4 : 0) & 15};
     const uint8_t *plane = pair + 512 + 64 * (bits - 4) * group;
     if (bits == 5) p.code += 16 * (plane[lane] >> j & 1);
     if (bits == 6) p.code += 16 * (plane[64 * (j / 4) + lane] >> 2 * (j % 4) & 3);
     if (bits == 8) p.code = pair[512 * group + 64 * j + lane];
     const uint8_t *scales = pair + 128 * bits;
-    if (!descriptions[w->form].has_super_scale) {
+    if (!descriptions[w->type].has_super_scale) {
         p.scale = half_value(scales + 32 * group + 2 * r);
         if (has_minimum) p.minimum = half_value(scales + 64 + 32 * group + 2 * r);
     } else {
@@ -55,7 +56,7 @@ static Packed packed_weight(const Weight *w, int row, int column) {
         p.scale = half_value(super) * (int8_t)*small;
         if (has_minimum) p.minimum = half_value(super + 32) * (int8_t)scales[32 + 16 * group + r];
     }
-    p.value = p.scale * (p.code - descriptions[w->form].zero) + p.minimum;
+    p.value = p.scale * (p.code - descriptions[w->type].zero) + p.minimum;
     return p;
 }
 
@@ -90,8 +91,7 @@ static void test_tensor(const BlockType *type, int rows, int columns, const int3
             const Packed p = packed_weight(&w, r, c);
             const bool inside = r < n_rows && c < columns;
             /* A padding column shares its pair with real ones only group-wise, so all of its parts are zero. */
-            if (!inside && !(w.form >= FORM_F16 ? p.value == 0 : is_zero((Packed){p.code, p.scale, p.minimum, 0})))
-                padding++;
+            if (!inside && !(!w.n_pairs ? p.value == 0 : is_zero((Packed){p.code, p.scale, p.minimum, 0}))) padding++;
             if (!inside) continue;
             const ExactWeight e = exact_weight(type, tensor.data + (size_t)source * (tensor.size / (size_t)rows), c);
             wrong_weights += !same(p.value, e.scaled + e.minimum);

@@ -1,7 +1,7 @@
 #define _GNU_SOURCE
 #include "tiny_model.h"
 
-#include "cpu/float16.h"
+#include "types/float16.h"
 #include "file/tensor_types.h"
 #include "gguf_builder.h"
 #include "random.h"

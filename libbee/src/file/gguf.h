@@ -3,22 +3,7 @@
 #define BEE_GGUF_H
 
 #include "bee.h"
-
-/* ggml's numbers of the tensor types that can be run. */
-typedef enum TensorType {
-    TYPE_F32 = 0,
-    TYPE_F16 = 1,
-    TYPE_Q4_0 = 2,
-    TYPE_Q4_1 = 3,
-    TYPE_Q5_0 = 6,
-    TYPE_Q5_1 = 7,
-    TYPE_Q8_0 = 8,
-    TYPE_Q4_K = 12,
-    TYPE_Q5_K = 13,
-    TYPE_Q6_K = 14,
-    TYPE_I64 = 27, /* only as an index (d2t) */
-    TYPE_BF16 = 30,
-} TensorType;
+#include "types/list.h"
 
 /* A tensor of a file: a view, valid while the file is open. */
 typedef struct Tensor {

@@ -9,13 +9,13 @@ typedef struct TensorTypeLayout {
     const char *name;
     uint32_t block_elements; /* consecutive elements of a row that are stored together */
     uint32_t block_bytes;    /* 0: a type that ggml has given up, of no known layout */
-    bool runs;               /* this library computes with it */
+    bool runs;               /* this library computes with it: one of types/ */
 } TensorTypeLayout;
 
 /* NULL for a number that this library has no name for. */
 const TensorTypeLayout *tensor_type_layout(uint32_t type);
 
 /* The names of the types that run, for messages. */
-extern const char tensor_types_that_run[];
+extern const char *const tensor_types_that_run;
 
 #endif

@@ -6,9 +6,9 @@
 #include <stdlib.h>
 
 #include "architectures/architecture.h"
-#include "cpu/pack.h"
 #include "drafter.h"
 #include "error.h"
+#include "file/tensor.h"
 
 /* ---- layers: one walk over the slots of the architecture ---------------------------------------- */
 

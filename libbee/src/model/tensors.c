@@ -6,8 +6,8 @@
 #include <string.h>
 
 #include "architectures/architecture.h"
-#include "cpu/pack.h"
 #include "error.h"
+#include "file/tensor.h"
 
 void fail_memory(Loader *l, const char *name) {
     l->status = bee_fail(l->error, BEE_ERROR_MEMORY, "out of memory while loading tensor '%s'", name);

@@ -23,7 +23,7 @@ extern "C" {
 /* pack.h cannot be included: the CPU backend has names of its own for the same things. */
 void dequantize_row(const Tensor *tensor, int64_t row, float *out);
 }
-#include "cpu/float16.h"
+#include "types/float16.h"
 
 static const double U = 0x1p-24, U16 = 0x1p-11, TINY16 = 0x1p-25, MATRIX = 0x1.2p-23, SECOND_ORDER = 1.01;
 /* CUDA's expf: 2 units in the last place. */

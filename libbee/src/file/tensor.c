@@ -1,0 +1,45 @@
+#include "tensor.h"
+
+#include "types/float16.h"
+#include "types/types.h"
+
+uint64_t tensor_row_bytes(const Tensor *tensor) { return tensor->size / (uint64_t)tensor->rows; }
+
+const uint8_t *tensor_row(const Tensor *tensor, int64_t row) {
+    return tensor->data + (uint64_t)row * tensor_row_bytes(tensor);
+}
+
+Tensor tensor_matrix(const Tensor *tensor, int64_t index) {
+    Tensor matrix = *tensor;
+    matrix.n_dimensions = 2;
+    matrix.rows = matrix.shape[1];
+    matrix.shape[2] = matrix.shape[3] = 1;
+    matrix.data = tensor_row(tensor, index * matrix.rows);
+    matrix.size = tensor_row_bytes(tensor) * (uint64_t)matrix.rows;
+    return matrix;
+}
+
+static float read_float(TensorType type, const uint8_t *row, int64_t i) {
+    if (type == TYPE_F16) return float_from_f16((uint16_t)read_u16(row + 2 * i));
+    if (type == TYPE_BF16) return float_from_bf16((uint16_t)read_u16(row + 2 * i));
+    return float_from_bits(read_u32(row + 4 * i));
+}
+
+/* The 16 columns of a block from `column` on. */
+static void dequantize_half(TensorType type, const uint8_t *block, int column, int zero, float *out) {
+    const BlockScale s = block_scale(type, block, column);
+    const float scale = float_from_f16(s.scale) * (float)s.small;
+    const float minimum = float_from_f16(s.minimum) * (float)s.small_minimum;
+    for (int i = 0; i < 16; i += 4) {
+        const uint32_t codes = block_codes(type, block, column + i);
+        for (int j = 0; j < 4; j++) out[i + j] = scale * (float)((int)(codes >> 8 * j & 0xff) - zero) + minimum;
+    }
+}
+
+void dequantize_row(const Tensor *tensor, int64_t row, float *out) {
+    const WeightTraits t = traits_of(tensor->type);
+    const uint8_t *data = tensor_row(tensor, row);
+    for (int64_t i = 0; !t.bits && i < tensor->columns; i++) out[i] = read_float(tensor->type, data, i);
+    for (int64_t i = 0; t.bits && i < tensor->columns; i += 16)
+        dequantize_half(tensor->type, data + i / t.columns * t.bytes, (int)(i % t.columns), t.zero, out + i);
+}
