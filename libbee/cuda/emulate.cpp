@@ -1,6 +1,6 @@
 /* See emulate.h. */
-#include "types/float16.h"
 #include "device.h"
+#include "types/float16.h"
 
 #include <atomic>
 #include <climits>

@@ -7,10 +7,10 @@
  * for that everywhere. SECOND_ORDER covers the products of such errors. */
 #include "check.h"
 #include "compiled_kernels.h"
-#include "types/float16.h"
 #include "cpu/pack.h"
 #include "ggml_blocks.h"
 #include "ops.h"
+#include "types/float16.h"
 
 #include <stdlib.h>
 

@@ -1,10 +1,10 @@
 #define _GNU_SOURCE
 #include "tiny_model.h"
 
-#include "types/float16.h"
 #include "file/tensor_types.h"
 #include "gguf_builder.h"
 #include "random.h"
+#include "types/float16.h"
 
 enum { HEAD_SIZE = 16, N_HEAD = 4, N_HEAD_KV = 2, N_FF = 96 };
 
