@@ -10,6 +10,8 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing
 from typing import Generic, TypeVar
 
+from ..errors import OutOfMemoryError
+
 __all__ = ["steps_within", "steps_within_blocking"]
 
 _T = TypeVar("_T")
@@ -52,7 +54,10 @@ def steps_within_blocking(timeout: float, start: Callable[[], AsyncGenerator[_T,
     A blocked generator cannot be stopped from outside, but a task can: so the steps run in a loop of their own.
     """
     runner = _Runner(timeout, start)
-    runner.thread.start()
+    try:
+        runner.thread.start()
+    except RuntimeError as error:
+        raise OutOfMemoryError(f"the system gives this process no more threads ({error})") from error
     try:
         while True:
             item = runner.arrived.get()

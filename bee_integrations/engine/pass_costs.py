@@ -6,21 +6,24 @@ what passes take while it runs (libbee/src/draft/policy.h).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from .. import __version__
 from ..library import ffi, lib
-from ..models.registry import cache_directory, remember
+from ..models.cache import memo_path, recall, remember
 
 __all__ = ["PassCosts"]
 
 _LIFETIME_S = 7 * 24 * 3600.0
+_EMPTY = ffi.new("bee_costs *")
+_N_PASSES, _N_DRAFTS = len(getattr(_EMPTY, "pass")), len(_EMPTY.draft)
+_LEAST_S, _MOST_S = 1e-7, 1e4  # a pass over any model
+_MOST = 1e12
 
 
 class PassCosts:
@@ -38,25 +41,38 @@ class PassCosts:
             "device": device,
             "version": __version__,
         }
-        name = hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
-        self._path = cache_directory() / "pass_costs" / f"{name}.json"
+        self._memo = memo_path("pass_costs", json.dumps(held, sort_keys=True).encode())
 
     def load(self) -> Any:
-        """A `bee_costs *`, or NULL where nothing is remembered."""
-        try:
-            known = json.loads(self._path.read_text(encoding="utf-8"))
-            if not 0 <= time.time() - known["measured"] < _LIFETIME_S:
-                return ffi.NULL
-            return ffi.new("bee_costs *", {"pass": known["pass"], "draft": known["draft"]})
-        except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError):
-            return ffi.NULL  # none, or not one of ours: measure
+        """A `bee_costs *`, or NULL where nothing is remembered, or nothing that could have been measured."""
+        known = recall(self._memo)
+        measured, passes, drafts = known.get("measured"), known.get("pass"), known.get("draft")
+        if not (_is_number(measured) and 0 <= time.time() - measured < _LIFETIME_S):
+            return ffi.NULL
+        if not (_are_costs(passes, _N_PASSES, _LEAST_S) and _are_costs(drafts, _N_DRAFTS, 0.0)):
+            return ffi.NULL
+        if passes != sorted(passes):  # more rows never cost less
+            return ffi.NULL
+        return ffi.new("bee_costs *", {"pass": passes, "draft": drafts})
 
     def store(self, engine: Any) -> None:
         """Remember the costs that a `bee_engine` measured."""
         costs = ffi.new("bee_costs *")
         lib.bee_engine_costs(engine, costs)
         content = {"measured": time.time(), "pass": list(getattr(costs, "pass")), "draft": list(costs.draft)}
-        remember(self._path, content)
+        remember(self._memo, content)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    # JSON's true is an int of Python's; of a number with hundreds of digits no float can be made.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _MOST
+
+
+def _are_costs(values: Any, count: int, least: float) -> TypeGuard[list[float]]:
+    """Seconds that passes can take."""
+    if not (isinstance(values, list) and len(values) == count):
+        return False
+    return all(_is_number(value) and least <= value < _MOST_S for value in values)
 
 
 def _stamp(path: Path) -> list[str | int]:

@@ -181,9 +181,9 @@ class Scheduler:
         self._thread = threading.Thread(target=self._run, name="bee-scheduler", daemon=True)
         try:
             self._thread.start()
-        except RuntimeError:  # no more threads
+        except RuntimeError as error:
             lib.bee_engine_close(engine)
-            raise
+            raise OutOfMemoryError(f"the system gives this process no more threads ({error})") from error
         _alive.add(self)
 
     # ---- from any thread ---------------------------------------------------------------------------------------------

