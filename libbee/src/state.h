@@ -5,8 +5,7 @@
 #include <pthread.h>
 
 #include "devices.h"
-#include "draft/copy.h"
-#include "draft/policy.h"
+#include "draft/source.h"
 #include "forward/forward.h"
 #include "sampling/logit_edits.h"
 
@@ -22,27 +21,26 @@ struct bee_engine {
     Workspace work, draft_work;
     int32_t taps[BEE_MAX_TAPS];
     int n_taps;
-    DraftCosts costs;
-    DraftChances usual; /* what drafts of all requests did, which a new one starts from */
+    PassCosts costs;
+    DraftCosts draft_costs[N_DRAFT_SOURCES];
+    DraftChances usual[N_DRAFT_SOURCES]; /* what drafts of all requests did, which a new one starts from */
     double short_cycle; /* seconds: only what takes less is queued before "auto" knows what comes before it */
     bool unfinished;    /* the device may be at work on what nobody waits for: the next time is not one pass's alone */
     bee_log_function log;
     void *log_user;
 };
 
-/* tokens[0 .. n_tokens) are committed; the target's cache holds the first n_cached of them, the drafter's the first
- * n_injected, and the features of the n_waiting behind these are at hand. While a request runs, n_cached < n_tokens: at
- * least the last token still waits for a pass. */
+/* tokens[0 .. n_tokens) are committed; the target's cache holds the first n_cached of them. While a request runs,
+ * n_cached < n_tokens: at least the last token still waits for a pass. */
 struct bee_session {
     bee_engine *engine;
     int32_t n_ctx;
-    Cache *cache, *draft_cache;
+    Cache *cache;
     float *features; /* [n_ctx][n_taps * n_embd], NULL unless kept */
-    float *waiting;  /* [BEE_MAX_PASS_ROWS][feature_stride], NULL without a drafter */
     int32_t *tokens; /* [n_ctx] */
-    int32_t n_tokens, n_cached, n_injected, n_waiting;
-    CopyIndex copies;     /* of tokens, as far as they were looked up in this request */
-    DeviceCycle *cycle;   /* on a device */
+    int32_t n_tokens, n_cached;
+    void *drafting[N_DRAFT_SOURCES]; /* each source's own state */
+    DeviceCycle *cycle;              /* on a device */
     const float *profile; /* of accepted drafts, in place of the drafter's merit: bee_engine_measure_cycles */
     atomic_bool cancelled;
 
@@ -52,10 +50,10 @@ struct bee_session {
     int32_t max_tokens;
     bee_speculation speculation;
     int32_t draft_length; /* -1: chosen before each cycle */
-    bool uses_drafter;
-    DraftSource last_source; /* of the last cycle */
-    int32_t n_ahead;         /* cycles that were queued before those before them were known */
-    DraftChances chances;
+    bool uses[N_DRAFT_SOURCES];
+    const DraftSource *last_source; /* of the last cycle; NULL: none */
+    int32_t n_ahead;                /* cycles that were queued before those before them were known */
+    DraftChances chances[N_DRAFT_SOURCES];
     int32_t stop_tokens[BEE_MAX_STOP_TOKENS];
     int32_t n_stop_tokens;
     bool constrained;
@@ -71,6 +69,11 @@ struct bee_session {
 /* BEE_OK, or what made the engine's device unusable: nothing that it computed since counts. */
 static inline bee_status engine_status(const bee_engine *e, bee_error *error) {
     return e->ops->device ? e->ops->device->status(e->backend, error) : BEE_OK;
+}
+
+static inline Cache *cache_for(const bee_engine *e, const Model *model, int n_ctx) {
+    const CacheShape shape = shape_cache(&model->shape);
+    return e->ops->cache_new(e->backend, &shape, n_ctx);
 }
 
 /* Of a constraint's mask. */

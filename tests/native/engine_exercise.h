@@ -196,8 +196,9 @@ static inline void random_speculation(Random *random, const bee_engine_info *inf
 /* Drafts cost next to nothing, or so much that they never pay. */
 static inline void set_costs(bee_engine *engine, bool cheap) {
     for (int i = 0; i < COST_POINTS; i++) engine->costs.pass[i] = cheap ? 1 + 1e-6 * i : 1 + 1e6 * i;
-    for (int k = 1; k < BEE_MAX_BLOCK; k++) engine->costs.draft[k] = 1e-3;
-    costs_complete(&engine->costs, 0);
+    for (int k = 1; k < BEE_MAX_BLOCK; k++) engine->draft_costs[SOURCE_DFLASH].draft[k] = 1e-3;
+    pass_costs_complete(&engine->costs);
+    draft_costs_complete(&engine->draft_costs[SOURCE_DFLASH], &engine->costs, 0);
 }
 
 /* A call that fails, with a message that contains `part`. */

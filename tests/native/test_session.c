@@ -1,6 +1,7 @@
 /* Tests of engines and sessions on tiny random models: the same tokens whatever the drafts, the company and the cache;
  * limits, cancellation, and refusals. */
 #include "compiled_kernels.h"
+#include "draft/dflash.h"
 #include "engine/device_cycle.h"
 #include "engine_exercise.h"
 #include "sample_row.h"
@@ -346,7 +347,7 @@ static void test_waiting_features(void) {
     bee_session *lazy = open_session(engine, 256), *eager = open_session(engine, 256);
     set_costs(engine, false);
     CHECK_EQ(bee_session_begin(lazy, &request, NULL), BEE_OK);
-    lazy->chances.patience = 1000;
+    lazy->chances[SOURCE_DFLASH].patience = 1000;
     int32_t tokens[N_PROMPT + N_OUT];
     memcpy(tokens, prompt, sizeof prompt);
     bee_stats stats;
@@ -354,22 +355,22 @@ static void test_waiting_features(void) {
     bee_step step = {.finish = BEE_FINISH_NONE};
     for (int n = N_PROMPT; !step.finish && !bee_engine_step(engine, &lazy, 1, &step, NULL); n += step.n_tokens) {
         memcpy(tokens + n, step.tokens, (size_t)step.n_tokens * sizeof *tokens);
-        if (lazy->n_waiting > most_waiting) most_waiting = lazy->n_waiting;
-        CHECK_EQ(lazy->n_injected + lazy->n_waiting, lazy->n_cached);
+        if (dflash_of(lazy)->n_waiting > most_waiting) most_waiting = dflash_of(lazy)->n_waiting;
+        CHECK_EQ(dflash_of(lazy)->n_injected + dflash_of(lazy)->n_waiting, lazy->n_cached);
     }
     bee_session_stats(lazy, &stats);
     CHECK_EQ(stats.drafted_tokens, 0);
     if (test_on_cuda()) CHECK(lazy->n_ahead > N_OUT / 2);
     CHECK_EQ(most_waiting, BEE_MAX_PASS_ROWS);
     const int n_cached = N_PROMPT + N_OUT - 1;
-    CHECK(lazy->n_cached == n_cached && lazy->n_injected > 0 && lazy->n_waiting > 0);
+    CHECK(lazy->n_cached == n_cached && dflash_of(lazy)->n_injected > 0 && dflash_of(lazy)->n_waiting > 0);
 
     int32_t drafts[2][N_DRAFTS];
     float logits[2][N_DRAFTS * 97];
     CHECK_EQ(bee_session_evaluate(eager, tokens, n_cached, 3, NULL, NULL), BEE_OK);
     CHECK_EQ(bee_session_draft(eager, 11, N_DRAFTS, drafts[0], logits[0], NULL), BEE_OK);
     CHECK_EQ(bee_session_draft(lazy, 11, N_DRAFTS, drafts[1], logits[1], NULL), BEE_OK);
-    CHECK(lazy->n_injected == n_cached && lazy->n_waiting == 0);
+    CHECK(dflash_of(lazy)->n_injected == n_cached && dflash_of(lazy)->n_waiting == 0);
     CHECK(!memcmp(drafts[0], drafts[1], sizeof drafts[0]) && !memcmp(logits[0], logits[1], sizeof logits[0]));
 
     /* As soon as it pays, the drafter goes on from there. */
@@ -456,7 +457,7 @@ static Output generate_off(bee_engine *engine, bee_request request, int n_ctx) {
 
 /* A step of a session that believes in its drafter, whatever that has shown. */
 static void step_hopefully(bee_session *session, Output *out) {
-    for (int i = 0; i < BEE_MAX_BLOCK; i++) session->chances.model[i] = 0.9;
+    for (int i = 0; i < BEE_MAX_BLOCK; i++) session->chances[SOURCE_DFLASH].kept[i] = 0.9;
     bee_step step = {.finish = BEE_FINISH_CONSTRAINT}; /* in case of an error */
     CHECK_EQ(bee_engine_step(session->engine, &session, 1, &step, NULL), BEE_OK);
     take_step(&step, out);
@@ -504,7 +505,7 @@ static void test_ahead_and_changed(bee_engine *engine) {
     set_costs(engine, cheap);
     CHECK_EQ(bee_session_begin(session, &request, NULL), BEE_OK);
     while (!on.finish) {
-        const bool queued = device_cycle_queued(session), drafts = session->last_source == DRAFT_MODEL;
+        const bool queued = device_cycle_queued(session), drafts = session->last_source == &dflash_source;
         const bool change = queued && drafts == cheap;
         const int before = session->stats.drafter_histogram[0];
         changes[cheap] += change;
@@ -512,7 +513,7 @@ static void test_ahead_and_changed(bee_engine *engine) {
         step_hopefully(session, &on);
         if (change) CHECK_EQ(session->stats.drafter_histogram[0], before + !drafts);
         if (change) CHECK(!device_cycle_queued(session));
-        CHECK_EQ(session->n_injected + session->n_waiting, session->n_cached);
+        CHECK_EQ(dflash_of(session)->n_injected + dflash_of(session)->n_waiting, session->n_cached);
     }
     CHECK(same_output(&on, &off));
     if (test_on_cuda()) CHECK(changes[0] > 1 && changes[1] > 1);

@@ -3,6 +3,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "state.h"
+
+/* ---- looking up --------------------------------------------------------------------------------- */
+
 bool copy_index_new(CopyIndex *index, int n_ctx) {
     *index = (CopyIndex){.n_buckets = 64};
     /* One bucket per token: chains then hold little but their own pairs and triples. */
@@ -84,3 +88,99 @@ int32_t copy_token(const int32_t *tokens, int n, CopyMatch match, int i) {
     const int period = n - match.next;
     return tokens[match.next + i % period];
 }
+
+/* ---- chances ------------------------------------------------------------------------------------ */
+
+int copy_class(int length) {
+    static const int first[COPY_CLASSES] = {2, 3, 4, 6, 9, 16};
+    int class = 0;
+    while (class < COPY_CLASSES - 1 && length >= first[class + 1]) class++;
+    return class;
+}
+
+void copy_learn(DraftChances *chances, DraftChances *usual, int length, int agreed, bool ended) {
+    for (int i = 0; i < agreed + ended; i++) /* a token that followed again makes the match longer */
+        chances_learn(chances, usual, copy_class(length + i), i < agreed);
+}
+
+DraftOffer copy_offer(const DraftChances *chances, int length) {
+    /* Two tokens recur by chance; three may begin a long copy, which should not wait. */
+    DraftOffer offer = {.longest = BEE_MAX_BLOCK - 1, .urgent = length > COPY_SHORTEST};
+    for (int i = 0; i < offer.longest; i++) offer.chance[i] = chances->kept[copy_class(length + i)];
+    return offer;
+}
+
+/* ---- the source --------------------------------------------------------------------------------- */
+
+typedef struct Copying {
+    CopyIndex index; /* of the session's tokens, as far as they were looked up in this request */
+    CopyMatch match; /* what a copy follows in this cycle, whether it is asked for or not */
+} Copying;
+
+static Copying *copying(const bee_session *s) { return s->drafting[SOURCE_COPY]; }
+
+static int longest(const bee_engine *engine) {
+    (void)engine;
+    return BEE_MAX_BLOCK - 1;
+}
+
+static bool session_new(bee_session *s) {
+    Copying *c = s->drafting[SOURCE_COPY] = calloc(1, sizeof *c);
+    return c && copy_index_new(&c->index, s->n_ctx);
+}
+
+static void session_free(bee_session *s) {
+    if (copying(s)) copy_index_free(&copying(s)->index);
+    free(copying(s));
+}
+
+static void forget(bee_session *s, int n) {
+    (void)n;
+    copy_index_clear(&copying(s)->index);
+}
+
+static bool offer(bee_session *s, int n_sessions, int n_forced, DraftOffer *out) {
+    (void)n_sessions;
+    Copying *c = copying(s);
+    c->match = n_forced ? (CopyMatch){0, 0} : copy_find(&c->index, s->tokens, s->n_tokens);
+    if (c->match.length) *out = copy_offer(&s->chances[SOURCE_COPY], c->match.length);
+    return c->match.length > 0;
+}
+
+static bool propose(bee_engine *engine, DraftOrder *orders, int n_orders) {
+    (void)engine;
+    for (int i = 0; i < n_orders; i++) {
+        const bee_session *s = orders[i].session;
+        for (int d = 0; d < orders[i].n; d++)
+            orders[i].drafts[d] = copy_token(s->tokens, s->n_tokens, copying(s)->match, d);
+    }
+    return true;
+}
+
+/* A copy is known without drafting it, so every new token judges it. */
+static void observe(bee_session *s, const DraftOutcome *outcome) {
+    const CopyMatch match = copying(s)->match;
+    if (!match.length) return;
+    const int n_before = s->n_tokens - outcome->n_tokens;
+    int agreed = 0;
+    while (agreed < outcome->n_tokens && outcome->tokens[agreed] == copy_token(s->tokens, n_before, match, agreed))
+        agreed++;
+    copy_learn(&s->chances[SOURCE_COPY], &s->engine->usual[SOURCE_COPY], match.length, agreed,
+               agreed < outcome->n_tokens);
+}
+
+/* What copies in the answers of the bundled drafter's target reach. */
+static const double first_chances[BEE_MAX_BLOCK] = {0.35, 0.5, 0.65, 0.8, 0.9, 0.95};
+
+const DraftSource copy_source = {
+    .name = "copy",
+    .mode = BEE_SPECULATION_COPY,
+    .first_chances = first_chances,
+    .longest = longest,
+    .session_new = session_new,
+    .session_free = session_free,
+    .forget = forget,
+    .offer = offer,
+    .propose = propose,
+    .observe = observe,
+};

@@ -5,8 +5,9 @@
 #ifndef BEE_COPY_DRAFT_H
 #define BEE_COPY_DRAFT_H
 
-#include <stdbool.h>
-#include <stdint.h>
+#include "source.h"
+
+extern const DraftSource copy_source;
 
 enum {
     COPY_SHORTEST = 2,    /* tokens of the shortest match */
@@ -44,5 +45,16 @@ CopyMatch copy_find(CopyIndex *index, const int32_t *tokens, int n);
 /* The i-th token after a match in a sequence of n. Where the copy reaches the end it goes on with itself, as periodic
  * text does. */
 int32_t copy_token(const int32_t *tokens, int n, CopyMatch match, int i);
+
+/* Chances of a copy are told apart by the length of the match that a token would make longer. */
+enum { COPY_CLASSES = 6 };
+int copy_class(int length);
+
+/* Learns from a match of `length` tokens after which the first `agreed` tokens followed again and, if `ended`, the next
+ * one did not. Whether they were drafted makes no difference: the copy is known either way. */
+void copy_learn(DraftChances *chances, DraftChances *usual, int length, int agreed, bool ended);
+
+/* A match of so many tokens, as the policy sees it. */
+DraftOffer copy_offer(const DraftChances *chances, int length);
 
 #endif

@@ -1,41 +1,40 @@
 #include "dflash.h"
 
-#include <string.h>
+#include <stdlib.h>
 
 /* ---- features ----------------------------------------------------------------------------------- */
 
 bool drafter_is_ready(const bee_session *s) {
-    return s->engine->drafter && s->n_injected + s->n_waiting == s->n_cached;
+    const Dflash *d = dflash_of(s);
+    return d && d->n_injected + d->n_waiting == s->n_cached;
+}
+
+bool has_room_for_features(const bee_session *s, int n) {
+    return !dflash_of(s) || dflash_of(s)->n_waiting + n <= BEE_MAX_PASS_ROWS;
 }
 
 void move_features(bee_session *s, int first_row, int n, int n_before) {
     const bee_engine *e = s->engine;
+    const Dflash *d = dflash_of(s);
     const size_t stride = e->work.feature_stride;
     if (n && drafter_is_ready(s))
-        e->ops->buffer_move(e->backend, s->waiting + (size_t)(s->n_waiting + n_before) * stride,
+        e->ops->buffer_move(e->backend, d->waiting + (size_t)(d->n_waiting + n_before) * stride,
                             e->work.features + (size_t)first_row * stride, (size_t)n * stride * sizeof(float));
 }
 
-void keep_features(bee_session *s, int first_row, int n, bool for_drafter) {
-    const Workspace *work = &s->engine->work;
-    const Ops *ops = s->engine->ops;
-    Backend *backend = s->engine->backend;
-    const size_t size = (size_t)s->engine->n_taps * s->engine->target->shape.n_embd;
-    const float *rows = work->features + (size_t)first_row * work->feature_stride;
-    for (int i = 0; s->features && i < n; i++)
-        ops->buffer_read(backend, s->features + (size_t)(s->n_cached + i) * size,
-                         rows + (size_t)i * work->feature_stride, size * sizeof(float));
-    if (!for_drafter || !drafter_is_ready(s)) return;
+static void keep(bee_session *s, int first_row, int n) {
+    if (!drafter_is_ready(s)) return;
     move_features(s, first_row, n, 0);
-    s->n_waiting += n;
+    dflash_of(s)->n_waiting += n;
 }
 
-void forget_features(bee_session *s, int n) {
-    if (s->n_injected > n) s->n_injected = n;
-    if (s->n_injected + s->n_waiting > n) s->n_waiting = n - s->n_injected;
+static void forget(bee_session *s, int n) {
+    Dflash *d = dflash_of(s);
+    if (d->n_injected > n) d->n_injected = n;
+    if (d->n_injected + d->n_waiting > n) d->n_waiting = n - d->n_injected;
 }
 
-bool has_room_for_features(const bee_session *s, int n) { return s->n_waiting + n <= BEE_MAX_PASS_ROWS; }
+static int known(const bee_session *s) { return dflash_of(s)->n_injected + dflash_of(s)->n_waiting; }
 
 /* Rows 0 .. n_rows - 1 of the workspace's features go to the places in the drafter's caches that `rows` name. */
 static void inject(bee_engine *e, const Row *rows, int n_rows) {
@@ -58,43 +57,48 @@ void project_features(bee_engine *e, bee_session *const *sessions, int n_session
     int n_rows = 0;
     for (int i = 0; i < n_sessions; i++) {
         bee_session *s = sessions[i];
-        for (int w = 0; w < s->n_waiting;) {
-            const int room = BEE_MAX_PASS_ROWS - n_rows, left = s->n_waiting - w, n = left < room ? left : room;
-            e->ops->buffer_move(e->backend, e->work.features + (size_t)n_rows * stride, s->waiting + (size_t)w * stride,
+        Dflash *d = dflash_of(s);
+        for (int w = 0; w < d->n_waiting;) {
+            const int room = BEE_MAX_PASS_ROWS - n_rows, left = d->n_waiting - w, n = left < room ? left : room;
+            e->ops->buffer_move(e->backend, e->work.features + (size_t)n_rows * stride, d->waiting + (size_t)w * stride,
                                 (size_t)n * stride * sizeof(float));
             for (int end = w + n; w < end; w++) {
-                const int position = s->n_injected + w;
-                rows[n_rows++] = (Row){s->draft_cache, s->tokens[position], position, position + 1};
+                const int position = d->n_injected + w;
+                rows[n_rows++] = (Row){d->cache, s->tokens[position], position, position + 1};
             }
             if (n_rows < BEE_MAX_PASS_ROWS) continue;
             inject(e, rows, n_rows);
             n_rows = 0;
         }
-        s->n_injected += s->n_waiting;
-        s->n_waiting = 0;
+        d->n_injected += d->n_waiting;
+        d->n_waiting = 0;
     }
     if (n_rows) inject(e, rows, n_rows);
 }
 
 /* ---- blocks ------------------------------------------------------------------------------------- */
 
-void draft_blocks(bee_engine *e, const DraftBlock *blocks, int n_blocks) {
+/* Drafts all orders in one pass of at most BEE_MAX_PASS_ROWS rows, n + 1 for each. Their sessions' features must all be
+ * projected. */
+static void draft_blocks(bee_engine *e, DraftOrder *orders, int n_orders) {
     Row rows[BEE_MAX_PASS_ROWS];
     int32_t head_rows[BEE_MAX_PASS_ROWS];
     Choice choices[BEE_MAX_PASS_ROWS];
     int n_rows = 0, n_head = 0;
-    for (int i = 0; i < n_blocks; i++) {
-        const DraftBlock *block = &blocks[i];
-        const int base = block->session->n_cached, end = base + block->n + 1;
-        for (int position = base; position < end; position++) {
+    for (int i = 0; i < n_orders; i++) {
+        DraftOrder *order = &orders[i];
+        const int base = order->session->n_cached, end = base + order->n + 1;
+        order->row = n_head;
+        for (int position = base; order->n && position < end; position++) {
             const bool mask = position > base;
             if (mask) {
                 head_rows[n_head] = n_rows;
-                choices[n_head] = (Choice){.sampling = block->sampling, .position = position, .logits_row = n_head};
+                choices[n_head] = (Choice){.sampling = order->sampling, .position = position, .logits_row = n_head};
                 n_head++;
             }
-            rows[n_rows++] = (Row){block->session->draft_cache, mask ? e->drafter->shape.mask_token : block->last_token,
-                                   position, e->drafter->shape.causal ? position + 1 : end};
+            rows[n_rows++] =
+                (Row){dflash_of(order->session)->cache, mask ? e->drafter->shape.mask_token : order->last_token,
+                      position, e->drafter->shape.causal ? position + 1 : end};
         }
     }
     DraftPass pass = {.ops = e->ops,
@@ -107,8 +111,8 @@ void draft_blocks(bee_engine *e, const DraftBlock *blocks, int n_blocks) {
                       .choices = choices};
     draft_forward(e->backend, &pass);
     const Choice *choice = choices;
-    for (int i = 0; i < n_blocks; i++)
-        for (int d = 0; d < blocks[i].n; d++, choice++) blocks[i].drafts[d] = choice->token < 0 ? 0 : choice->token;
+    for (int i = 0; i < n_orders; i++)
+        for (int d = 0; d < orders[i].n; d++, choice++) orders[i].drafts[d] = choice->token < 0 ? 0 : choice->token;
 }
 
 typedef struct Redraft {
@@ -123,10 +127,85 @@ static void run_redraft(Worker *worker, void *argument) {
                    e->drafter->draft_tokens, &redraft->choice, 1);
 }
 
-int32_t draft_allowed(bee_engine *e, const bee_sampling *sampling, int32_t position, int row, const uint32_t *mask) {
+static int32_t instead(bee_engine *e, const bee_sampling *sampling, int32_t position, int row, const uint32_t *mask) {
     Redraft redraft = {e, {.sampling = sampling, .position = position, .logits_row = row, .mask = mask}};
     const RunInput input = {
         .model = e->drafter, .choices = &redraft.choice, .n_choices = 1, .mask_words = (int)mask_words(e)};
     e->ops->run(e->backend, run_redraft, &redraft, &input);
     return redraft.choice.token;
 }
+
+/* ---- the source --------------------------------------------------------------------------------- */
+
+static int longest(const bee_engine *e) { return e->drafter ? e->drafter->shape.block_size - 1 : 0; }
+
+static bool session_new(bee_session *s) {
+    const bee_engine *e = s->engine;
+    Dflash *d = s->drafting[SOURCE_DFLASH] = calloc(1, sizeof *d);
+    if (!d) return false;
+    /* A draft pass writes its block beyond the committed tokens, so the cache has room for one more. */
+    d->cache = cache_for(e, e->drafter, s->n_ctx + BEE_MAX_BLOCK);
+    d->waiting = e->ops->buffer_new(e->backend, BEE_MAX_PASS_ROWS * e->work.feature_stride);
+    return d->cache && d->waiting;
+}
+
+static void session_free(bee_session *s) {
+    const bee_engine *e = s->engine;
+    Dflash *d = dflash_of(s);
+    if (!d) return;
+    e->ops->cache_free(e->backend, d->cache);
+    e->ops->buffer_free(e->backend, d->waiting);
+    free(d);
+}
+
+static bool offer(bee_session *s, int n_sessions, int n_forced, DraftOffer *out) {
+    (void)n_forced; /* a block goes on behind whatever stands first in it */
+    const bee_engine *e = s->engine;
+    if (!drafter_is_ready(s)) return false;
+    *out = offer_block(&e->costs, &e->draft_costs[SOURCE_DFLASH], &s->chances[SOURCE_DFLASH], n_sessions);
+    return true;
+}
+
+/* Projects the features of sessions whose drafter is about to run, and of those which have no room for this pass's. A
+ * draft after a pause projects what waited in the meantime, which is not its usual cost. */
+static bool propose(bee_engine *e, DraftOrder *orders, int n_orders) {
+    bee_session *sessions[BEE_MAX_PASS_ROWS];
+    int n = 0, n_projected = 0, n_drafting = 0;
+    for (int i = 0; i < n_orders; i++) {
+        bee_session *s = orders[i].session;
+        n_drafting += orders[i].n > 0;
+        if (!orders[i].n && has_room_for_features(s, orders[i].n_rows)) continue;
+        n_projected += dflash_of(s)->n_waiting;
+        sessions[n++] = s;
+    }
+    if (n) project_features(e, sessions, n);
+    if (n_drafting) draft_blocks(e, orders, n_orders);
+    return n_projected <= n_drafting * BEE_MAX_BLOCK;
+}
+
+static void observe(bee_session *s, const DraftOutcome *outcome) {
+    chances_observe_block(&s->chances[SOURCE_DFLASH], &s->engine->usual[SOURCE_DFLASH], outcome->drafted,
+                          outcome->n_tokens - 1);
+}
+
+/* A little less than what the bundled drafter reaches. */
+static const double first_chances[BEE_MAX_BLOCK] = {0.55, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5,
+                                                    0.5,  0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5};
+
+const DraftSource dflash_source = {
+    .name = "dflash",
+    .mode = BEE_SPECULATION_DFLASH,
+    .is_model = true,
+    .on_device = true,
+    .first_chances = first_chances,
+    .longest = longest,
+    .session_new = session_new,
+    .session_free = session_free,
+    .forget = forget,
+    .known = known,
+    .offer = offer,
+    .propose = propose,
+    .instead = instead,
+    .keep = keep,
+    .observe = observe,
+};

@@ -2,7 +2,7 @@
 
 const int cost_rows[COST_POINTS] = {1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128};
 
-/* ---- costs -------------------------------------------------------------------------------------- */
+/* ---- costs of passes -------------------------------------------------------------------------- */
 
 static double within(double value, double low, double high) { return value < low ? low : value > high ? high : value; }
 
@@ -10,24 +10,11 @@ static double within(double value, double low, double high) { return value < low
  * whether that costs what is believed: ever more rarely while it does. */
 enum { FIRST_PLAIN = 8, LAST_PLAIN = 512 };
 
-/* Lengths that were not measured lie on lines between those that were, and on the last line's continuation. */
-static void complete_drafts(DraftCosts *costs) {
-    double slope = 0;
-    for (int k = 2, known = 1; k <= costs->longest; k++) {
-        int next = k;
-        while (next <= costs->longest && costs->draft[next] <= 0) next++;
-        if (next <= costs->longest) slope = (costs->draft[next] - costs->draft[known]) / (next - known);
-        if (slope < 0) slope = 0;
-        if (next > k || costs->draft[k] < costs->draft[k - 1]) costs->draft[k] = costs->draft[k - 1] + slope;
-        if (next == k) known = k;
-    }
-}
-
 /* What passes cost in units of one over a single row, where weights are 4-bit and vectors 512 bits wide; beyond 16
  * rows, which is what kernels hold at once, in proportion. */
 static const double usual_passes[COST_POINTS] = {1, 1.15, 1.25, 1.35, 1.7, 1.95, 2.7, 3.3, 6.6, 13.2, 26.4};
 
-void costs_complete(DraftCosts *costs, double draft_share) {
+void pass_costs_complete(PassCosts *costs) {
     double unit = costs->pass[0];
     for (int i = 0; i < COST_POINTS; i++) {
         if (costs->pass[i] > 0)
@@ -38,9 +25,7 @@ void costs_complete(DraftCosts *costs, double draft_share) {
         if (i && costs->pass[i] < costs->pass[i - 1]) costs->pass[i] = costs->pass[i - 1];
         costs->factor[i] = 1;
     }
-    if (costs->draft[1] <= 0) costs->draft[1] = draft_share * costs->pass[1];
-    complete_drafts(costs);
-    costs->drift = costs->draft_factor = 1;
+    costs->drift = 1;
     costs->since_plain = 0;
     costs->plain_patience = FIRST_PLAIN;
 }
@@ -56,28 +41,21 @@ static double locate(int n_rows, int *point) {
 }
 
 /* Without the drift. */
-static double relative_cost(const DraftCosts *costs, int n_rows) {
+static double relative_cost(const PassCosts *costs, int n_rows) {
     int i;
     const double share = locate(n_rows, &i);
     return (1 - share) * costs->pass[i] * costs->factor[i] + share * costs->pass[i + 1] * costs->factor[i + 1];
 }
 
-double cost_of_pass(const DraftCosts *costs, int n_rows) { return costs->drift * relative_cost(costs, n_rows); }
-
-double cost_of_draft(const DraftCosts *costs, int k, int n_sessions) {
-    if (!k) return 0;
-    /* The drafter's pass grows with its rows as the target's does. */
-    const double crowd = relative_cost(costs, n_sessions * (k + 1)) / relative_cost(costs, k + 1);
-    return costs->drift * costs->draft_factor * costs->draft[k] * crowd;
-}
+double cost_of_pass(const PassCosts *costs, int n_rows) { return costs->drift * relative_cost(costs, n_rows); }
 
 /* A pass that was held up says nothing of its cost, and must not scare us away from its length. One that was fast says
  * that it can be. */
 static double bounded_ratio(double observed, double expected) { return within(observed / expected, 0.5, 1.4); }
 
-static bool plain_is_due(const DraftCosts *costs) { return costs->since_plain >= costs->plain_patience; }
+static bool plain_is_due(const PassCosts *costs) { return costs->since_plain >= costs->plain_patience; }
 
-static void observe_plain(DraftCosts *costs, double ratio) {
+static void observe_plain(PassCosts *costs, double ratio) {
     const bool as_believed = ratio > 0.93 && ratio < 1.08;
     if (plain_is_due(costs)) {
         if (!as_believed)
@@ -88,7 +66,7 @@ static void observe_plain(DraftCosts *costs, double ratio) {
     costs->since_plain = 0;
 }
 
-void costs_observe_pass(DraftCosts *costs, int n_rows, bool drafted, double seconds) {
+void pass_costs_observe(PassCosts *costs, int n_rows, bool drafted, double seconds) {
     /* The drift follows within some five passes, as a machine that gets busy slows all lengths; what one length differs
      * by shows over some twenty. Factors of other lengths return to the measurement over some thousand passes: a length
      * that once seemed dear is tried again. In simulations on recorded answers, with costs that were measured wrong by
@@ -114,23 +92,48 @@ void costs_observe_pass(DraftCosts *costs, int n_rows, bool drafted, double seco
         observe_plain(costs, ratio);
 }
 
-void costs_observe_draft(DraftCosts *costs, double predicted, double seconds) {
+/* ---- costs of drafts ---------------------------------------------------------------------------- */
+
+/* Lengths that were not measured lie on lines between those that were, and on the last line's continuation. */
+static void complete_drafts(DraftCosts *costs) {
+    double slope = 0;
+    for (int k = 2, known = 1; k <= costs->longest; k++) {
+        int next = k;
+        while (next <= costs->longest && costs->draft[next] <= 0) next++;
+        if (next <= costs->longest) slope = (costs->draft[next] - costs->draft[known]) / (next - known);
+        if (slope < 0) slope = 0;
+        if (next > k || costs->draft[k] < costs->draft[k - 1]) costs->draft[k] = costs->draft[k - 1] + slope;
+        if (next == k) known = k;
+    }
+}
+
+void draft_costs_complete(DraftCosts *costs, const PassCosts *passes, double share) {
+    if (costs->draft[1] <= 0) costs->draft[1] = share * passes->pass[1];
+    complete_drafts(costs);
+    costs->factor = 1;
+}
+
+double cost_of_draft(const DraftCosts *costs, const PassCosts *passes, int k, int n_sessions) {
+    if (!k) return 0;
+    /* The drafter's pass grows with its rows as the target's does. */
+    const double crowd = relative_cost(passes, n_sessions * (k + 1)) / relative_cost(passes, k + 1);
+    return passes->drift * costs->factor * costs->draft[k] * crowd;
+}
+
+void draft_costs_observe(DraftCosts *costs, double predicted, double seconds) {
     static const double RATE = 0.05, MOST = 2;
     const double ratio = bounded_ratio(seconds, predicted);
-    costs->draft_factor = within(costs->draft_factor * (1 + RATE * (ratio - 1)), 1 / MOST, MOST);
+    costs->factor = within(costs->factor * (1 + RATE * (ratio - 1)), 1 / MOST, MOST);
 }
 
 /* ---- chances ------------------------------------------------------------------------------------ */
 
-/* Where the drafter does not pay, one draft every so many cycles finds out whether the text has become easier: at some
+/* Where a source does not pay, one draft every so many cycles finds out whether the text has become easier: at some
  * 0.4 of a plain cycle a try, these cost 2 % at first and 0.2 % where they keep failing. */
 enum { FIRST_PATIENCE = 16, LAST_PATIENCE = 256 };
 
-void chances_reset(DraftChances *chances) {
-    /* A little less than what the bundled drafter reaches, and copies in its target's answers. */
-    static const double copy[COPY_CLASSES] = {0.35, 0.5, 0.65, 0.8, 0.9, 0.95};
-    for (int i = 0; i < BEE_MAX_BLOCK; i++) chances->model[i] = i ? 0.5 : 0.55;
-    for (int i = 0; i < COPY_CLASSES; i++) chances->copy[i] = copy[i];
+void chances_reset(DraftChances *chances, const double *first) {
+    for (int i = 0; i < BEE_MAX_BLOCK; i++) chances->kept[i] = first[i];
     chances->idle = 0;
     chances->patience = FIRST_PATIENCE;
 }
@@ -141,15 +144,15 @@ void chances_begin(DraftChances *chances, const DraftChances *usual) {
     chances->patience = FIRST_PATIENCE;
 }
 
-static void learn(double *chance, double *usual, bool happened) {
+void chances_learn(DraftChances *chances, DraftChances *usual, int i, bool kept) {
     /* Over some fifteen judged drafts for the text at hand: half of that chases noise and misses drafts that pay, twice
      * of it keeps drafting where a text has turned difficult. Over a hundred for the texts of an engine. */
     static const double RATE = 0.06, USUAL_RATE = 0.01;
-    *chance += RATE * (happened - *chance);
-    *usual += USUAL_RATE * (happened - *usual);
+    chances->kept[i] += RATE * (kept - chances->kept[i]);
+    usual->kept[i] += USUAL_RATE * (kept - usual->kept[i]);
 }
 
-void chances_observe_model(DraftChances *chances, DraftChances *usual, int drafted, int accepted) {
+void chances_observe_block(DraftChances *chances, DraftChances *usual, int drafted, int accepted) {
     if (!drafted) {
         chances->idle++;
         return;
@@ -161,77 +164,67 @@ void chances_observe_model(DraftChances *chances, DraftChances *usual, int draft
         chances->patience *= 2;
     chances->idle = 0;
     /* Draft i was judged only if those before it were kept. */
-    for (int i = 0; i < drafted && i <= accepted; i++) learn(&chances->model[i], &usual->model[i], i < accepted);
+    for (int i = 0; i < drafted && i <= accepted; i++) chances_learn(chances, usual, i, i < accepted);
     /* All were kept: the next one, which was not tried, may be as good. Else a length that was left would stay left. */
     static const double HOPE_RATE = 0.03;
-    if (accepted == drafted && drafted < BEE_MAX_BLOCK - 1 && chances->model[drafted] < chances->model[drafted - 1])
-        chances->model[drafted] += HOPE_RATE * (chances->model[drafted - 1] - chances->model[drafted]);
-}
-
-static int copy_class(int length) {
-    static const int first[COPY_CLASSES] = {2, 3, 4, 6, 9, 16};
-    int class = 0;
-    while (class < COPY_CLASSES - 1 && length >= first[class + 1]) class++;
-    return class;
-}
-
-void chances_observe_copy(DraftChances *chances, DraftChances *usual, int length, int agreed, bool ended) {
-    for (int i = 0; i < agreed + ended; i++) {
-        const int class = copy_class(length + i); /* a token that followed again makes the match longer */
-        learn(&chances->copy[class], &usual->copy[class], i < agreed);
-    }
+    if (accepted == drafted && drafted < BEE_MAX_BLOCK - 1 && chances->kept[drafted] < chances->kept[drafted - 1])
+        chances->kept[drafted] += HOPE_RATE * (chances->kept[drafted - 1] - chances->kept[drafted]);
 }
 
 /* ---- the choice --------------------------------------------------------------------------------- */
+
+DraftOffer offer_block(const PassCosts *passes, const DraftCosts *costs, const DraftChances *chances, int n_sessions) {
+    DraftOffer offer = {.longest = costs->longest, .overdue = chances->idle >= chances->patience};
+    for (int k = 1; k <= costs->longest; k++) {
+        offer.chance[k - 1] = chances->kept[k - 1];
+        offer.seconds[k] = cost_of_draft(costs, passes, k, n_sessions);
+    }
+    return offer;
+}
 
 /* Drafting must promise so much more than plain decoding: chances and costs are estimates, and a pass that follows one
  * of another length is a little slower. */
 static const double MARGIN = 1.02;
 
-/* Tokens per second of cycles that draft `length` tokens from a source, where `tokens` are expected of one. */
-static double rate(const DraftCosts *costs, DraftSource source, int length, int n_sessions, double tokens) {
-    double seconds = cost_of_pass(costs, n_sessions * (length + 1));
-    if (source == DRAFT_MODEL) seconds += cost_of_draft(costs, length, n_sessions);
-    return tokens / seconds;
+/* Tokens per second of cycles that verify `length` drafts, where `tokens` are expected of one. */
+static double rate(const PassCosts *costs, int length, int n_sessions, double draft_seconds, double tokens) {
+    return tokens / (cost_of_pass(costs, n_sessions * (length + 1)) + draft_seconds);
 }
 
-/* Replaces `best` by the best length of a source where that is better. */
-static void consider(const DraftCosts *costs, const DraftChances *chances, const DraftOptions *options,
-                     DraftSource source, DraftChoice *best, double *best_rate) {
-    const int most = source == DRAFT_MODEL && costs->longest < options->longest ? costs->longest : options->longest;
+/* Replaces `best` by the best length of offer `i` where that is better. */
+static void consider(const PassCosts *costs, const DraftOffer *offers, int i, const DraftLimits *limits,
+                     DraftChoice *best, double *best_rate) {
+    const DraftOffer *offer = &offers[i];
     double tokens = 1, reached = 1;
-    for (int k = 1; k <= most; k++) {
-        if (k > options->forced)
-            reached *=
-                source == DRAFT_MODEL ? chances->model[k - 1] : chances->copy[copy_class(options->match + k - 1)];
+    for (int k = 1; k <= offer->longest && k <= limits->longest; k++) {
+        if (k > limits->forced) reached *= offer->chance[k - 1];
         tokens += reached;
-        if (k < options->shortest || k < options->forced) continue;
-        const double this_rate = rate(costs, source, k, options->n_sessions, tokens);
+        if (k < limits->shortest || k < limits->forced) continue;
+        const double this_rate = rate(costs, k, limits->n_sessions, offer->seconds[k], tokens);
         if (this_rate <= *best_rate) continue;
         *best_rate = this_rate;
-        *best = (DraftChoice){source, k};
+        *best = (DraftChoice){i, k};
     }
 }
 
-/* Tokens that are known cost no more in one pass than in several, so all of them are drafted; a drafter that can go on
+/* Tokens that are known cost no more in one pass than in several, so all of them are drafted; a source that can go on
  * behind them does where that promises more. */
-static DraftChoice choose_forced(const DraftCosts *costs, const DraftChances *chances, const DraftOptions *options) {
-    const int n = options->forced < options->longest ? options->forced : options->longest;
-    DraftChoice best = {n ? DRAFT_FORCED : DRAFT_NOTHING, n};
-    double best_rate = options->shortest > n ? 0 : rate(costs, DRAFT_FORCED, n, options->n_sessions, 1 + n);
-    if (options->model && n == options->forced) consider(costs, chances, options, DRAFT_MODEL, &best, &best_rate);
+static DraftChoice choose_forced(const PassCosts *costs, const DraftOffer *offers, int n_offers,
+                                 const DraftLimits *limits) {
+    const int n = limits->forced < limits->longest ? limits->forced : limits->longest;
+    DraftChoice best = {-1, n};
+    double best_rate = limits->shortest > n ? 0 : rate(costs, n, limits->n_sessions, 0, 1 + n);
+    for (int i = 0; i < n_offers && n == limits->forced; i++) consider(costs, offers, i, limits, &best, &best_rate);
     return best;
 }
 
-DraftChoice draft_choose(const DraftCosts *costs, const DraftChances *chances, const DraftOptions *options) {
-    if (options->forced) return choose_forced(costs, chances, options);
-    DraftChoice best = {DRAFT_NOTHING, 0};
-    const bool model = options->model && costs->longest > 0 && options->longest > 0;
-    double best_rate = options->shortest ? 0 : MARGIN * rate(costs, DRAFT_NOTHING, 0, options->n_sessions, 1);
-    if (model) consider(costs, chances, options, DRAFT_MODEL, &best, &best_rate);
-    if (options->match) consider(costs, chances, options, DRAFT_COPY, &best, &best_rate);
-    if (!options->shortest && plain_is_due(costs)) return (DraftChoice){DRAFT_NOTHING, 0};
-    if (best.source == DRAFT_NOTHING && model && chances->idle >= chances->patience)
-        best = (DraftChoice){DRAFT_MODEL, 1};
+DraftChoice draft_choose(const PassCosts *costs, const DraftOffer *offers, int n_offers, const DraftLimits *limits) {
+    if (limits->forced) return choose_forced(costs, offers, n_offers, limits);
+    DraftChoice best = {-1, 0};
+    double best_rate = limits->shortest ? 0 : MARGIN * rate(costs, 0, limits->n_sessions, 0, 1);
+    for (int i = 0; i < n_offers; i++) consider(costs, offers, i, limits, &best, &best_rate);
+    if (!limits->shortest && plain_is_due(costs)) return (DraftChoice){-1, 0};
+    for (int i = 0; i < n_offers && best.offer < 0; i++)
+        if (offers[i].overdue && offers[i].longest > 0 && limits->longest > 0) best = (DraftChoice){i, 1};
     return best;
 }

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "clock.h"
+#include "draft/sources.h"
 #include "error.h"
 #include "measure.h"
 #include "model/load.h"
@@ -31,19 +32,18 @@ static double share_of_draft(const bee_engine *e) {
 }
 
 /* What matters most first; what would take too long is left to experience: a large model's passes take seconds. */
-static void measure_lengths(bee_session *s, DraftCosts *costs, int n_points) {
+static void measure_lengths(bee_session *s, PassCosts *costs, DraftCosts *drafts, int n_points) {
     static const int points[] = {0, 5, 3, 7, 1, 4, 2, 6}; /* 1, 8, 4, 16, 2, 6, 3 and 12 rows */
     static const double MOST_SECONDS = 0.4;
     const double end = monotonic_seconds() + MOST_SECONDS;
     for (size_t i = 0; i < sizeof points / sizeof *points; i++) {
         const int point = points[i];
         if (point >= n_points || (point && monotonic_seconds() + usual_cost(costs->pass[0], point) > end)) continue;
-        measure_length(s, cost_rows[point], &costs->pass[point], &costs->draft[cost_rows[point] - 1]);
+        measure_length(s, cost_rows[point], &costs->pass[point], &drafts->draft[cost_rows[point] - 1]);
     }
 }
 
 static bee_status measure_costs(bee_engine *engine, bee_error *error) {
-    DraftCosts *costs = &engine->costs;
     const int context = engine->target->shape.n_ctx_train;
     int n_points = 0;
     while (n_points < COST_POINTS && cost_rows[n_points] <= BEE_MAX_BLOCK && cost_rows[n_points] <= context) n_points++;
@@ -53,7 +53,7 @@ static bee_status measure_costs(bee_engine *engine, bee_error *error) {
     bee_session *s = bee_session_open(engine, most, false, error);
     if (!s) return error->status;
     read_made_up(s, 0, most);
-    measure_lengths(s, costs, n_points);
+    measure_lengths(s, &engine->costs, &engine->draft_costs[drafting_model(engine)], n_points);
     bee_session_close(s);
     return BEE_OK;
 }
@@ -68,20 +68,25 @@ static bee_status take_costs(bee_engine *engine, const bee_costs *known, bee_err
             return bee_fail(error, BEE_ERROR_ARGUMENT, "costs.draft[%d] is %g; it must be a number of seconds", i,
                             known->draft[i]);
     memcpy(engine->costs.pass, known->pass, sizeof known->pass);
-    memcpy(engine->costs.draft, known->draft, sizeof known->draft);
+    memcpy(engine->draft_costs[drafting_model(engine)].draft, known->draft, sizeof known->draft);
     return BEE_OK;
 }
 
 bee_status calibrate(bee_engine *engine, const bee_costs *known, bee_error *error) {
     const bee_status status = known ? take_costs(engine, known, error) : measure_costs(engine, error);
     if (status) return status;
-    engine->costs.longest =
-        engine->drafter && engine->target->shape.n_ctx_train > 1 ? engine->drafter->shape.block_size - 1 : 0;
-    costs_complete(&engine->costs, share_of_draft(engine));
+    pass_costs_complete(&engine->costs);
+    for (int i = 0; i < N_DRAFT_SOURCES; i++) {
+        const DraftSource *source = draft_sources[i];
+        DraftCosts *costs = &engine->draft_costs[i];
+        chances_reset(&engine->usual[i], source->first_chances);
+        if (source->is_model && engine->target->shape.n_ctx_train > 1) costs->longest = source->longest(engine);
+        draft_costs_complete(costs, &engine->costs, source->is_model ? share_of_draft(engine) : 0);
+    }
     return BEE_OK;
 }
 
 void bee_engine_costs(const bee_engine *engine, bee_costs *out) {
     memcpy(out->pass, engine->costs.pass, sizeof out->pass);
-    memcpy(out->draft, engine->costs.draft, sizeof out->draft);
+    memcpy(out->draft, engine->draft_costs[drafting_model(engine)].draft, sizeof out->draft);
 }

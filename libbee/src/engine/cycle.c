@@ -9,7 +9,9 @@
 #include "clock.h"
 #include "device_cycle.h"
 #include "draft/dflash.h"
+#include "draft/sources.h"
 #include "error.h"
+#include "inspect.h"
 #include "sampling/constraint.h"
 #include "session.h"
 
@@ -18,11 +20,11 @@ typedef struct Part {
     bee_session *session;
     bee_step *step;
     int first_row;
-    int n_pending; /* committed tokens that run now; 1 while decoding */
-    DraftSource source;
+    int n_pending;             /* committed tokens that run now; 1 while decoding */
+    const DraftSource *source; /* of what is not forced; NULL: none */
     int n_drafts;
-    int draft_row;   /* of the drafter's logits, where it is the source */
-    CopyMatch match; /* what a copy follows, whether it is the source or not */
+    int draft_row; /* of the source's proposal */
+    bool urgent;   /* the next choice should not be made before this cycle's tokens are known */
     MaskedCycle masked;
     int first_choice; /* of n_choices logits rows: the last pending token and the drafts */
     int n_choices;    /* 0 where the prompt does not end in this pass */
@@ -37,7 +39,7 @@ static void fail_constraint(Part *p) {
     p->step->finish = BEE_FINISH_CONSTRAINT;
     p->session->active = false;
     p->n_pending = p->n_drafts = p->n_choices = 0;
-    p->source = DRAFT_NOTHING;
+    p->source = NULL;
 }
 
 static bool has_failed(const Part *p) { return p->step->finish != BEE_FINISH_NONE; }
@@ -65,9 +67,10 @@ static void choose_drafts(const Cycle *c, Part *p, int longest) {
         fail_constraint(p);
         return;
     }
-    const DraftChoice choice = session_choose_drafts(p->session, room, c->n_parts, p->masked.n_forced, &p->match);
-    p->source = choice.source;
-    p->n_drafts = choice.length;
+    const Drafts drafts = session_choose_drafts(p->session, room, c->n_parts, p->masked.n_forced);
+    p->source = drafts.source;
+    p->n_drafts = drafts.n;
+    p->urgent = drafts.urgent;
 }
 
 /* Every session gets one row; drafts come next, evenly; prompts share what is left, evenly. */
@@ -93,47 +96,38 @@ static void share_rows(Cycle *c) {
 
 /* ---- draft -------------------------------------------------------------------------------------- */
 
-/* Projects the features of sessions whose drafter is about to run, and of those which have no room for this pass's. */
-static int project_what_must(Cycle *c) {
-    bee_session *sessions[BEE_MAX_PASS_ROWS];
-    int n = 0, n_rows = 0;
-    for (int i = 0; i < c->n_parts; i++) {
-        const Part *p = &c->parts[i];
-        const bool full = p->session->uses_drafter && !has_room_for_features(p->session, p->n_pending + p->n_drafts);
-        if (p->source != DRAFT_MODEL && !full) continue;
-        sessions[n++] = p->session;
-        n_rows += p->session->n_waiting;
-    }
-    project_features(c->engine, sessions, n);
-    return n_rows;
-}
-
-static void ask_drafter(Cycle *c) {
-    DraftBlock blocks[BEE_MAX_PASS_ROWS];
-    double predicted = 0;
-    int n = 0, n_rows = 0;
+/* Asks a source for the drafts of those that chose it, and all that use it for room. */
+static void ask(Cycle *c, SourceId id) {
+    bee_engine *e = c->engine;
+    const DraftSource *source = draft_sources[id];
+    DraftOrder orders[BEE_MAX_PASS_ROWS];
+    Part *parts[BEE_MAX_PASS_ROWS];
+    int n = 0, n_drafting = 0;
     for (int i = 0; i < c->n_parts; i++) {
         Part *p = &c->parts[i];
         const bee_session *s = p->session;
-        if (p->source != DRAFT_MODEL) continue;
-        p->draft_row = n_rows;
-        n_rows += p->n_drafts;
-        blocks[n++] = (DraftBlock){p->session, s->tokens[s->n_tokens - 1], &s->sampling, p->n_drafts, p->drafts};
+        if (!s->uses[id]) continue;
+        const bool asked = p->source == source;
+        parts[n] = p;
+        orders[n++] = (DraftOrder){.session = p->session,
+                                   .last_token = s->tokens[s->n_tokens - 1],
+                                   .sampling = &s->sampling,
+                                   .n = asked ? p->n_drafts : 0,
+                                   .n_rows = p->n_pending + p->n_drafts,
+                                   .drafts = p->drafts};
+        n_drafting += asked;
     }
-    for (int i = 0; i < n; i++) predicted += cost_of_draft(&c->engine->costs, blocks[i].n, n) / n;
-    const double start = monotonic_seconds();
-    const int n_projected = project_what_must(c);
     if (!n) return;
-    draft_blocks(c->engine, blocks, n);
-    /* A draft after a pause projects what waited in the meantime, which is not its usual cost. */
-    if (n_projected <= n * BEE_MAX_BLOCK && !c->engine->unfinished)
-        costs_observe_draft(&c->engine->costs, predicted, monotonic_seconds() - start);
-    c->engine->unfinished = false;
-}
-
-static void copy_drafts(Part *p) {
-    const bee_session *s = p->session;
-    for (int d = 0; d < p->n_drafts; d++) p->drafts[d] = copy_token(s->tokens, s->n_tokens, p->match, d);
+    double predicted = 0;
+    for (int i = 0; i < n; i++)
+        if (n_drafting)
+            predicted += cost_of_draft(&e->draft_costs[id], &e->costs, orders[i].n, n_drafting) / n_drafting;
+    const double start = monotonic_seconds();
+    const bool usual = source->propose(e, orders, n);
+    for (int i = 0; i < n; i++) parts[i]->draft_row = parts[i]->source == source ? orders[i].row : parts[i]->draft_row;
+    if (!source->is_model || !n_drafting) return;
+    if (usual && !e->unfinished) draft_costs_observe(&e->draft_costs[id], predicted, monotonic_seconds() - start);
+    e->unfinished = false;
 }
 
 /* Whether the pass reads the session's last token, behind which one is chosen. */
@@ -151,7 +145,7 @@ static void constrain_drafts(Part *p) {
     }
     if (p->n_drafts < p->masked.n_forced) p->masked.n_forced = p->n_drafts;
     memcpy(p->drafts, p->masked.forced, (size_t)p->masked.n_forced * sizeof *p->drafts);
-    const int n = masked_drafts(s, &p->masked, p->drafts, p->n_drafts, p->source == DRAFT_MODEL ? p->draft_row : -1);
+    const int n = masked_drafts(s, &p->masked, p->drafts, p->n_drafts, p->source, p->draft_row);
     if (n < 0)
         fail_constraint(p);
     else
@@ -160,11 +154,8 @@ static void constrain_drafts(Part *p) {
 }
 
 static void propose_drafts(Cycle *c) {
-    ask_drafter(c);
-    for (int i = 0; i < c->n_parts; i++) {
-        if (c->parts[i].source == DRAFT_COPY) copy_drafts(&c->parts[i]);
-        constrain_drafts(&c->parts[i]);
-    }
+    for (int id = 0; id < N_DRAFT_SOURCES; id++) ask(c, (SourceId)id);
+    for (int i = 0; i < c->n_parts; i++) constrain_drafts(&c->parts[i]);
 }
 
 /* ---- verify and choose -------------------------------------------------------------------------- */
@@ -272,7 +263,8 @@ static int kept_drafts(const Part *p) { return p->n_new > 1 ? p->n_new - 1 : 0; 
 
 static void count(const Part *p) {
     bee_stats *stats = &p->session->stats;
-    const int accepted = kept_drafts(p), copied = p->source == DRAFT_COPY, modelled = p->source == DRAFT_MODEL;
+    const int accepted = kept_drafts(p);
+    const bool modelled = p->source && p->source->is_model, copied = p->source && !modelled;
     stats->cycles++;
     (*(full_path_active(&p->session->full) ? &stats->full_cycles
        : p->masked.active                  ? &stats->masked_cycles
@@ -287,20 +279,17 @@ static void count(const Part *p) {
     stats->drafter_histogram[modelled * p->n_drafts]++;
 }
 
-/* What the cycle tells of the sources. A copy is known without drafting it, so every new token judges it. Where a
- * constraint had its hand in the drafts, or in what was kept of them, nothing is learned. */
+/* What the cycle tells of the sources. Where a constraint had its hand in the drafts, or in what was kept of them,
+ * nothing is learned. */
 static void observe_drafts(const Part *p) {
     bee_session *s = p->session;
     if (p->cut || p->masked.n_forced) return;
-    DraftChances *usual = &s->engine->usual;
-    const int drafted = p->source == DRAFT_MODEL ? p->n_drafts : 0;
-    if (s->uses_drafter) chances_observe_model(&s->chances, usual, drafted, p->n_new - 1);
-    if (!p->match.length) return;
-    const int32_t *new_tokens = p->step->tokens;
-    const int n_before = s->n_tokens - p->n_new;
-    int agreed = 0;
-    while (agreed < p->n_new && new_tokens[agreed] == copy_token(s->tokens, n_before, p->match, agreed)) agreed++;
-    chances_observe_copy(&s->chances, usual, p->match.length, agreed, agreed < p->n_new);
+    for (int i = 0; i < N_DRAFT_SOURCES; i++) {
+        const DraftSource *source = draft_sources[i];
+        const DraftOutcome outcome = {
+            .drafted = p->source == source ? p->n_drafts : 0, .tokens = p->step->tokens, .n_tokens = p->n_new};
+        if (s->uses[i] && source->observe) source->observe(s, &outcome);
+    }
 }
 
 /* ---- commit ------------------------------------------------------------------------------------- */
@@ -312,8 +301,10 @@ static int committed_rows(const Part *p) { return p->n_pending + (p->n_choices ?
 static void commit(Part *p) {
     bee_session *s = p->session;
     const int n = committed_rows(p);
-    keep_features(s, p->first_row, n, s->uses_drafter && !p->on_device);
+    keep_features(s, p->first_row, n);
     if (p->on_device) device_cycle_commit(s, p->n_drafts, n);
+    for (int i = 0; i < N_DRAFT_SOURCES && !p->on_device; i++)
+        if (s->uses[i] && draft_sources[i]->keep) draft_sources[i]->keep(s, p->first_row, n);
     s->n_cached += n;
     s->last_source = p->source;
     p->step->n_prompt_left = waiting_prompt(s);
@@ -329,7 +320,7 @@ static void observe_pass(const Cycle *c, double seconds) {
     if (c->engine->unfinished) return;
     for (int i = 0; i < c->n_parts; i++)
         if (!is_decoding(&c->parts[i]) || full_path_active(&c->parts[i].session->full)) return;
-    costs_observe_pass(&c->engine->costs, c->n_rows, c->n_rows > c->n_parts, seconds);
+    pass_costs_observe(&c->engine->costs, c->n_rows, c->n_rows > c->n_parts, seconds);
 }
 
 static void conclude(const Cycle *c, Part *p) {
@@ -354,17 +345,18 @@ static bool runs_on_device(const Cycle *c) {
     const Part *p = &c->parts[0];
     if (c->n_parts > 1 || !c->engine->ops->device || has_failed(p)) return false;
     if (device_cycle_queued(p->session)) return true;
-    return p->source != DRAFT_COPY && !p->masked.active && device_cycle_possible(p->session, p->n_drafts);
+    return !p->masked.active && device_cycle_possible(p->session, p->source, p->n_drafts);
 }
 
 static bool run_on_device(Cycle *c) {
     Part *p = &c->parts[0];
     CycleOutcome outcome;
-    const bool ahead = !c->company && device_cycle_goes_on(p->session, p->source, p->n_drafts, p->match.length);
-    /* What is under way runs before what was chosen now. A copy that finds it void is left for the next cycle. */
-    const int n_drafts = p->source == DRAFT_MODEL ? p->n_drafts : 0;
+    const bool ahead = !c->company && device_cycle_goes_on(p->session, p->source, p->n_drafts, p->urgent);
+    /* What is under way runs before what was chosen now. Drafts of the host's that find it void are left for the next
+     * cycle. */
+    const int n_drafts = p->source && p->source->on_device ? p->n_drafts : 0;
     if (!device_cycle_run(p->session, n_drafts, ahead, &outcome)) return false;
-    p->source = outcome.n_drafts ? DRAFT_MODEL : DRAFT_NOTHING;
+    p->source = outcome.n_drafts ? &dflash_source : NULL;
     p->n_drafts = outcome.n_drafts;
     memcpy(p->drafts, outcome.drafts, sizeof p->drafts);
     p->n_choices = outcome.n_drafts + 1;

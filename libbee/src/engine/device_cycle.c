@@ -2,6 +2,7 @@
 
 #include "clock.h"
 #include "draft/dflash.h"
+#include "draft/sources.h"
 
 /* The passes of one cycle. Their rows are made on the device; the arrays here only stand for them. */
 typedef struct Passes {
@@ -61,14 +62,14 @@ static void queue(bee_session *s, int n_drafts) {
     const RunInput input = {.model = e->target, .index = index};
     const int n_before = e->ops->device->cycle_queued(s->cycle);
     e->ops->device->cycle_queue(e->backend, s->cycle, cycle_body, &passes, &input, n_drafts);
-    if (!n_drafts && s->uses_drafter) move_features(s, 0, 1, n_before);
+    if (!n_drafts && s->uses[SOURCE_DFLASH]) move_features(s, 0, 1, n_before);
 }
 
 static void begin(bee_session *s) {
     bee_engine *e = s->engine;
     const CycleState state = {.sampling = s->sampling,
                               .cache = s->cache,
-                              .draft_cache = s->draft_cache,
+                              .draft_cache = dflash_of(s) ? dflash_of(s)->cache : NULL,
                               .last_token = s->tokens[s->n_tokens - 1],
                               .n_cached = s->n_cached,
                               .output_left = s->max_tokens - s->stats.output_tokens,
@@ -81,8 +82,16 @@ static void begin(bee_session *s) {
     e->ops->device->cycle_set(e->backend, s->cycle, &state);
 }
 
-bool device_cycle_possible(const bee_session *s, int n_drafts) {
-    if (!s->cycle || !session_decodes(s) || full_path_active(&s->full)) return false;
+/* Sources that must be told of rows are told by the host, but for the drafter. */
+static bool needs_host(const bee_session *s, const DraftSource *source) {
+    if (source && !source->on_device) return true;
+    for (int i = 0; i < N_DRAFT_SOURCES; i++)
+        if (s->uses[i] && draft_sources[i]->keep && !draft_sources[i]->on_device) return true;
+    return false;
+}
+
+bool device_cycle_possible(const bee_session *s, const DraftSource *source, int n_drafts) {
+    if (!s->cycle || !session_decodes(s) || full_path_active(&s->full) || needs_host(s, source)) return false;
     return !n_drafts || drafter_is_ready(s);
 }
 
@@ -92,21 +101,23 @@ static bool has_room_for_drafts(const bee_session *s) {
 }
 
 /* Whether "auto" may choose the next cycle before it knows this one: where the choice repeats what the last cycle did,
- * and no copy is in sight. Two tokens recur by chance; three may begin a long copy, which should not wait. To be late
- * now and then costs a few per cent (an estimate), which only short cycles gain back. */
-static bool choice_may_be_early(const bee_session *s, DraftSource source, int n_drafts, int match) {
-    const DraftCosts *costs = &s->engine->costs;
-    if (source == DRAFT_COPY || source != s->last_source || match > COPY_SHORTEST) return false;
-    return cost_of_pass(costs, n_drafts + 1) + cost_of_draft(costs, n_drafts, 1) < s->engine->short_cycle;
+ * and nothing urgent is in sight. To be late now and then costs a few per cent (an estimate), which only short cycles
+ * gain back. */
+static bool choice_may_be_early(const bee_session *s, const DraftSource *source, int n_drafts, bool urgent) {
+    const bee_engine *e = s->engine;
+    if ((source && !source->on_device) || source != s->last_source || urgent) return false;
+    return cost_of_pass(&e->costs, n_drafts + 1) +
+               cost_of_draft(&e->draft_costs[SOURCE_DFLASH], &e->costs, n_drafts, 1) <
+           e->short_cycle;
 }
 
 /* A constraint may call for masks, and features for the host must be taken from the pass's memory before the next. */
-bool device_cycle_goes_on(const bee_session *s, DraftSource source, int n_drafts, int match) {
+bool device_cycle_goes_on(const bee_session *s, const DraftSource *source, int n_drafts, bool urgent) {
     if (s->constrained || s->features) return false;
     if (s->speculation == BEE_SPECULATION_OFF) return true;
     if (n_drafts ? !has_room_for_drafts(s) : !has_room_for_features(s, 2)) return false;
     if (s->speculation == BEE_SPECULATION_DFLASH) return n_drafts > 0 && n_drafts == s->draft_length;
-    return choice_may_be_early(s, source, n_drafts, match);
+    return choice_may_be_early(s, source, n_drafts, urgent);
 }
 
 bool device_cycle_run(bee_session *s, int n_drafts, bool ahead, CycleOutcome *out) {
@@ -121,7 +132,7 @@ bool device_cycle_run(bee_session *s, int n_drafts, bool ahead, CycleOutcome *ou
     if (!e->ops->device->cycle_read(e->backend, s->cycle, out)) return false;
     e->unfinished = ahead || out->n_drafts > 0; /* the projection runs behind the result */
     /* A pass like others. Behind another cycle it would not be: the caller's time would be part of its own. */
-    if (!queued && !n_drafts) costs_observe_pass(&e->costs, 1, false, monotonic_seconds() - start);
+    if (!queued && !n_drafts) pass_costs_observe(&e->costs, 1, false, monotonic_seconds() - start);
     if (out->n_new || !queued) return true;
     /* The device found an end where the host sees none: logits behind a draft that are not finite, which may be sound
      * behind another token. */
@@ -131,9 +142,9 @@ bool device_cycle_run(bee_session *s, int n_drafts, bool ahead, CycleOutcome *ou
 
 void device_cycle_commit(bee_session *s, int n_drafts, int n_rows) {
     if (n_drafts)
-        s->n_injected = s->n_cached + n_rows;
-    else if (s->uses_drafter && drafter_is_ready(s))
-        s->n_waiting += n_rows;
+        dflash_of(s)->n_injected = s->n_cached + n_rows;
+    else if (s->uses[SOURCE_DFLASH] && drafter_is_ready(s))
+        dflash_of(s)->n_waiting += n_rows;
 }
 
 void device_cycle_drop(bee_session *s) {

@@ -11,13 +11,13 @@ static inline bool device_cycle_queued(const bee_session *s) {
     return s->active && s->cycle && s->engine->ops->device->cycle_queued(s->cycle) > 0;
 }
 
-/* Whether a cycle of so many drafts of the drafter's, or none, can run there: the session decodes, and no mask, edit or
- * report is wanted. */
-bool device_cycle_possible(const bee_session *session, int n_drafts);
+/* Whether a cycle of so many drafts from this source, or none, can run there: the session decodes, no mask, edit or
+ * report is wanted, and no source needs the host. */
+bool device_cycle_possible(const bee_session *session, const DraftSource *source, int n_drafts);
 
-/* Whether another cycle with so many drafts from this source can be queued behind one that nobody has read yet.
- * `match`: tokens that a copy would follow. */
-bool device_cycle_goes_on(const bee_session *session, DraftSource source, int n_drafts, int match);
+/* Whether another cycle with so many drafts from this source, or none, can be queued behind one that nobody has read
+ * yet; `urgent` as a source's offer says. */
+bool device_cycle_goes_on(const bee_session *session, const DraftSource *source, int n_drafts, bool urgent);
 
 /* Runs a cycle, or takes the one that is under way, whatever that drafts; with `ahead` another one is queued before it
  * waits. False where the device failed. */

@@ -3,9 +3,17 @@
 #include <string.h>
 
 #include "device_cycle.h"
-#include "draft/dflash.h"
+#include "draft/sources.h"
 #include "error.h"
 #include "session.h"
+
+void keep_features(bee_session *s, int first_row, int n) {
+    const bee_engine *e = s->engine;
+    const size_t size = (size_t)e->n_taps * e->target->shape.n_embd, stride = e->work.feature_stride;
+    for (int i = 0; s->features && i < n; i++)
+        e->ops->buffer_read(e->backend, s->features + (size_t)(s->n_cached + i) * size,
+                            e->work.features + (size_t)(first_row + i) * stride, size * sizeof(float));
+}
 
 void evaluate_rows(bee_session *s, int n, bool want_logits, Choice *choices) {
     bee_engine *e = s->engine;
@@ -16,7 +24,7 @@ void evaluate_rows(bee_session *s, int n, bool want_logits, Choice *choices) {
         rows[i] = (Row){s->cache, s->tokens[position], position, position + 1};
         index[i] = i;
     }
-    if (!has_room_for_features(s, n)) project_features(e, &s, 1);
+    drafts_make_room(e, s, n);
     TargetPass pass = {.ops = e->ops,
                        .model = e->target,
                        .work = &e->work,
@@ -28,7 +36,8 @@ void evaluate_rows(bee_session *s, int n, bool want_logits, Choice *choices) {
                        .n_head_rows = want_logits ? n : 0,
                        .choices = choices};
     target_forward(e->backend, &pass);
-    keep_features(s, 0, n, true);
+    keep_features(s, 0, n);
+    drafts_keep(s, 0, n);
     s->n_cached += n;
 }
 
@@ -54,7 +63,7 @@ bee_status bee_session_evaluate(bee_session *s, const int32_t *tokens, int32_t n
     memmove(s->tokens, tokens, (size_t)n * sizeof *tokens);
     s->n_tokens = n;
     s->n_cached = 0;
-    forget_features(s, 0);
+    drafts_forget(s, 0);
     while (s->n_cached < n) {
         const int from = s->n_cached, rows = n - from < rows_per_pass ? n - from : rows_per_pass;
         evaluate_rows(s, rows, logits != NULL, NULL);
@@ -98,12 +107,12 @@ bee_status bee_session_draft(bee_session *s, int32_t last_token, int32_t n, int3
     bee_status status = BEE_OK;
     pthread_mutex_lock(&e->mutex);
     device_cycle_drop(s); /* it would find its features gone */
-    if (!drafter_is_ready(s)) {
+    const DraftSource *source = draft_sources[drafting_model(e)];
+    if (source->known(s) != s->n_cached) {
         status = bee_fail(error, BEE_ERROR_ARGUMENT,
                           "the session's tokens ran without speculation, so the drafter lacks their features");
     } else {
-        project_features(e, &s, 1);
-        draft_blocks(e, &(DraftBlock){s, last_token, &greedy, n, drafts}, 1);
+        source->propose(e, &(DraftOrder){s, last_token, &greedy, n, 0, drafts, 0}, 1);
         for (int i = 0; logits && i < n; i++)
             e->ops->buffer_read(e->backend, logits + (size_t)i * n_logits,
                                 e->draft_work.logits + (size_t)i * e->draft_work.logit_stride,

@@ -4,7 +4,7 @@
 
 #include "clock.h"
 #include "device_cycle.h"
-#include "draft/dflash.h"
+#include "draft/sources.h"
 #include "error.h"
 #include "inspect.h"
 
@@ -27,24 +27,24 @@ void time_cycle(bee_session *s, int n_rows, bool drafts, double *pass_seconds, d
     for (int i = 0; i < n_rows; i++)
         choices[i] = (Choice){.sampling = &greedy, .position = cached + i + 1, .logits_row = i};
     pthread_mutex_lock(&e->mutex);
-    project_features(e, &s, 1);
+    drafts_make_room(e, s, BEE_MAX_PASS_ROWS);
     const double start = monotonic_seconds();
     evaluate_rows(s, n_rows, true, choices);
     const double passed = monotonic_seconds();
     if (drafts) {
         s->n_cached = cached + 2;
-        forget_features(s, s->n_cached);
-        project_features(e, &s, 1);
-        draft_blocks(e, &(DraftBlock){s, s->tokens[cached], &greedy, n_rows - 1, tokens}, 1);
+        drafts_forget(s, s->n_cached);
+        draft_sources[drafting_model(e)]->propose(
+            e, &(DraftOrder){s, s->tokens[cached], &greedy, n_rows - 1, 0, tokens, 0}, 1);
     }
     *pass_seconds = passed - start;
     *draft_seconds = drafts ? monotonic_seconds() - passed : 0;
     s->n_cached = cached;
-    forget_features(s, cached);
+    drafts_forget(s, cached);
     pthread_mutex_unlock(&e->mutex);
 }
 
-bool can_draft(const bee_engine *e, int n) { return e->drafter && n > 0 && n < e->drafter->shape.block_size; }
+bool can_draft(const bee_engine *e, int n) { return n > 0 && n <= draft_sources[drafting_model(e)]->longest(e); }
 
 void read_made_up(bee_session *s, int n_past, int n_more) {
     for (int i = 0; i < n_past + n_more; i++) s->tokens[i] = i * 37 % s->engine->target->shape.n_vocab;

@@ -123,7 +123,6 @@ static bee_status open_parts(bee_engine *e, const char *model_path, const char *
         return bee_fail(error, BEE_ERROR_MEMORY, "out of memory for the activations of a pass");
     /* The host's part of a cycle is some 0.1 ms, its caller's with it: estimated, not measured. */
     e->short_cycle = 2e-3;
-    chances_reset(&e->usual);
     status = calibrate(e, params->costs, error);
     return status ? status : engine_status(e, error);
 }

@@ -4,26 +4,18 @@
 #include <string.h>
 
 #include "device_cycle.h"
-#include "draft/dflash.h"
+#include "draft/sources.h"
 #include "error.h"
 #include "sampling/sample.h"
-
-static Cache *cache_for(const bee_engine *e, const Model *model, int n_ctx) {
-    const CacheShape shape = shape_cache(&model->shape);
-    return e->ops->cache_new(e->backend, &shape, n_ctx);
-}
 
 static bool session_allocate(bee_session *s, bool keep_features) {
     bee_engine *e = s->engine;
     s->tokens = malloc((size_t)s->n_ctx * sizeof *s->tokens);
     s->cache = cache_for(e, e->target, s->n_ctx);
-    if (!s->tokens || !s->cache || !copy_index_new(&s->copies, s->n_ctx)) return false;
-    /* A draft pass writes its block beyond the committed tokens, so its cache has room for one more. */
-    if (e->drafter) {
-        s->draft_cache = cache_for(e, e->drafter, s->n_ctx + BEE_MAX_BLOCK);
-        s->waiting = e->ops->buffer_new(e->backend, BEE_MAX_PASS_ROWS * e->work.feature_stride);
-        if (!s->draft_cache || !s->waiting) return false;
-    }
+    if (!s->tokens || !s->cache) return false;
+    for (int i = 0; i < N_DRAFT_SOURCES; i++)
+        if (draft_sources[i]->session_new && draft_sources[i]->longest(e) && !draft_sources[i]->session_new(s))
+            return false;
     if (e->ops->device && !(s->cycle = e->ops->device->cycle_new(e->backend))) return false;
     if (keep_features && e->n_taps) {
         s->features = malloc((size_t)s->n_ctx * e->n_taps * e->target->shape.n_embd * sizeof(float));
@@ -34,10 +26,9 @@ static bool session_allocate(bee_session *s, bool keep_features) {
 
 static void session_free(bee_session *s) {
     if (s->cycle) s->engine->ops->device->cycle_free(s->engine->backend, s->cycle); /* waits for what is under way */
-    s->engine->ops->buffer_free(s->engine->backend, s->waiting);
-    copy_index_free(&s->copies);
+    for (int i = 0; i < N_DRAFT_SOURCES; i++)
+        if (draft_sources[i]->session_free) draft_sources[i]->session_free(s);
     s->engine->ops->cache_free(s->engine->backend, s->cache);
-    s->engine->ops->cache_free(s->engine->backend, s->draft_cache);
     full_path_end(&s->full);
     free(s->masks);
     free(s->features);
@@ -94,19 +85,28 @@ static bee_status check_prompt(const bee_session *s, const bee_request *r, bee_e
     return check_tokens(s->engine, "prompt token", r->prompt, r->n_prompt, error);
 }
 
+/* Whether the session's engine has the source and the mode asks for it. */
+static bool takes_part(const bee_session *s, int source, bee_speculation mode) {
+    return source_serves(draft_sources[source], mode) && draft_sources[source]->longest(s->engine) > 0;
+}
+
 static bee_status check_speculation(const bee_session *s, const bee_request *r, bee_error *error) {
-    const Model *drafter = s->engine->drafter;
     if ((int)r->speculation < BEE_SPECULATION_OFF || (int)r->speculation > BEE_SPECULATION_COPY)
         return bee_fail(error, BEE_ERROR_ARGUMENT, "speculation is %d; bee_speculation has 0 to 3",
                         (int)r->speculation);
     if (r->speculation == BEE_SPECULATION_OFF) return BEE_OK;
-    if (r->speculation == BEE_SPECULATION_DFLASH && !drafter)
-        return bee_fail(error, BEE_ERROR_ARGUMENT, "speculation is DFLASH, but the engine has no drafter");
-    const bool asks_drafter = drafter && r->speculation != BEE_SPECULATION_COPY;
-    const int longest = (asks_drafter ? drafter->shape.block_size : BEE_MAX_BLOCK) - 1;
+    int n = 0, longest = BEE_MAX_BLOCK - 1;
+    bool asks_model = false;
+    for (int i = 0; i < N_DRAFT_SOURCES; i++) {
+        if (!takes_part(s, i, r->speculation)) continue;
+        n++;
+        asks_model |= draft_sources[i]->is_model;
+        if (draft_sources[i]->longest(s->engine) < longest) longest = draft_sources[i]->longest(s->engine);
+    }
+    if (!n) return bee_fail(error, BEE_ERROR_ARGUMENT, "speculation is DFLASH, but the engine has no drafter");
     if (r->draft_length < -1 || r->draft_length > longest)
         return bee_fail(error, BEE_ERROR_ARGUMENT, "draft_length is %d; it must lie between -1 (automatic) and %d%s",
-                        r->draft_length, longest, asks_drafter ? ", the drafter's block" : "");
+                        r->draft_length, longest, asks_model ? ", the drafter's block" : "");
     return BEE_OK;
 }
 
@@ -129,19 +129,25 @@ static bee_status check_request(const bee_session *s, const bee_request *r, bee_
 }
 
 static void set_speculation(bee_session *s, const bee_request *r) {
-    const bool dflash = r->speculation == BEE_SPECULATION_DFLASH,
-               may_ask = dflash || r->speculation == BEE_SPECULATION_AUTO;
     s->speculation = r->speculation;
-    s->draft_length = dflash && r->draft_length < 0 ? s->engine->drafter->shape.block_size - 1 : r->draft_length;
-    s->uses_drafter = s->engine->drafter && may_ask && s->draft_length;
-    chances_begin(&s->chances, &s->engine->usual);
+    s->draft_length = r->draft_length;
+    for (int i = 0; i < N_DRAFT_SOURCES; i++) {
+        const DraftSource *source = draft_sources[i];
+        s->uses[i] = takes_part(s, i, r->speculation) && r->draft_length;
+        if (source->is_model && source->mode == r->speculation && r->draft_length < 0)
+            s->draft_length = source->longest(s->engine);
+        chances_begin(&s->chances[i], &s->engine->usual[i]);
+    }
 }
 
 /* How many tokens of the prompt the caches already hold. The last one always runs again: its logits are wanted. */
 static int reusable_prefix(const bee_session *s, const bee_request *r) {
     int limit = s->n_cached < r->n_prompt - 1 ? s->n_cached : r->n_prompt - 1;
-    const int known = s->n_injected + s->n_waiting;
-    if (s->uses_drafter && known < limit) limit = known; /* the drafter needs its context, too */
+    for (int i = 0; i < N_DRAFT_SOURCES; i++) { /* sources need their context, too */
+        if (!s->uses[i] || !draft_sources[i]->known) continue;
+        const int known = draft_sources[i]->known(s);
+        if (known < limit) limit = known;
+    }
     int n = 0;
     while (n < limit && s->tokens[n] == r->prompt[n]) n++;
     return n;
@@ -159,17 +165,16 @@ static void start_request(bee_session *s, const bee_request *r) {
     set_speculation(s, r);
     const int reused = reusable_prefix(s, r);
     s->n_cached = reused;
-    forget_features(s, reused);
+    drafts_forget(s, reused);
     memmove(s->tokens, r->prompt, (size_t)r->n_prompt * sizeof *s->tokens);
     s->n_tokens = r->n_prompt;
-    copy_index_clear(&s->copies);
     s->sampling = r->sampling;
     s->max_tokens = r->max_tokens;
     s->n_stop_tokens = r->n_stop_tokens;
     if (r->n_stop_tokens) memcpy(s->stop_tokens, r->stop_tokens, (size_t)r->n_stop_tokens * sizeof *s->stop_tokens);
     s->constrained = r->constraint != NULL;
     if (r->constraint) s->constraint = *r->constraint;
-    s->last_source = DRAFT_NOTHING;
+    s->last_source = NULL;
     s->n_ahead = 0;
     s->stalled = s->free = s->watching = false;
     s->stats = (bee_stats){.prompt_tokens = r->n_prompt, .reused_tokens = reused};
@@ -189,22 +194,30 @@ bee_status bee_session_begin(bee_session *s, const bee_request *request, bee_err
 
 static int least(int a, int b) { return a < b ? a : b; }
 
-DraftChoice session_choose_drafts(bee_session *s, int longest, int n_sessions, int n_forced, CopyMatch *match) {
-    *match = (CopyMatch){0, 0};
-    if (s->speculation == BEE_SPECULATION_OFF) return (DraftChoice){DRAFT_NOTHING, 0};
-    if (s->speculation != BEE_SPECULATION_DFLASH && !n_forced) *match = copy_find(&s->copies, s->tokens, s->n_tokens);
+Drafts session_choose_drafts(bee_session *s, int longest, int n_sessions, int n_forced) {
+    Drafts drafts = {NULL, 0, false};
+    DraftOffer offers[N_DRAFT_SOURCES];
+    const DraftSource *sources[N_DRAFT_SOURCES];
+    int n_offers = 0;
+    if (s->speculation == BEE_SPECULATION_OFF) return drafts;
+    for (int i = 0; i < N_DRAFT_SOURCES; i++) {
+        if (!s->uses[i] || !draft_sources[i]->offer(s, n_sessions, n_forced, &offers[n_offers])) continue;
+        drafts.urgent |= offers[n_offers].urgent;
+        sources[n_offers++] = draft_sources[i];
+    }
     /* The cycle yields one token more than it keeps drafts. */
     const int output_left = s->max_tokens - s->stats.output_tokens - 1;
     const int room = s->n_tokens < s->n_ctx ? s->n_ctx - s->n_tokens - 1 : 0;
     longest = least(least(longest, BEE_MAX_BLOCK - 1), least(output_left, room));
     const int fixed = s->draft_length < 0 ? -1 : least(s->draft_length, longest);
-    const DraftOptions options = {.model = s->uses_drafter && drafter_is_ready(s),
-                                  .match = match->length,
-                                  .forced = n_forced,
-                                  .shortest = fixed > 0 ? fixed : 0,
-                                  .longest = fixed < 0 ? longest : fixed,
-                                  .n_sessions = n_sessions};
-    return draft_choose(&s->engine->costs, &s->chances, &options);
+    const DraftLimits limits = {.forced = n_forced,
+                                .shortest = fixed > 0 ? fixed : 0,
+                                .longest = fixed < 0 ? longest : fixed,
+                                .n_sessions = n_sessions};
+    const DraftChoice choice = draft_choose(&s->engine->costs, offers, n_offers, &limits);
+    if (choice.offer >= 0) drafts.source = sources[choice.offer];
+    drafts.n = choice.length;
+    return drafts;
 }
 
 void bee_session_cancel(bee_session *s) { atomic_store(&s->cancelled, true); }

@@ -1,7 +1,5 @@
 #include "constraint.h"
 
-#include "draft/dflash.h"
-
 int masked_begin(bee_session *s, int room, MaskedCycle *out) {
     *out = (MaskedCycle){.active = false};
     if (!s->constrained || s->free) return 0;
@@ -21,23 +19,24 @@ static int advance(bee_session *s, MaskedCycle *cycle, int32_t draft, int behind
     return result;
 }
 
-/* Goes over draft `d`, or over the drafter's best one that is allowed. */
-static int advance_or_replace(bee_session *s, MaskedCycle *cycle, int32_t *drafts, int d, int draft_row) {
+/* Goes over draft `d`, or over its source's best one that is allowed. */
+static int advance_or_replace(bee_session *s, MaskedCycle *cycle, int32_t *drafts, int d, const DraftSource *source,
+                              int row) {
     const int result = advance(s, cycle, drafts[d], d + 1);
-    if (result != BEE_CONSTRAINT_REFUSED || draft_row < 0) return result;
-    const int32_t other = draft_allowed(s->engine, &s->sampling, s->n_cached + d + 1, draft_row + d, cycle->masks[d]);
+    if (result != BEE_CONSTRAINT_REFUSED || !source || !source->instead) return result;
+    const int32_t other = source->instead(s->engine, &s->sampling, s->n_cached + d + 1, row + d, cycle->masks[d]);
     if (other < 0) return result;
     drafts[d] = other;
     return advance(s, cycle, other, d + 1);
 }
 
-int masked_drafts(bee_session *s, MaskedCycle *cycle, int32_t *drafts, int n, int draft_row) {
+int masked_drafts(bee_session *s, MaskedCycle *cycle, int32_t *drafts, int n, const DraftSource *source, int row) {
     if (!cycle->active) return n;
     if (advance(s, cycle, -1, 0) == BEE_CONSTRAINT_FAILED) return -1;
     /* Behind the constraint's end there is no mask, and what follows is another cycle's. */
     for (int d = 0; d < n; d++) {
         const int result =
-            cycle->masks[d] ? advance_or_replace(s, cycle, drafts, d, draft_row) : BEE_CONSTRAINT_REFUSED;
+            cycle->masks[d] ? advance_or_replace(s, cycle, drafts, d, source, row) : BEE_CONSTRAINT_REFUSED;
         if (result == BEE_CONSTRAINT_FAILED) return -1;
         if (result == BEE_CONSTRAINT_REFUSED) return d;
     }

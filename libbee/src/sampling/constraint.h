@@ -17,9 +17,9 @@ typedef struct MaskedCycle {
 int masked_begin(bee_session *session, int room, MaskedCycle *out);
 
 /* The masks behind the committed tokens and behind each draft. Returns how many drafts stay: up to the first that is
- * not allowed. In its place comes what the drafter thinks best of those that are, where the drafts are rows `draft_row`
- * and on of its block; -1: they are not the drafter's. */
-int masked_drafts(bee_session *session, MaskedCycle *cycle, int32_t *drafts, int n, int draft_row);
+ * not allowed. In its place comes what their source thinks best of those that are, where it can say: the drafts are
+ * rows `row` and on of its proposal. `source` may be NULL. */
+int masked_drafts(bee_session *session, MaskedCycle *cycle, int32_t *drafts, int n, const DraftSource *source, int row);
 
 /* How many of the chosen tokens stay, and whether the request ends with them. */
 int masked_commit(bee_session *session, const int32_t *tokens, int n, bool *complete);
