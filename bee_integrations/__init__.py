@@ -8,6 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .moved_modules import install
+
+install()
+
 __version__ = "0.1.0"
 
 _EXPORTS = {

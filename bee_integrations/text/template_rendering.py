@@ -30,8 +30,11 @@ def compile_template(source: str) -> jinja2.Template:
         return jinja2.Template.from_code(environment, code, environment.make_globals(None))
     except jinja2.TemplateSyntaxError as error:
         raise TemplateError(f"the chat template is invalid at line {error.lineno}: {error.message}") from error
-    except (RecursionError, MemoryError, SyntaxError) as error:
+    except (RecursionError, SyntaxError) as error:
         raise TemplateError("the chat template is invalid: it is nested too deeply") from error
+    except MemoryError as error:
+        memory = f"{MAX_MEMORY >> 20} MB of memory"
+        raise TemplateError(f"the chat template cannot be compiled: it takes more than {memory}") from error
     except Exception as error:
         raise TemplateError(f"the chat template cannot be compiled: {one_line(error)}") from error
 
