@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ __all__ = ["ClosingSearch", "Hints", "ends_of_text"]
 
 _MAX_CLOSING = 16_384  # bytes
 _MAX_STEPS = 6_000  # of the search
+_MAX_SECONDS = 2.0  # of processor time: a step of a large expression may take a hundredth of a second
 
 
 @dataclass
@@ -30,7 +32,7 @@ class Hints:
 
 
 class ClosingSearch:
-    """Looks for a short text that completes a state, over bytes.
+    """Looks for a short text that completes a state, over bytes, for a bounded number of steps and time.
 
     First along one path, which takes what closes something wherever it can: that ends nearly every JSON. Where it does
     not, level by level along many. States of a level that have the same mask and came by the same byte count as one,
@@ -50,6 +52,8 @@ class ClosingSearch:
         self._vocabulary = vocabulary
         self._start = state
         self._subject = subject
+        self._deadline = time.thread_time() + _MAX_SECONDS
+        self._passed_over = False  # something that may follow was not looked at
         self._first_byte = vocabulary.tokenizer.n_vocab
         self._words = vocabulary.mask_buffer(bytewise=True)
         self._control = np.array(vocabulary.control, dtype=np.int64)
@@ -72,6 +76,15 @@ class ClosingSearch:
             found = self._along_one_path(self._LONG_PATH)
         return None if found is None else self._vocabulary.spell(found)
 
+    def finds_nothing(self) -> bool:
+        """Whether it is certain that no text of a bearable length completes the state: everything that may follow was
+        looked at."""
+        if self._along_one_path(self._SHORT_PATH) is not None:
+            return False
+        if self._forced_beyond(_MAX_CLOSING):
+            return True
+        return self._along_many_paths() is None and not self._passed_over
+
     def _along_one_path(self, steps: int) -> list[int] | None:
         state = self._start.deep_copy()
         path: list[int] = []
@@ -79,27 +92,42 @@ class ClosingSearch:
             if self._complete(state):
                 return path
             step = self._end_of_text(state) or next(iter(self._next_steps(state)), None)
-            if step is None or len(path) > _MAX_CLOSING or state.try_consume_tokens(step) != len(step):
+            if step is None or self._too_far(path) or state.try_consume_tokens(step) != len(step):
                 self._check(state)
                 return None
             path += step
         return None
 
+    def _forced_beyond(self, length: int) -> bool:
+        """Whether one single text of so many bytes may follow, and no shorter one."""
+        state = self._start.deep_copy()
+        for _ in range(length):
+            allowed = self._allowed(state)
+            if (
+                len(allowed) != 1
+                or self._complete(state)
+                or not state.try_consume_tokens([self._first_byte + allowed[0]])
+            ):
+                return False
+        return True
+
     def _end_of_text(self, state: LLMatcher) -> list[int] | None:
         """Where nearly anything may follow: what would leave little choice."""
-        if self._n_allowed(state) <= self._MANY:
+        if len(self._allowed(state)) <= self._MANY:
             return None
         for end in self._text_ends:
             taken = state.try_consume_tokens(end)
-            ends = taken == len(end) and (self._complete(state) or self._n_allowed(state) <= self._FEW)
+            ends = taken == len(end) and (self._complete(state) or len(self._allowed(state)) <= self._FEW)
             state.rollback(taken)
             if ends:
                 return end
         return None
 
-    def _n_allowed(self, state: LLMatcher) -> int:
+    def _allowed(self, state: LLMatcher) -> list[int]:
+        """The bytes that may follow, and -1 for control tokens."""
         bits = np.unpackbits(self._mask(state).view(np.uint8), bitorder="little")
-        return int(bits[self._first_byte : self._first_byte + 256].sum())
+        found: list[int] = np.flatnonzero(bits[self._first_byte : self._first_byte + 256]).tolist()
+        return [*found, *([-1] if bits[self._control].any() else [])]
 
     def _along_many_paths(self) -> list[int] | None:
         level: list[tuple[LLMatcher, list[int]]] = [(self._start.deep_copy(), [])]
@@ -111,17 +139,22 @@ class ClosingSearch:
             found: dict[tuple[bytes, tuple[int, ...]], tuple[LLMatcher, list[int], list[int]]] = {}
             for state, path, step in tries:
                 steps += 1
-                if steps > _MAX_STEPS or len(path) + len(step) > _MAX_CLOSING:
+                if steps > _MAX_STEPS or self._too_far([*path, *step]):
+                    self._passed_over = True
                     return None
                 taken = state.try_consume_tokens(step)
                 self._check(state)
                 if taken == len(step):
                     if self._complete(state):
                         return path + step
-                    found.setdefault((self._mask(state).tobytes(), tuple(step)), (state, path, step))
+                    look = (self._mask(state).tobytes(), tuple(step))
+                    self._passed_over |= look in found
+                    found.setdefault(look, (state, path, step))
                 state.rollback(taken)
             # What looks new comes first: it is where something has moved on.
-            new_first = sorted(found, key=lambda look: look[0] in known_masks)[: self._LEVEL_WIDTH]
+            new_first = sorted(found, key=lambda look: look[0] in known_masks)
+            self._passed_over |= len(new_first) > self._LEVEL_WIDTH
+            del new_first[self._LEVEL_WIDTH :]
             known_masks.update(mask for mask, _ in found)
             level = [self._stepped(*found[look]) for look in new_first]
         return None
@@ -140,13 +173,18 @@ class ClosingSearch:
         bits = np.unpackbits(self._mask(state).view(np.uint8), bitorder="little")
         allowed = np.flatnonzero(bits[self._first_byte : self._first_byte + 256]).tolist()
         if len(allowed) > self._MANY:
+            self._passed_over = True
             allowed = [byte for byte in allowed if byte in self._named]
         order = self._CLOSERS
         if len(allowed) > 8 and ord(".") in allowed:  # within a string, which is filled with dots if it may not end yet
             order = self._IN_STRING if ord('"') in allowed else b"." + self._IN_STRING
         steps = sorted(allowed, key=lambda byte: order.find(byte) if byte in order else byte + 99)
         control = self._control[bits[self._control] != 0].tolist()
+        self._passed_over |= len(control) > 1
         return [[self._first_byte + byte] for byte in steps] + [[token] for token in control[:1]]
+
+    def _too_far(self, path: list[int]) -> bool:
+        return len(path) > _MAX_CLOSING or time.thread_time() > self._deadline
 
     def _mask(self, state: LLMatcher) -> Mask:
         state.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)

@@ -10,24 +10,21 @@ that no text fulfils is refused when it is compiled.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import re
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ..errors import ConstraintError, ParameterError
+from ..errors import ConstraintError
 from ..text.tokenizer import Tokenizer
 from .closing_text import ClosingSearch, Hints, ends_of_text
 from .grammar_source import (
     JSON_STYLE,
-    check_rule_chain,
+    check_repeats,
+    check_rules,
     checked_source,
     choice_source,
     lark_of_gbnf,
@@ -36,14 +33,11 @@ from .grammar_source import (
     strict_inner_schemas,
     with_gbnf_line,
 )
-from .json_schema import (
-    Node,
-    ReadSchema,
-    read_schema,
-    schema_refusal,
-    schema_text,
-)
-from .vocabulary import Mask, Vocabulary, checked, grammar_engine, message
+from .harmless import is_harmless_regex, is_harmless_rules, is_harmless_schema, may_force_for_ever
+from .json_schema import Node, ReadSchema, read_schema, schema_refusal
+from .kinds import Choice, Constraint, Grammar, JsonSchema, Regex, json_object
+from .matcher import CompiledGrammar, Matcher
+from .vocabulary import Mask, Vocabulary, grammar_engine, message
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -62,56 +56,9 @@ __all__ = [
 
 _CACHED_GRAMMARS = 128
 _MAX_REGEX = 10_000  # characters: the engine's time grows with their square
-_MAX_FORCED = 256  # tokens looked ahead
 _MAX_EXAMPLES = 50  # of patterns
-
-
-@dataclass(frozen=True, eq=False)
-class JsonSchema:
-    """JSON that fits a schema (draft 2020-12), written as `{"a": 1, "b": [1, 2]}`, properties in the schema's order."""
-
-    schema: Mapping[str, Any] | bool
-
-    @cached_property
-    def text(self) -> str:
-        """The schema as JSON."""
-        return schema_text(self.schema)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, JsonSchema) and self.text == other.text
-
-    def __hash__(self) -> int:
-        return hash(self.text)
-
-
-@dataclass(frozen=True)
-class Regex:
-    """A text that a regular expression matches as a whole: Rust's syntax, without look-around and back-references."""
-
-    pattern: str
-
-
-@dataclass(frozen=True)
-class Grammar:
-    """A text of a context-free language: llguidance's dialect of Lark, from its rule `start`, or GBNF, from `root`."""
-
-    source: str
-    syntax: Literal["lark", "gbnf"] = "lark"
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A text that is exactly one of these."""
-
-    options: tuple[str, ...]
-
-
-Constraint = JsonSchema | Regex | Grammar | Choice
-
-
-def json_object() -> JsonSchema:
-    """Any JSON object ("JSON mode")."""
-    return JsonSchema({"type": "object"})
+_MAX_HARMLESS_CHOICE = 20_000  # characters
+_MAX_BLAMING = 2.0  # seconds for finding the part of a schema that is at fault
 
 
 class GrammarCompiler:
@@ -126,13 +73,16 @@ class GrammarCompiler:
         self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
 
     def compile(self, constraint: Constraint) -> CompiledGrammar:
-        """Raises `ConstraintError` where the constraint is invalid, unsupported, too large, or admits nothing."""
+        """Raises `ConstraintError` where the constraint is invalid, unsupported, too large, or admits nothing.
+
+        It takes no more than some seconds and some hundred megabytes: what might take more is tried in a helper
+        process, which is ended when it does.
+        """
         if isinstance(constraint, JsonSchema):
             return self._cached("schema", constraint.text, self._compile_schema)
         if isinstance(constraint, Regex):
-            return self._cached(
-                "regex", checked_source(constraint.pattern, "the regular expression", _MAX_REGEX), self._compile_regex
-            )
+            text = checked_source(constraint.pattern, "the regular expression", _MAX_REGEX)
+            return self._cached("regex", text, self._compile_regex)
         if isinstance(constraint, Grammar):
             text = checked_source(constraint.source, "the grammar")
             if constraint.syntax == "lark":
@@ -144,7 +94,7 @@ class GrammarCompiler:
 
     def compile_rules(self, lark: str) -> CompiledGrammar:
         """Rules in llguidance's Lark dialect, from `start`. Schemas in them (`%json {...}`) are read as strictly as
-        others, and written in the same style unless their `x-guidance` sets the separators."""
+        others, and written in the same style unless their `x-guidance` sets the separators. Raises as `compile`."""
         return self._cached("lark", checked_source(lark, "the grammar"), self._compile_lark)
 
     def literal(self, text: str) -> str:
@@ -187,43 +137,49 @@ class GrammarCompiler:
 
     def _compile_schema(self, text: str) -> CompiledGrammar:
         schema = read_schema(text)
+        give_up = time.monotonic() + _MAX_BLAMING
+        built: list[tuple[LLMatcher, str]] = []
 
         def refused(node: Node) -> str:
-            # The engine takes its options from the schema's top level, which has to be an object for that.
-            document = node if isinstance(node, dict) else {"allOf": [node]}
-            try:
-                grammar = grammar_engine().grammar_from_json_schema(json.dumps(document), overrides=JSON_STYLE)
-            except ValueError as error:
-                return str(error)
-            grammars.append(grammar)
-            fault = message(self._vocabulary.build(grammar)[1])
+            if built and time.monotonic() > give_up:
+                return ""
+            grammar = _schema_grammar(node)
+            if not is_harmless_schema(node):
+                self._vocabulary.trial.check([grammar], "the schema")
+            matcher, error = self._vocabulary.build(grammar)
+            built.append((matcher, grammar))
+            fault = message(error)
             if fault.startswith("oneOf constraints"):
                 fault = (
                     "it is not plain that the alternatives of 'oneOf' exclude one another; 'anyOf' needs no such thing"
                 )
             return fault.removeprefix("Unsatisfiable schema: ")
 
-        grammars: list[str] = []
         reason = refused(schema.compiled_form())
         if not reason:
-            return CompiledGrammar(self._vocabulary, grammars[0], "the schema", self._hints([schema]))
+            return CompiledGrammar(self._vocabulary, *built[0], "the schema", self._hints([schema]))
         path = ""
         if "too " not in reason:  # what is too large as a whole need not be so in any part
-            path, reason = schema.find_refused(refused)
+            path, reason = schema.find_refused(reason, refused)
         raise schema_refusal(path, reason)
 
     def _compile_regex(self, text: str) -> CompiledGrammar:
-        return self._compile(
-            grammar_engine().grammar_from_regex(text), Hints(text), "the regular expression", lambda line: ""
-        )
+        check_repeats(text, "the regular expression")
+        grammar = grammar_engine().grammar_from_regex(text)
+        return self._compile(grammar, Hints(text), "the regular expression", harmless=is_harmless_regex(text))
 
     def _compile_lark(self, text: str) -> CompiledGrammar:
-        strict, schemas = strict_inner_schemas(text)
-        check_rule_chain(strict)
+        strict, schemas, rules = strict_inner_schemas(text)
+        check_rules(rules)
+        check_repeats(rules, "the grammar")
         hints = self._hints(schemas)
         hints.text += text
         hints.ends = ends_of_text(text)
-        return self._compile(grammar_engine().grammar_from_lark(strict), hints, "the grammar", str)
+        harmless = is_harmless_rules(rules) and all(is_harmless_schema(schema.compiled_form()) for schema in schemas)
+        if may_force_for_ever(rules):
+            strict = f'{strict}\n%llguidance {{"no_forcing": true}}\n'
+        grammar = grammar_engine().grammar_from_lark(strict)
+        return self._compile(grammar, hints, "the grammar", str, harmless=harmless)
 
     def _compile_gbnf(self, text: str) -> CompiledGrammar:
         try:
@@ -233,26 +189,30 @@ class GrammarCompiler:
         except Exception as error:  # the converter raises plain exceptions for what is undefined or defined twice
             raise ConstraintError(f"the grammar, {with_gbnf_line(str(error), text)}") from None
 
-        check_rule_chain(lark)
+        check_rules(lark)
 
         def line(lark_line: int) -> str:
             return line_of_rule(text, lark.splitlines()[:lark_line])
 
-        return self._compile(grammar_engine().grammar_from_lark(lark), Hints(text), "the grammar", line)
+        return self._compile(grammar_engine().grammar_from_lark(lark), Hints(text), "the grammar", line, harmless=False)
 
     def _compile_choice(self, text: str) -> CompiledGrammar:
-        return self._compile(grammar_engine().grammar_from_lark(text), Hints(text), "the choice", lambda line: "")
+        grammar = grammar_engine().grammar_from_lark(text)
+        return self._compile(grammar, Hints(text), "the choice", harmless=len(text) <= _MAX_HARMLESS_CHOICE)
 
     def _hints(self, schemas: Sequence[ReadSchema]) -> Hints:
         """What helps to close strings that match the patterns of these schemas."""
         patterns = [pattern for schema in schemas for pattern in schema.patterns()]
         hints = Hints("".join(patterns))
+        give_up = time.monotonic() + _MAX_BLAMING
         for pattern in patterns[:_MAX_EXAMPLES]:
             words = re.findall(r"[\w@/:-]{2,}", pattern)
             hints.examples += words
             if pattern.startswith("^") and pattern.endswith("$"):
                 continue  # then the masks show the way
             core = pattern.removeprefix("^").removesuffix("$")
+            if not is_harmless_regex(core) or time.monotonic() > give_up:
+                continue
             state, error = self._vocabulary.build(grammar_engine().grammar_from_regex(core), bytewise=True)
             if error:
                 continue
@@ -261,174 +221,29 @@ class GrammarCompiler:
                 hints.examples.append(search.run() or "")
         return hints
 
-    def _compile(self, grammar: str, hints: Hints, subject: str, line_name: Callable[[int], str]) -> CompiledGrammar:
-        _, error = self._vocabulary.build(grammar)
+    def _compile(
+        self, grammar: str, hints: Hints, subject: str, line_name: Callable[[int], str] | None = None, *, harmless: bool
+    ) -> CompiledGrammar:
+        """`line_name`: what users call a line of the Lark source."""
+        if not harmless:
+            self._vocabulary.trial.check([grammar], subject)
+        pristine, error = self._vocabulary.build(grammar)
         if error:
             place = re.match(r"(?:at )?(\d+)\(\d+\): ", error)
-            line = line_name(int(place[1])) if place else ""
-            reason = message(error[place.end() :] if place else error)
+            line = line_name(int(place[1])) if place and line_name else ""
+            reason = (
+                "it admits nothing"
+                if error.startswith("NoExtension")
+                else message(error[place.end() :] if place else error)
+            )
             raise ConstraintError(f"{subject}{f', line {line}' if line else ''}: {reason}")
-        return CompiledGrammar(self._vocabulary, grammar, subject, hints)
+        return CompiledGrammar(self._vocabulary, pristine, grammar, subject, hints)
 
 
-class CompiledGrammar:
-    """A constraint ready for use with one vocabulary. Immutable, and safe to use from several threads."""
-
-    def __init__(self, vocabulary: Vocabulary, grammar: str, subject: str, hints: Hints) -> None:
-        self._vocabulary = vocabulary
-        self._subject = subject
-        self._lock = Lock()
-        self._bytes = checked(vocabulary.build(grammar, bytewise=True), subject)
-        self._hints = hints
-        shortest = ClosingSearch(vocabulary, self._bytes, hints, subject).run()
-        if shortest is None:
-            raise ConstraintError(f"{subject}: it admits nothing, or nothing that a bounded search finds")
-        self._pristine = checked(vocabulary.build(grammar), subject)
-        # The first mask of a large expression is the dearest: taken here, it is there for every copy.
-        words = vocabulary.mask_buffer()
-        self._pristine.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
-        checked((self._pristine, self._pristine.get_error()), subject)
-
-    def matcher(self) -> Matcher:
-        """A matcher in the initial state. Cheap."""
-        with self._lock:
-            return Matcher(self, self._pristine.deep_copy())
-
-    def _closing(self, tokens: Sequence[int]) -> str:
-        with self._lock:
-            state = self._bytes.deep_copy()
-        replay = self._vocabulary.bytewise(tokens)
-        if state.try_consume_tokens(replay) != len(replay):
-            raise ConstraintError(f"{self._subject}: what was said cannot be followed again ({state.get_error()})")
-        closing = ClosingSearch(self._vocabulary, state, self._hints, self._subject).run()
-        if closing is None:
-            raise ConstraintError(f"{self._subject}: nothing short completes what was said")
-        return closing
-
-
-class Matcher:
-    """The state of one generation under a constraint. For one thread at a time.
-
-    What it allows depends on the tokens consumed and on nothing else, so drafts may be consumed and rolled back at
-    will. Where the engine meets its limits, methods raise `ConstraintError`, and the matcher is of no further use.
-    """
-
-    mask_words: int
-    """uint32 words of a mask: ceil(n_vocab / 32); bit t % 32 of word t // 32 is token t."""
-
-    def __init__(self, grammar: CompiledGrammar, engine: LLMatcher) -> None:
-        self._grammar = grammar
-        self._engine = engine
-        self._vocabulary = grammar._vocabulary
-        self._stop = self._vocabulary.tokenizer.stop_token_ids
-        self._tokens: list[int] = []
-        self._ended = 0  # stop tokens consumed after the complete text; the engine does not see them
-        # For each state up to the present one: the tokens that must follow, or None where that is not known yet.
-        self._plans: list[list[int] | None] = [None]
-        self.mask_words = self._vocabulary.mask_words
-        self._buffer = self._vocabulary.mask_buffer()
-
-    def forced(self, room: int) -> list[int]:
-        """The tokens that must follow, at most `room`, in the tokenizer's own tokenisation.
-
-        Text whose tokenisation depends on what comes after it is not forced, though its characters may be certain.
-        """
-        return self._plan()[: max(room, 0)]
-
-    def fill_mask(self, address: int) -> None:
-        """Write the mask of the next token to `address`: `mask_words` * 4 bytes, aligned to 4.
-
-        Where tokens are forced, it holds the first of them alone. It holds the stop tokens where, and only where, the
-        text is complete or the grammar itself has one there.
-        """
-        plan = self._plan()
-        words = np.ctypeslib.as_array((ctypes.c_uint32 * self.mask_words).from_address(address))
-        if plan or self._ended:
-            words.fill(0)
-            for token in plan[:1]:
-                words[token // 32] = 1 << (token % 32)
-        else:
-            self._engine.unsafe_compute_mask_ptr(self._buffer.ctypes.data, self._buffer.nbytes)
-            self._check()
-            np.bitwise_and(self._buffer[: self.mask_words], self._vocabulary.own_tokens, out=words)
-        if not plan and self.accepting:
-            np.bitwise_or(words, self._vocabulary.stop_tokens, out=words)
-        elif not words.any():
-            raise ConstraintError(f"{self._grammar._subject}: nothing can follow what was said, which is not complete")
-
-    def consume(self, token: int) -> bool:
-        """Take a token; False, with the state as it was, where it is not allowed."""
-        plan = self._plan()
-        if not 0 <= token < self._vocabulary.tokenizer.n_vocab or (plan and token != plan[0]):
-            return False
-        if token in self._stop and (self._ended or self.accepting):
-            self._ended += 1
-        elif self._ended:
-            return False
-        elif self._engine.try_consume_tokens([token]) != 1:
-            self._check()
-            return False
-        self._tokens.append(token)
-        self._plans.append(plan[1:] or None)
-        return True
-
-    def rollback(self, n: int) -> None:
-        """Take back the last `n` tokens."""
-        if not 0 <= n <= len(self._tokens):
-            raise ParameterError(f"cannot roll back {n} tokens: {len(self._tokens)} were consumed")
-        if not n:
-            return
-        behind_end = min(n, self._ended)
-        self._ended -= behind_end
-        if n > behind_end:
-            self._engine.rollback(n - behind_end)
-            self._check()
-        del self._tokens[-n:]
-        del self._plans[-n:]
-
-    @property
-    def finished(self) -> bool:
-        """The text is complete, and nothing can follow but the end of the answer."""
-        return bool(self._ended) or (self.accepting and bool(self._engine.is_stopped()))
-
-    @property
-    def accepting(self) -> bool:
-        """What was said so far is complete."""
-        accepting = bool(self._engine.is_accepting())
-        self._check()
-        return accepting
-
-    def closing_text(self) -> str:
-        """A short text that completes what was said so far: what hit its limit becomes a valid value.
-
-        It follows the last whole character: bytes at the end that are only part of one are to be dropped. Raises
-        `ConstraintError` where none is found in a bounded search.
-        """
-        spoken = self._tokens[: len(self._tokens) - self._ended]
-        return self._grammar._closing(spoken)
-
-    def _plan(self) -> list[int]:
-        """The forced tokens of the present state, found once and then used up one by one, so that they come the same
-        whether they are asked for together or singly."""
-        plan = self._plans[-1]
-        if plan is None:
-            plan = [] if self._ended else self._look_ahead()
-            self._plans[-1] = plan
-        return plan
-
-    def _look_ahead(self) -> list[int]:
-        plan: list[int] = []
-        while len(plan) < _MAX_FORCED and not self._engine.is_accepting():
-            more = self._engine.compute_ff_tokens()
-            taken = self._engine.try_consume_tokens(more) if more else 0
-            plan += more[:taken]
-            if not taken or taken < len(more):
-                break
-        if plan:
-            self._engine.rollback(len(plan))
-        self._check()
-        return plan
-
-    def _check(self) -> None:
-        if self._engine.is_error():
-            raise ConstraintError(f"{self._grammar._subject}: {message(self._engine.get_error())}")
+def _schema_grammar(node: Node) -> str:
+    # The engine takes its options from the schema's top level, which has to be an object for that.
+    document = node if isinstance(node, dict) else {"allOf": [node]}
+    try:
+        return grammar_engine().grammar_from_json_schema(json.dumps(document), overrides=JSON_STYLE)
+    except ValueError as error:
+        raise ConstraintError(f"the schema: {error}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConstraintError
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "JSON_STYLE",
-    "check_rule_chain",
+    "check_repeats",
+    "check_rules",
     "checked_source",
     "choice_source",
     "lark_of_gbnf",
@@ -37,6 +38,8 @@ JSON_STYLE: JsonCompileOptions = {
 }
 
 _MAX_SOURCE = 200_000  # characters of a grammar, or of all options
+_MAX_REPEATED = 10_000  # times by a regular expression: where a text is certain, the engine looks ahead to its end
+_MAX_PASSES = 40  # over the rules
 
 
 def checked_source(text: str, subject: str, most: int = _MAX_SOURCE) -> str:
@@ -51,6 +54,13 @@ def checked_source(text: str, subject: str, most: int = _MAX_SOURCE) -> str:
     return text
 
 
+def check_repeats(regexes: str, subject: str) -> None:
+    """Refuse regular expressions that repeat something too often."""
+    counts = re.findall(r"(?<!\\)\{0*(\d*),?0*(\d*)\}", regexes)
+    if any(int(digits[:9] or 0) > _MAX_REPEATED for pair in counts for digits in pair):
+        raise ConstraintError(f"{subject}: something is repeated more than {_MAX_REPEATED:,} times")
+
+
 def choice_source(options: Sequence[str]) -> str:
     if isinstance(options, str) or not options or any(not isinstance(option, str) for option in options):
         raise ConstraintError("a choice needs at least one option, and each is a string")
@@ -63,9 +73,12 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def strict_inner_schemas(lark: str) -> tuple[str, list[ReadSchema]]:
-    """The rules with each `%json {...}` read strictly. Line breaks are kept, so that errors name the right line."""
+def strict_inner_schemas(lark: str) -> tuple[str, list[ReadSchema], str]:
+    """(the rules with each `%json {...}` read strictly, these schemas, the rules with "json" in their place).
+
+    Line breaks are kept, so that errors name the right line."""
     schemas = []
+    bare = []
     decoder = json.JSONDecoder()
     parts = []
     at = 0
@@ -88,8 +101,9 @@ def strict_inner_schemas(lark: str) -> tuple[str, list[ReadSchema]]:
         document["x-guidance"] = {**JSON_STYLE, **separators}
         breaks = "\n" * lark.count("\n", match.start(), end)
         parts += [lark[at : match.start()], "%json ", _quoted_breaks(document, breaks)]
+        bare += [lark[at : match.start()], '"json"', breaks]
         at = end
-    return "".join(parts) + lark[at:], schemas
+    return "".join(parts) + lark[at:], schemas, "".join(bare) + lark[at:]
 
 
 def _quoted_breaks(document: Mapping[str, Any], breaks: str) -> str:
@@ -97,8 +111,82 @@ def _quoted_breaks(document: Mapping[str, Any], breaks: str) -> str:
     return text[:-1] + breaks + text[-1]
 
 
-def check_rule_chain(lark: str) -> None:
-    """Refuse rules that refer to one another in so long a row that the engine would exhaust the stack."""
+def check_rules(lark: str) -> None:
+    """Refuse rules that refer to one another in so long a row that the engine would exhaust the stack, and those of
+    which no text is finite: the engine would look for its end for ever."""
+    _check_chain(lark)
+    for name, line in _endless_rules(lark):
+        raise ConstraintError(
+            f"the grammar, line {line}: it admits nothing: the rule {name!r} refers to itself without an end"
+        )
+
+
+_LARK_PARTS = re.compile(
+    r"(?P<head>^[ \t]*[?!]?[A-Za-z_][\w-]*(?:\[[^\]\n]*\])?(?:\.-?\d+)?[ \t]*:)"
+    r'|(?P<name>[A-Za-z_][\w-]*)|(?P<text>"(?:[^"\\\n]|\\.)*"i?|/(?:[^/\\\n]|\\.)+/[imslux]*|<[^<>\n]*>)'
+    r"|(?P<skip>(?://|#)[^\n]*|->[ \t]*\w+|\s+)|(?P<sign>.)",
+    flags=re.MULTILINE,
+)
+
+
+def _endless_rules(lark: str) -> Iterator[tuple[str, int]]:
+    """Rules, and their lines, that have no finite text because each alternative needs such a rule.
+
+    Names that are not defined here count as finite, and so does what is not understood or takes many passes."""
+    rules: dict[str, tuple[int, list[str]]] = {}
+    body: list[str] = []
+    for match in re.finditer(_LARK_PARTS, lark):
+        kind, text = match.lastgroup, match[0]
+        if kind == "head":
+            body = []
+            name = re.sub(r"[\[.:].*", "", text.strip().lstrip("?!"), flags=re.DOTALL).strip()
+            rules[name] = (lark.count("\n", 0, match.end()) + 1, body)
+        elif text == "%" and not body:
+            continue
+        elif kind == "text":
+            body.append('""')
+        elif kind != "skip":
+            body.append(text)
+    finite = {part for _, parts in rules.values() for part in parts if part not in rules}
+    rest = list(rules)
+    for _ in range(_MAX_PASSES):
+        rest.reverse()  # rules that follow one another in a row, whichever way, are done in one pass
+        endless = []
+        for name in rest:
+            if _is_finite(rules[name][1], finite):
+                finite.add(name)
+            else:
+                endless.append(name)
+        if len(endless) == len(rest):
+            yield from sorted(((name, rules[name][0]) for name in endless), key=lambda rule: rule[1])
+            return
+        rest = endless
+
+
+def _is_finite(parts: Sequence[str], finite: Collection[str]) -> bool:
+    """Whether one of the alternatives of a rule's body consists of finite parts; brackets are read as they come."""
+    stack = [[True, False]]  # for each open bracket: the present alternative, any of those before it
+    last = True  # the part just read, which a sign behind it may make optional
+    for part in [*parts, "|"]:
+        if part in {"?", "*", "{", "~"}:
+            last = True
+        elif part in {"(", "["}:
+            stack[-1][0] &= last
+            stack.append([True, False])
+            last = True
+        elif part in {")", "]"} and len(stack) > 1:
+            stack[-1][0] &= last
+            last = any(stack.pop()) or part == "]"
+        elif part == "|":
+            stack[-1] = [True, stack[-1][1] or (stack[-1][0] and last)]
+            last = True
+        elif part[0].isalpha() or part[0] in '_"':
+            stack[-1][0] &= last
+            last = part[0] == '"' or part in finite
+    return stack[0][1]
+
+
+def _check_chain(lark: str) -> None:
     graph: dict[str, list[str]] = {}
     rule = ""
     brackets = 0

@@ -33,6 +33,7 @@ _MAX_PROPERTIES = 1_000  # and properties or alternatives at one place: the engi
 _MAX_PATTERN = 10_000  # characters of a regular expression
 _MAX_LEAST = 4_096  # characters, items or properties that may be demanded
 _MAX_MOST = 1_000_000  # and allowed; larger limits are cut to it
+_MAX_TEXT = 1_000_000  # characters that a value may need
 
 _TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 
@@ -118,11 +119,14 @@ class ReadSchema:
             self._definitions[self._names[pointer]] = self._part(pointer)
         if is_chain_too_long(self._children, ""):
             raise schema_refusal("", f"more than {MAX_CHAIN} parts refer to one another in a row")
-        ending = self._with_an_end()
-        self._endless = self._definitions.keys() - ending
-        if not self._has_end(root, ending):
+        least = self._least_lengths()
+        self._endless = {name for name, length in least.items() if length == math.inf}
+        length = self._least_length(root, least)
+        if length == math.inf:
             pointer = next((at for at, name in self._names.items() if name in self._endless), "")
             raise schema_refusal(pointer, "it refers to itself without an end, so that no value is finite")
+        if length > _MAX_TEXT:
+            raise schema_refusal("", f"no value of it has less than {_MAX_TEXT:,} characters")
         self.root: Node = self._prune(root)
 
     def compiled_form(self, node: Node | None = None) -> Node:
@@ -132,9 +136,10 @@ class ReadSchema:
             return node
         return {**node, "$defs": {name: self._prune(part) for name, part in self._definitions.items()}}
 
-    def find_refused(self, refused: Callable[[Node], str]) -> tuple[str, str]:
-        """(path, reason) of the innermost part that is at fault; `refused` gives a part's reason, or ""."""
-        pointer, reason = "", refused(self.compiled_form())
+    def find_refused(self, reason: str, refused: Callable[[Node], str]) -> tuple[str, str]:
+        """(path, reason) of the innermost part that is at fault, where the whole is refused for a reason; `refused`
+        gives a part's reason, or ""."""
+        pointer = ""
         seen = {pointer}
         tries = 64
         while reason:
@@ -297,38 +302,41 @@ class ReadSchema:
 
     # ---- what the schema admits ----
 
-    def _with_an_end(self) -> set[str]:
-        """The definitions that have a finite value."""
-        known: set[str] = set()
+    def _least_lengths(self) -> dict[str, float]:
+        """Characters that a value of each definition has at least; infinite where it has no finite value."""
+        known = dict.fromkeys(self._definitions, math.inf)
         while True:
-            more = {name for name, node in self._definitions.items() if self._has_end(node, known)}
-            if more == known:
+            better = {name: self._least_length(node, known) for name, node in self._definitions.items()}
+            if better == known:
                 return known
-            known = more
+            known = better
 
-    def _has_end(self, node: Node, known: set[str]) -> bool:
-        """Whether a value ends, if the definitions in `known` do."""
+    def _least_length(self, node: Node, known: Mapping[str, float]) -> float:
+        """Characters of a value at least, if the definitions have those in `known`."""
         if isinstance(node, bool):
-            return True  # false admits nothing, which is for the engine to say
-        check = partial(self._has_end, known=known)
+            return 1  # false admits nothing, which is for the engine to say
+        of = partial(self._least_length, known=known)
+        parts = [min(map(of, node[key])) for key in ("anyOf", "oneOf") if key in node]
+        parts += map(of, node.get("allOf", ()))
         reference = node.get("$ref")
-        if reference is not None and reference.rpartition("/")[2] not in known:
-            return False
-        if not all(any(map(check, node[key])) for key in ("anyOf", "oneOf") if key in node):
-            return False
-        if not all(map(check, node.get("allOf", ()))):
-            return False
-        if "const" in node or "enum" in node:
-            return True
-        types = _listed(node.get("type"), _TYPES)
-        if set(types) - {"array", "object"}:
-            return True
-        properties = node.get("properties", {})
-        rest = node.get("additionalProperties", True)
-        items = [*node.get("prefixItems", ()), node.get("items", True)][: node.get("minItems", 0)]
-        return ("object" in types and all(check(properties.get(name, rest)) for name in node.get("required", ()))) or (
-            "array" in types and all(map(check, items))
-        )
+        if reference is not None:
+            parts.append(known[reference.rpartition("/")[2]])
+        values = [node["const"]] if "const" in node else node.get("enum")
+        if values is not None:
+            own = float(min(len(json.dumps(value)) for value in values))
+        else:
+            own = min(self._least_of_type(kind, node, of) for kind in _listed(node.get("type"), _TYPES))
+        return min(max([own, *parts]), _MAX_TEXT + 1) if math.inf not in (own, *parts) else math.inf
+
+    @staticmethod
+    def _least_of_type(kind: str, node: Mapping[str, Any], of: Callable[[Node], float]) -> float:
+        if kind == "array":
+            items = [*node.get("prefixItems", ()), *[node.get("items", True)] * node.get("minItems", 0)]
+            return 2 + sum(map(of, items[: node.get("minItems", 0)]))
+        if kind == "object":
+            properties, rest = node.get("properties", {}), node.get("additionalProperties", True)
+            return 2 + sum(len(name) + of(properties.get(name, rest)) for name in node.get("required", ()))
+        return 2 + node.get("minLength", 0) if kind == "string" else 1
 
     def _prune(self, node: Node) -> Node:
         """The same without references to what has no finite value: the engine would walk into them for ever."""

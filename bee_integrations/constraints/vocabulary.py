@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -12,9 +11,11 @@ import numpy as np
 
 from ..errors import ConstraintError
 from ..text.tokenizer import Tokenizer
+from .trial import Trial
+from .trial_process import EngineVocabulary, first_steps
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+    from llguidance import LLMatcher, LLTokenizer
 
 __all__ = ["Mask", "Vocabulary", "checked", "ends_within_character", "grammar_engine", "message"]
 
@@ -43,11 +44,10 @@ class Vocabulary:
         self.control = sorted({*tokenizer.special_tokens.values(), *tokenizer.stop_token_ids})
 
     def build(self, grammar: str, *, bytewise: bool = False) -> tuple[LLMatcher, str]:
-        """(matcher in the initial state, error or "")."""
+        """(matcher in the initial state, error or ""). What may run for long is to be tried first (`trial`)."""
         with self._lock:
             known = self._byte_tokens if bytewise else self._tokens
-        matcher = grammar_engine()(known, grammar, log_level=0, limits=self._limits)
-        return matcher, matcher.get_error() if matcher.is_error() else ""
+        return first_steps(known, grammar)
 
     def tokens_that_begin(self, text: bytes) -> Mask:
         """As `GrammarCompiler` has it."""
@@ -96,25 +96,30 @@ class Vocabulary:
         return b"".join(parts).decode()
 
     @cached_property
-    def _limits(self) -> LLParserLimits:
-        from llguidance import LLParserLimits
-
-        # All requests wait for a step of one grammar: with the engine's own limits it may take seconds, with these a
-        # tenth of one.
-        return LLParserLimits(max_items_in_row=500, step_max_items=5000, verbose_errors=False)
+    def trial(self) -> Trial:
+        """Where grammars are tried before they are compiled here."""
+        return Trial([self._shape, self._byte_shape])
 
     @cached_property
     def _tokens(self) -> LLTokenizer:
-        texts = [self.tokenizer.token_bytes(token) for token in range(self.tokenizer.n_vocab)]
-        return self._build_tokenizer(texts, self._encode)
+        return self._tokenizer_of(self._shape)
 
     @cached_property
     def _byte_tokens(self) -> LLTokenizer:
+        return self._tokenizer_of(self._byte_shape)
+
+    @cached_property
+    def _shape(self) -> EngineVocabulary:
+        texts = [self.tokenizer.token_bytes(token) for token in range(self.tokenizer.n_vocab)]
+        return self._shape_of(texts, self._encode)
+
+    @cached_property
+    def _byte_shape(self) -> EngineVocabulary:
         n_vocab = self.tokenizer.n_vocab
         texts = [b""] * n_vocab + [bytes([byte]) for byte in range(256)]
-        return self._build_tokenizer(texts, lambda text: [n_vocab + byte for byte in text.encode()])
+        return self._shape_of(texts, None)
 
-    def _build_tokenizer(self, texts: list[bytes], encode: Callable[[str], list[int]]) -> LLTokenizer:
+    def _shape_of(self, texts: list[bytes], encode: Callable[[str], list[int]] | None) -> EngineVocabulary:
         if not self.tokenizer.stop_token_ids:
             raise ConstraintError("the model's vocabulary has no token that ends a text, so no constraint can end")
         for token in self.control:
@@ -129,16 +134,16 @@ class Vocabulary:
                 f"token {token} of the model's vocabulary (tokenizer.ggml.tokens) is {length} bytes long; the grammar "
                 f"engine takes at most {_LONGEST_TOKEN}, so this model runs without constraints only"
             )
-        shape = _EngineVocabulary(texts, [*self.control, end], end, self.tokenizer.bos_token_id, encode)
-        from llguidance import LLTokenizer, TokenizerWrapper
+        return EngineVocabulary(texts, [*self.control, end], end, self.tokenizer.bos_token_id, encode)
 
+    @staticmethod
+    def _tokenizer_of(shape: EngineVocabulary) -> LLTokenizer:
         try:
-            return LLTokenizer(TokenizerWrapper(shape), n_vocab=len(texts), eos_token=end)
+            return shape.tokenizer()
         except BaseException as error:
-            # A panic inside the engine is no Exception, and its class cannot be imported.
-            if type(error).__name__ != "PanicException":
-                raise
-            raise ConstraintError(f"the grammar engine cannot take the model's vocabulary: {error}") from None
+            if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+                raise ConstraintError(f"the grammar engine cannot take the model's vocabulary: {error}") from error
+            raise
 
     def _encode(self, text: str) -> list[int]:
         """The tokenizer's own tokens for a piece of text; the longest that fit where those spell it otherwise (some
@@ -147,45 +152,7 @@ class Vocabulary:
         wanted = text.encode()
         if b"".join(map(self.tokenizer.token_bytes, tokens)) == wanted:
             return tokens
-        return self._longest_tokens(wanted)
-
-    def _longest_tokens(self, text: bytes) -> list[int]:
-        tokens: list[int] = []
-        at = 0
-        while at < len(text):
-            ends = range(min(len(text), at + self._longest), at, -1)
-            end = next((end for end in ends if text[at:end] in self._by_bytes), None)
-            if end is None:
-                return tokens  # the engine finds out what no token spells
-            tokens.append(self._by_bytes[text[at:end]])
-            at = end
-        return tokens
-
-    @cached_property
-    def _by_bytes(self) -> dict[bytes, int]:
-        control = set(self.control)
-        ordinary = [token for token in range(self.tokenizer.n_vocab) if token not in control]
-        return {self.tokenizer.token_bytes(token): token for token in reversed(ordinary)}
-
-    @cached_property
-    def _longest(self) -> int:
-        return max(map(len, self._by_bytes))
-
-
-@dataclass
-class _EngineVocabulary:
-    """A vocabulary with the attributes that llguidance looks for."""
-
-    tokens: list[bytes]
-    special_token_ids: list[int]
-    eos_token_id: int
-    bos_token_id: int | None
-    encode: Callable[[str], list[int]]
-
-    def __call__(self, text: str) -> list[int]:
-        if not isinstance(text, str):
-            raise TypeError("only text is tokenised")  # llguidance tries bytes once, and then keeps to text
-        return self.encode(text)
+        return self._shape.longest_tokens(wanted)
 
 
 def checked(built: tuple[LLMatcher, str], subject: str) -> LLMatcher:
