@@ -27,7 +27,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ENGINE_TESTS = ("test_session", "test_paths")
+ENGINE_TESTS = (
+    "test_open", "test_session", "test_cycle", "test_inspect", "test_sources", "test_device_cycle", "test_constraint",
+    "test_logit_edits",
+)  # fmt: skip
 # Engines that these open run on a card where there is one.
 PYTHON_TESTS = ("test_architectures.py", "test_identity.py", "test_distribution.py", "test_logits.py", "test_engine.py")
 WITHOUT_DEFAULT_MODEL = "tiny or passes or independent"
