@@ -183,6 +183,7 @@ class Step:
     stats: Statistics | None = None  # on the last step
     logprobs: tuple[TokenLogprob, ...] = ()  # of the tokens, where asked for
     closed: bool = False  # the end of the text completes a constraint, and the model did not say it
+    bound: bool = False  # the tokens were chosen under the grammar of the answer, or of its calls
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from .chat.prompt import Answer, HeldEngines, Request, arun_all, response_metada
 from .chat.request import ChatRequest, ToolUse, chat_prompt, tool_format
 from .constraints.strict_schema import closed
 from .engine.engine import DEFAULT_N_CTX, Engine, Step
+from .engine.interruption import each_interruptible, interruptible
 from .errors import ParameterError
 from .generation import TokenLogprob
 from .langchain_messages import (
@@ -294,6 +295,17 @@ class ChatBee(_BeeModel, BaseChatModel):
                     if run_manager:
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
+
+    def batch(self, inputs: list[LanguageModelInput], *args: Any, **kwargs: Any) -> list[AIMessage]:
+        """As all runnables have it; Ctrl-C cancels the answers that are still on their way."""
+        answers = super().batch
+        return interruptible(lambda: answers(inputs, *args, **kwargs))
+
+    def batch_as_completed(
+        self, inputs: Sequence[LanguageModelInput], *args: Any, **kwargs: Any
+    ) -> Iterator[tuple[int, Any]]:
+        """As all runnables have it; Ctrl-C, and closing it, cancel the answers that are still on their way."""
+        return each_interruptible(super().batch_as_completed(inputs, *args, **kwargs))
 
     def _request(self, messages: list[BaseMessage], stop: list[str] | None, overrides: dict[str, Any]) -> ChatRequest:
         use, parameters = self._for_call(stop, overrides)

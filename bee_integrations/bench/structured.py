@@ -11,7 +11,7 @@ from ..constraints.compiler import JsonSchema
 from ..constraints.phases import LazyGrammar, SteeringPlan
 from ..engine.engine import Engine, GenerationParams
 from ..tools.hermes import HermesFormat
-from ..tools.tool_format import Tool
+from ..tools.tool_format import Tool, Trigger
 from .prompts import Prompt, load_prompts
 from .run import Figure, Run
 
@@ -96,7 +96,7 @@ def _lazy(run: Run) -> Figure:
     """Plain answers while a tool call's trigger is watched for, over answers without that."""
     form = HermesFormat()
     rules = f"rest: after_trigger\n{form.call_rules([_TOOL], run.engine.grammars.literal, parallel=False)}"
-    plan = SteeringPlan(lazy=LazyGrammar(form.trigger, rules))
+    plan = SteeringPlan(lazy=LazyGrammar((Trigger(form.trigger, "rest"),), rules))
     chosen = list(run.tokens.items())[:LAZY_PROMPTS]
     params = GenerationParams(max_tokens=ANSWER_TOKENS, speculation="off")
     rounds = 2 * run.repeats

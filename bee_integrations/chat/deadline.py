@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
+import os
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing
 from typing import Generic, TypeVar
 
-from ..errors import OutOfMemoryError
+from ..errors import EngineClosedError, OutOfMemoryError
 
 __all__ = ["steps_within", "steps_within_blocking"]
 
@@ -60,6 +62,8 @@ def steps_within_blocking(timeout: float, start: Callable[[], AsyncGenerator[_T,
         raise OutOfMemoryError(f"the system gives this process no more threads ({error})") from error
     try:
         while True:
+            if os.getpid() != runner.pid:
+                raise EngineClosedError("this process was forked while the answer came, which ends in the parent alone")
             item = runner.arrived.get()
             if isinstance(item, _End):
                 if item.error is not None:
@@ -80,7 +84,9 @@ class _Runner(Generic[_T]):
 
     def __init__(self, timeout: float, start: Callable[[], AsyncGenerator[_T, None]]) -> None:
         self.arrived: queue.SimpleQueue[_T | _End] = queue.SimpleQueue()
-        self.thread = threading.Thread(target=self._run, name="bee-deadline", daemon=True)
+        self.pid = os.getpid()
+        context = contextvars.copy_context()
+        self.thread = threading.Thread(target=context.run, args=(self._run,), name="bee-deadline", daemon=True)
         self._timeout = timeout
         self._start = start
         self._lock = threading.Lock()

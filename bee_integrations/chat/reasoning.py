@@ -117,9 +117,11 @@ class ReasoningSplitter:
     dropped. However the text is cut into pieces, the events concatenate to the same.
     """
 
-    def __init__(self, span: ReasoningSpan | None, opened: bool) -> None:
-        self._begin = "" if span is None else span.begin.lstrip()
-        self._end = MarkerScan() if span is None else MarkerScan(span.end)
+    def __init__(self, span: ReasoningSpan | None, opened: bool, calls: Sequence[str] = ()) -> None:
+        """`calls`: what ends the thinking as well, and is no part of it."""
+        self._begin = "" if span is None else span.begin.strip()
+        self._end = MarkerScan() if span is None else MarkerScan(span.end, *calls)
+        self._calls = calls
         self._at_start = span is not None  # the answer may yet begin with the span's begin
         self._inside = span is not None and opened
         self._start = ""  # the answer so far, while that is open
@@ -166,7 +168,7 @@ class ReasoningSplitter:
         events = self._reasoning(thought)
         if end is not None:
             self._inside, self._trims = False, True
-            events += self._text(rest)
+            events += self._text(end + rest if end in self._calls else rest)
         return events
 
     def _reasoning(self, text: str) -> list[Text | Reasoning]:

@@ -20,6 +20,7 @@ from ..engine.engine import Engine, Step
 from ..errors import ConstraintError, ParameterError, TemplateError
 from ..generation import TokenLogprob
 from ..tools import formats
+from ..tools.argument_check import CheckedCalls
 from ..tools.tool_format import (
     AnswerReader,
     CallArguments,
@@ -248,8 +249,11 @@ class ChatRequest(Request):
     def _lazy_calls(self, use: ToolUse) -> LazyGrammar:
         assert self.format is not None
         # A model that has called waits for the result: what follows a call is another one, or the end.
-        rules = f"rest: after_trigger{self._more_calls(use)}\n{self._call_rules(use)}"
-        return LazyGrammar(self.format.trigger, rules, at_start=self.format.trigger_at_start)
+        rules, triggers = [self._call_rules(use)], []
+        for index, trigger in enumerate(self.format.triggers):
+            rules.append(f"rest_{index}: {trigger.rule}{self._more_calls(use)}")
+            triggers.append(replace(trigger, rule=f"rest_{index}"))
+        return LazyGrammar(tuple(triggers), "\n".join(rules), self.format.ends_thinking)
 
     def _calls_or_value(self, constraint: Constraint | None, use: ToolUse) -> str:
         """Rules of an answer that is calls, or a value of the schema where no call is demanded."""
@@ -308,9 +312,12 @@ class _Reader:
     """The text of one answer: thinking first, then what the tool format makes of the rest."""
 
     def __init__(self, request: ChatRequest) -> None:
-        self._splitter = ReasoningSplitter(request.span, request.opened)
+        lazy = request.steering.lazy if request.steering is not None else None
+        calls = () if lazy is None else lazy.in_thinking
+        self._splitter = ReasoningSplitter(request.span, request.opened, [trigger.text for trigger in calls])
         self._calls: AnswerReader | None = request.format.reader(request.tools) if request.format else None
         self._trigger = request.format.trigger if request.format and request.demanded else ""
+        self._checked = CheckedCalls(request.tools)
         self._n_calls = 0  # that have ended, well or not
 
     def read(self, step: Step) -> list[Event]:
@@ -318,6 +325,7 @@ class _Reader:
         if step.finish_reason is not None:
             events += self._of_answer(self._splitter.finish())
             events += self._calls.finish() if self._calls is not None else []
+        events = self._checked.passed(events, bound=step.bound)
         self._n_calls += sum(isinstance(event, (CallEnd, CallBroken)) for event in events)
         return events if step.finish_reason is None else [self._as_cut_call(event) for event in events]
 

@@ -20,11 +20,15 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from ..chat.reasoning import LoopGuard, ReasoningSpan, ThinkingBudget
 from ..errors import ConstraintError
 from ..library import ffi, lib
 from ..text.tokenizer import Tokenizer
+from ..tools.tool_format import Trigger
 from .compiler import CompiledGrammar, GrammarCompiler, Matcher
+from .vocabulary import Mask
 
 __all__ = ["LazyGrammar", "Steering", "SteeringPlan", "Thinking"]
 
@@ -42,9 +46,14 @@ _FREE, _REFUSED, _MASKED, _COMPLETE, _WATCHING, _FAILED = (
 class LazyGrammar:
     """A grammar that a text in the answer starts. The answer ends with it."""
 
-    trigger: str
-    rules: str  # Lark; the one that is called `rest` follows the trigger
-    at_start: bool = False  # the trigger counts at the answer's beginning alone, after white space at most
+    triggers: tuple[Trigger, ...]
+    rules: str  # Lark, with the rules that follow the triggers
+    ends_thinking: bool = False  # a trigger in the middle of thinking counts, too, unless it is bound to the beginning
+
+    @property
+    def in_thinking(self) -> tuple[Trigger, ...]:
+        """The triggers that count in the middle of thinking."""
+        return tuple(one for one in self.triggers if not one.at_start) if self.ends_thinking else ()
 
 
 @dataclass(frozen=True)
@@ -91,9 +100,7 @@ class _Bound:
                 return _REFUSED
             found = self.mask(mask)
         except ConstraintError:
-            self.matcher = self._grammar.matcher()  # the other is of no further use
-            for token in (*self._said, *self._drafts):
-                self.matcher.consume(token)
+            self._begin_anew(*self._said, *self._drafts)
             return _REFUSED
         self._drafts.append(draft)
         return found
@@ -112,11 +119,25 @@ class _Bound:
         self._roll_back(agreed)
         self._drafts.clear()
         while agreed < len(tokens) and not self.matcher.finished:
-            if not self.matcher.consume(tokens[agreed]):
+            try:
+                allowed = self.matcher.consume(tokens[agreed])
+            except ConstraintError:
+                # The tokens before it stay, as they would without drafts: they may end the answer by a stop string.
+                if agreed == 0:
+                    raise
+                self._begin_anew(*self._said, *tokens[:agreed])
+                break
+            if not allowed:
                 raise AssertionError(f"token {tokens[agreed]} was chosen against its mask")
             agreed += 1
         self._said += tokens[:agreed]
         return agreed, self.matcher.finished
+
+    def _begin_anew(self, *tokens: int) -> None:
+        """After an error the matcher is of no further use."""
+        self.matcher = self._grammar.matcher()
+        for token in tokens:
+            self.matcher.consume(token)
 
     def _roll_back(self, kept: int) -> None:
         if len(self._drafts) > kept:
@@ -125,31 +146,37 @@ class _Bound:
 
 
 class _Watch:
-    """Any token may come, until `text` is complete, can no longer begin (`at_start`), or the budget is used up.
+    """Any token may come, until one of the texts is complete, none can begin any more (those that count at the answer's
+    beginning alone), or the budget is used up.
 
-    Where the text is `demanded`, the answer cannot end before it: instead of a stop token comes what is missing of it.
+    Where the phase is `demanded`, the answer cannot end before it: instead of a stop token comes what is missing of the
+    first text.
     """
 
     def __init__(
-        self, text: str, tokenizer: Tokenizer, *, at_start: bool = False, said: bytes = b"", demanded: bool = False,
+        self, *sought: Trigger, tokenizer: Tokenizer, said: bytes = b"", demanded: bool = False,
         budget: ThinkingBudget | None = None,
     ) -> None:  # fmt: skip
-        self._text = text.encode()
+        self._texts = [trigger.text.encode() for trigger in sought]
+        self._sought = sought
         self._tokenizer = tokenizer
-        self._at_start = at_start
+        self._at_start = any(trigger.at_start for trigger in sought)  # one of those may yet come
         self._budget = budget
         self.demanded = demanded
-        self.said = said  # with `at_start` all of the answer, otherwise its end, as far as the text may begin there
-        self.missing: str | None = None  # when the phase is over: what is still to be said of the text; None: it missed
+        self.said = said  # with `_at_start` all of the answer, otherwise its end, as far as a text may begin there
+        self.found: Trigger | None = None
+        self.missing = ""  # what is still to be said of the text that was found, when the phase is over
 
     def follow(self, tokens: Sequence[int]) -> tuple[int, bool]:
         for used, token in enumerate(tokens):
-            spoken = self._tokenizer.spoken_bytes(token)
-            if self._is_complete(spoken):
+            data = self.said + self._tokenizer.spoken_bytes(token)
+            if self._find(data):
                 return (used if self.missing else used + 1), True
-            if self._at_start and not self._may_begin(self.said + spoken):
-                return used, True
-            self.said = self._possible_beginning(self.said + spoken)
+            if self._at_start and not self._may_begin(data):
+                self._at_start = False
+                if all(trigger.at_start for trigger in self._sought):
+                    return used, True
+            self.said = data if self._at_start else self._possible_beginning(data, *self._lasting)
             spent = self._budget is not None and self._budget.push((token,)) is not None
             if spent and self._rest_is_whole():
                 self.close()
@@ -158,34 +185,51 @@ class _Watch:
 
     @property
     def is_idle(self) -> bool:
-        """Whether only a token that begins the text can change anything."""
+        """Whether only a token that begins a text can change anything."""
         return not (self.said or self._at_start or self._budget)
 
     def close(self) -> None:
-        """End the phase: the rest of the text is to be said now."""
-        self.missing = self._text[len(self.said) :].decode(errors="ignore")
+        """End the phase: the rest of the first text is to be said now."""
+        self.found = self._sought[0]
+        self.missing = self._rest_of_first().decode(errors="ignore")
+
+    def _rest_of_first(self) -> bytes:
+        return self._texts[0][len(self._possible_beginning(self.said, self._texts[0])) :]
 
     def _rest_is_whole(self) -> bool:
-        return not self._text[len(self.said) :].decode(errors="replace").startswith("\N{REPLACEMENT CHARACTER}")
+        return not self._rest_of_first().decode(errors="replace").startswith("\N{REPLACEMENT CHARACTER}")
 
-    def _is_complete(self, spoken: bytes) -> bool:
-        data = self.said + spoken
-        at = data.find(self._text)
-        if at < 0 or (self._at_start and data[:at].strip()):
+    @property
+    def _lasting(self) -> list[bytes]:
+        """The texts that count anywhere."""
+        return [text for text, trigger in zip(self._texts, self._sought, strict=True) if not trigger.at_start]
+
+    def _find(self, data: bytes) -> bool:
+        """The text that is complete first counts; of several that end there, the longest."""
+        best: tuple[int, int] | None = None
+        for text, trigger in zip(self._texts, self._sought, strict=True):
+            at = data.find(text)
+            counts = at >= 0 and (not trigger.at_start or (self._at_start and not data[:at].strip()))
+            if counts and (best is None or (at + len(text), at) < best):
+                best, self.found = (at + len(text), at), trigger
+        if best is None:
             return False
-        end = at + len(self._text)
+        end = best[0]
         # Text before it in the same token is said again, as far as it is whole characters.
         self.missing = "" if end == len(data) else data[len(self.said) : end].decode(errors="ignore")
         return True
 
     def _may_begin(self, data: bytes) -> bool:
-        return self._text.startswith(data.lstrip()[: len(self._text)])
+        bare = data.lstrip()
+        return any(
+            text.startswith(bare[: len(text)])
+            for text, trigger in zip(self._texts, self._sought, strict=True)
+            if trigger.at_start
+        )
 
-    def _possible_beginning(self, data: bytes) -> bytes:
-        if self._at_start:
-            return data
-        for length in range(min(len(self._text) - 1, len(data)), 0, -1):
-            if self._text.startswith(data[-length:]):
+    def _possible_beginning(self, data: bytes, *texts: bytes) -> bytes:
+        for length in range(min(max(map(len, texts), default=1) - 1, len(data)), 0, -1):
+            if any(text.startswith(data[-length:]) for text in texts):
                 return data[-length:]
         return b""
 
@@ -210,12 +254,17 @@ class Steering:
         """Raises ConstraintError where a grammar of the plan cannot be compiled."""
         self._compiler = compiler
         self._tokenizer = tokenizer
-        self._watched = compiler.tokens_that_begin(plan.lazy.trigger) if plan.lazy and not plan.lazy.at_start else None
+        self._watched = self._tokens_of_interest(plan.lazy)
         self._thinks = False
-        self.reasoning_tokens = 0  # of the thinking so far, its end included
+        self._n_tokens = 0  # that were committed so far; exact until the thinking is over
+        self._n_before_thinking = 0
+        self._n_thought = 0  # of the thinking so far, its end included
+        self.answer_is_bound = False
+        """What follows the committed tokens is held to the answer's grammar, or to that of its calls."""
         if plan.lazy is not None:  # compiled by the thread that makes the request, not by the one that runs all of them
-            for missing in ("", plan.lazy.trigger):
-                self._rest_of_answer(plan.lazy, missing)
+            for trigger in plan.lazy.triggers:
+                for missing in ("", trigger.text):
+                    self._rest_of_answer(plan.lazy, trigger, missing)
         self._following = self._phases(plan)
         self._phase: _Phase | None = None  # None: the answer is complete
         self._enter_next()
@@ -228,6 +277,11 @@ class Steering:
         """A `bee_constraint *`; keep this object and the pointer until the request has ended."""
         watched = ffi.NULL if self._watched is None else ffi.from_buffer("uint32_t[]", self._watched)
         return ffi.new("bee_constraint *", {**_CALLBACKS, "user": self._handle, "watched": watched})
+
+    def reasoning_tokens(self, n_tokens: int) -> int:
+        """How many of the first tokens of the answer are thinking, its end included. A stop string may end the answer
+        before the last token that was committed."""
+        return max(0, min(self._n_thought, n_tokens - self._n_before_thinking))
 
     def closing_text(self) -> str:
         """What completes an answer that was cut off under its grammar, or in thinking before it; "" where nothing is to
@@ -246,44 +300,62 @@ class Steering:
     # ---- what follows what -------------------------------------------------------------------------------------------
 
     def _phases(self, plan: SteeringPlan) -> Generator[_Phase, None, None]:
-        said = b""
+        said, call = b"", None
         if plan.thinking is not None:
-            said = yield from self._thinking(plan.thinking, demanded=plan.grammar is not None)
+            said, call = yield from self._thinking(plan.thinking, plan.lazy, demanded=plan.grammar is not None)
         if plan.grammar is not None:
+            self.answer_is_bound = True
             yield _Bound(plan.grammar)
             return
         if plan.lazy is not None:
-            watch = _Watch(plan.lazy.trigger, self._tokenizer, at_start=plan.lazy.at_start, said=said)
-            yield watch
-            if watch.missing is not None:
-                yield _Bound(self._rest_of_answer(plan.lazy, watch.missing))
+            if call is None:
+                call = _Watch(*plan.lazy.triggers, tokenizer=self._tokenizer, said=said)
+                yield call
+            if call.found is not None:
+                self.answer_is_bound = True
+                yield _Bound(self._rest_of_answer(plan.lazy, call.found, call.missing))
                 return
         yield _Free()
 
-    def _thinking(self, thinking: Thinking, *, demanded: bool) -> Generator[_Phase, None, bytes]:
-        """Returns what the answer began with instead. Where the end is `demanded`, the answer cannot end before it."""
+    def _thinking(
+        self, thinking: Thinking, lazy: LazyGrammar | None, *, demanded: bool
+    ) -> Generator[_Phase, None, tuple[bytes, _Watch | None]]:
+        """Returns what the answer began with instead, or the watch that found a call in the middle of it. Where the end
+        is `demanded`, the answer cannot end before it."""
         if thinking.demanded and not thinking.opened:
             yield self._demand(thinking.span.begin)
         elif not thinking.opened:
-            begin = _Watch(thinking.span.begin.strip(), self._tokenizer, at_start=True)
+            begin = _Watch(Trigger(thinking.span.begin.strip(), at_start=True), tokenizer=self._tokenizer)
             yield begin
-            if begin.missing is None:
-                return begin.said
+            if begin.found is None:
+                return begin.said, None
             yield from self._say_missing(begin)
         budget = ThinkingBudget(thinking.budget, LoopGuard() if thinking.guard else None)
-        end = _Watch(thinking.span.end, self._tokenizer, demanded=demanded, budget=budget)
+        calls = () if lazy is None else lazy.in_thinking
+        end_text = Trigger(thinking.span.end)
+        end = _Watch(end_text, *calls, tokenizer=self._tokenizer, demanded=demanded, budget=budget)
         self._thinks = True
+        self._n_before_thinking = self._n_tokens
         if thinking.budget == 0:
             end.close()
         else:
             yield end
+        if end.found is not end_text:
+            self._thinks = False
+            return b"", end
         yield from self._say_missing(end)
         self._thinks = False
-        return b""
+        return b"", None
 
-    def _rest_of_answer(self, lazy: LazyGrammar, missing: str) -> CompiledGrammar:
+    def _rest_of_answer(self, lazy: LazyGrammar, trigger: Trigger, missing: str) -> CompiledGrammar:
         first = f"{self._compiler.literal(missing)} " if missing else ""
-        return self._compiler.compile_rules(f"start: {first}rest\n{lazy.rules}")
+        return self._compiler.compile_rules(f"start: {first}{trigger.rule}\n{lazy.rules}")
+
+    def _tokens_of_interest(self, lazy: LazyGrammar | None) -> Mask | None:
+        """Those with which a text that is watched for may begin, where nothing else is of interest."""
+        texts = [trigger.text for trigger in lazy.triggers if not trigger.at_start] if lazy is not None else []
+        masks = [self._compiler.tokens_that_begin(text) for text in texts]
+        return np.bitwise_or.reduce(masks) if masks else None
 
     def _say_missing(self, watch: _Watch) -> Generator[_Phase, None, None]:
         if watch.missing:
@@ -326,11 +398,14 @@ class Steering:
         while kept < end and self._phase is not None:
             used, over = self._phase.follow(tokens[kept:end])
             kept += used
-            self.reasoning_tokens += used if self._thinks else 0
+            self._n_tokens += used
+            self._n_thought += used if self._thinks else 0
             if over:
                 self._enter_next()
                 if isinstance(self._phase, _Bound):
                     return kept, False
+            elif kept < end:
+                return kept, False
         if self._phase is None:
             return kept, True
         if end < len(tokens) and isinstance(self._phase, _Watch) and self._phase.demanded:

@@ -22,6 +22,7 @@ import time
 import weakref
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -48,6 +49,7 @@ from ..text.chat_template import ChatTemplate
 from ..text.stop_strings import StopStrings
 from ..text.tokenizer import StreamDecoder, Tokenizer
 from .device_plan import CPU, DEVICES, check_device, expected_place
+from .interruption import begun_together
 from .pass_costs import PassCosts
 from .scheduler import FINISH_CONTEXT, FINISH_LENGTH, FINISH_STOP, Request, Scheduler, SessionView
 
@@ -202,8 +204,9 @@ class Engine:
         arrived: queue.SimpleQueue[Step | BaseException] = queue.SimpleQueue()
         request = self._request(prompt, params or GenerationParams(), steering, arrived.put)
         try:
-            self._scheduler.submit(request)
+            self._submit(request)
             while True:
+                self._scheduler.check_process()
                 item = arrived.get()
                 if isinstance(item, BaseException):
                     raise item
@@ -230,8 +233,9 @@ class Engine:
         # Encoding a long prompt takes a while, and so does compiling a grammar.
         request = await asyncio.to_thread(self._request, prompt, params or GenerationParams(), steering, deliver)
         try:
-            self._scheduler.submit(request)
+            self._submit(request)
             while True:
+                self._scheduler.check_process()
                 item = await arrived.get()
                 if isinstance(item, BaseException):
                     raise item
@@ -263,6 +267,10 @@ class Engine:
             logprobs=tuple(logprob for step in collected for logprob in step.logprobs),
             closed=last.closed,
         )
+
+    def _submit(self, request: Request) -> None:
+        begun_together(partial(self._scheduler.interrupt, request))
+        self._scheduler.submit(request)
 
     def _request(
         self,
@@ -466,6 +474,7 @@ class _Generation:
         self._seed = seed
         self._speculation = speculation
         self._steering = steering
+        self._bound = steering is not None and steering.answer_is_bound
         self._closes = params.close_constraint
         self._deliver = deliver
         self._submitted = time.monotonic()
@@ -482,8 +491,8 @@ class _Generation:
             text += self._stops.flush()
         elif stop_text is None and finish:
             text, stop_text = self._last_text(text)
-        if stop_text is not None:
-            tokens = tokens[:used] if used < len(spoken) else tokens
+        if used is not None:  # without speculation nothing would have followed, be it the token that ends the answer
+            tokens = tokens[:used]
         self._n_tokens += len(tokens)
         reason = None if not finish and stop_text is None else _finish_reason(finish, stop_text)
         step = Step(
@@ -494,22 +503,24 @@ class _Generation:
             stats=None if reason is None else self._statistics(session.stats()),
             logprobs=self._logprobs_of(tokens, session) if self._logprobs else (),
             closed=bool(closing_text),
+            bound=self._bound,
         )
+        self._bound = self._steering is not None and self._steering.answer_is_bound
         self._deliver(step)
         return reason is not None
 
     def fail(self, error: BaseException) -> None:
         self._deliver(error)
 
-    def _text_of(self, tokens: list[int]) -> tuple[str, int, str | None]:
-        """Text of the tokens, how many of them were used, and the stop string that came up."""
+    def _text_of(self, tokens: list[int]) -> tuple[str, int | None, str | None]:
+        """Text of the tokens up to a stop string; where one came up, how many tokens that took, and which it is."""
         pieces = []
         for used, token in enumerate(tokens, start=1):
             piece, stop_text = self._stops.push(self._decoder.push((token,)))
             pieces.append(piece)
             if stop_text is not None:
                 return "".join(pieces), used, stop_text
-        return "".join(pieces), len(tokens), None
+        return "".join(pieces), None, None
 
     def _last_text(self, text: str) -> tuple[str, str | None]:
         piece, stop_text = self._stops.push(self._decoder.flush())
@@ -540,7 +551,7 @@ class _Generation:
             prompt_tokens=stats.prompt_tokens,
             reused_tokens=stats.reused_tokens,
             output_tokens=self._n_tokens,
-            reasoning_tokens=self._steering.reasoning_tokens if self._steering is not None else 0,
+            reasoning_tokens=self._steering.reasoning_tokens(self._n_tokens) if self._steering is not None else 0,
             cycles=stats.cycles,
             drafted_tokens=stats.drafted_tokens,
             accepted_tokens=stats.accepted_tokens,

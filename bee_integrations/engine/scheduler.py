@@ -197,6 +197,13 @@ class Scheduler:
         """Queue a request. Raises EngineClosedError after `stop`, or in a process forked from the engine's."""
         self._post(request)
 
+    def interrupt(self, request: Request) -> None:
+        """Stop a request as `cancel` does, and tell its sink so."""
+        if not request.cancelled and os.getpid() == self._pid:
+            self.cancel(request)
+            with contextlib.suppress(Exception):  # a sink whose event loop is gone
+                request.sink.fail(GenerationCancelled("the generation was interrupted"))
+
     def cancel(self, request: Request) -> None:
         """Stop a request: its pass ends within a layer, and its sink hears nothing more. Does not wait."""
         if os.getpid() != self._pid:
@@ -206,6 +213,23 @@ class Scheduler:
             if request.session is not None:
                 lib.bee_session_cancel(request.session.handle)
         self._mailbox.put(None)
+
+    def check_process(self) -> None:
+        """Raises EngineClosedError in a process forked from the engine's: nothing arrives there any more."""
+        if os.getpid() != self._pid:
+            raise _forked()
+
+    def fail_in_child(self) -> None:
+        """After a fork, in the child: whoever waits for a request hears that its thread is not here."""
+        waiting = [*self._active, *self._waiting]
+        with contextlib.suppress(queue.Empty):
+            while True:
+                message = self._mailbox.get_nowait()
+                if isinstance(message, Request):
+                    waiting.append(message)
+        for request in waiting:
+            with contextlib.suppress(Exception):  # a sink whose event loop is gone
+                request.sink.fail(_forked())
 
     def call(self, function: Callable[[Any], _T]) -> _T:
         """Run `function(bee_engine)` between two passes, and return its result."""
@@ -234,11 +258,7 @@ class Scheduler:
             self._thread.join(timeout)
 
     def _post(self, message: Request | _Call[Any]) -> None:
-        if os.getpid() != self._pid:
-            raise EngineClosedError(
-                "this engine was opened before the process forked, and its threads exist only in the parent: open an "
-                "engine in each child process (multiprocessing: use the 'spawn' start method)"
-            )
+        self.check_process()
         with self._lock:
             if self._stopping:
                 raise EngineClosedError("the engine is closed")
@@ -431,6 +451,13 @@ class Scheduler:
         self._engine = None
 
 
+def _forked() -> EngineClosedError:
+    return EngineClosedError(
+        "this engine was opened before the process forked, and its threads exist only in the parent: open an engine in "
+        "each child process (multiprocessing: use the 'spawn' start method)"
+    )
+
+
 def _handle(request: Request) -> Any:
     assert request.session is not None
     return request.session.handle
@@ -450,3 +477,12 @@ def _stop_all() -> None:
         scheduler.stop()
     for scheduler in schedulers:
         scheduler.join(_EXIT_WAIT_S)
+
+
+def _fail_all_in_child() -> None:
+    for scheduler in list(_alive):
+        scheduler.fail_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fail_all_in_child)

@@ -18,7 +18,7 @@ from .argument_rules import json_call_rules
 from .call_history import one_call_each, plain_messages
 from .json_scan import SPACE, ValueScan
 from .step_reader import StepReader, described
-from .tool_format import AnswerReader, Event, Literal, Tool, ToolFormat
+from .tool_format import AnswerReader, Event, Literal, Tool, ToolFormat, Trigger
 
 __all__ = ["HarmonyFormat"]
 
@@ -36,6 +36,12 @@ class HarmonyFormat(ToolFormat):
 
     name: ClassVar[str] = "harmony"
     trigger: ClassVar[str] = f"{_CHANNEL}commentary {_TO}"
+    other_triggers: ClassVar[tuple[Trigger, ...]] = (
+        Trigger(f"{_CHANNEL}analysis {_TO}"),
+        # The recipient may follow the role.
+        Trigger(f"{_START}assistant {_TO}", "after_recipient"),
+        Trigger(_TO, "after_recipient", at_start=True),
+    )
     ends_turn: ClassVar[bool] = True
     markers: ClassVar[tuple[str, ...]] = (_START, _CHANNEL, _MESSAGE, _CONSTRAIN, *_ENDS)
     reads_all: ClassVar[bool] = True
@@ -72,6 +78,9 @@ class HarmonyFormat(ToolFormat):
                 raise ParameterError(f"the tool {tool.name!r} cannot be called by models of this format: rename it")
         rules = ["after_trigger: call", f"content: {content} {literal(_MESSAGE)}"]
         rules += json_call_rules(tools, lambda tool: f"{literal(tool.name)} content")
+        channel = literal(f"{_CHANNEL}commentary")
+        called = (f"{literal(tool.name)} {channel} content arguments_{index}" for index, tool in enumerate(tools))
+        rules.append(f"after_recipient: {' | '.join(called)}")
         return "\n".join(rules) + "\n"
 
     def reader(self, tools: Sequence[Tool]) -> AnswerReader:
@@ -159,7 +168,7 @@ class _Reader(StepReader):
         header = self._header
         if re.search(r"\bto=", header.replace("to=assistant", "")):
             return self._begin_call(rest)
-        channel = header.partition(_CHANNEL)[2].split()
+        channel = header.rpartition(_CHANNEL)[2].split() if _CHANNEL in header else ()  # the last one counts
         other_role = header.startswith(_START) and not header.startswith(f"{_START}assistant")
         if other_role or (channel and channel[0] == "analysis"):
             return self._enter(self._thought, rest)

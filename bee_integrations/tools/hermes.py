@@ -49,8 +49,9 @@ class HermesFormat(ToolFormat):
 
     def call_rules(self, tools: Sequence[Tool], literal: Literal, *, parallel: bool) -> str:
         """One trigger opens one call, so `parallel` changes nothing."""
-        # The line break is optional, since the token that completes the trigger may end with something else.
-        rules = [f'after_trigger: "\\n"? call {literal(chr(10) + END)}']
+        # The line breaks are optional: the token that completes the trigger may end with something else, and some
+        # models write the markers without any.
+        rules = [f'after_trigger: "\\n"? call "\\n"? {literal(END)}']
         rules += json_call_rules(tools, lambda tool: literal(call_head(tool.name)), literal("}"))
         return "\n".join(rules) + "\n"
 

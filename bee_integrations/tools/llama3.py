@@ -18,7 +18,7 @@ from .argument_rules import json_call_rules
 from .call_history import one_call_each, plain_messages
 from .json_scan import SPACE, CallScan
 from .step_reader import StepReader, described
-from .tool_format import AnswerReader, Event, Literal, Tool, ToolFormat
+from .tool_format import AnswerReader, Event, Literal, Tool, ToolFormat, Trigger
 
 __all__ = ["Llama3Format"]
 
@@ -33,6 +33,14 @@ class Llama3Format(ToolFormat):
     markers: ClassVar[tuple[str, ...]] = (_TAG,)
     trigger: ClassVar[str] = '{"name": "'
     trigger_at_start: ClassVar[bool] = True
+    other_triggers: ClassVar[tuple[Trigger, ...]] = tuple(
+        Trigger(text, at_start=True)
+        for text in (
+            f'{_TAG}{{"name": "',
+            '{"type": "function", "name": "',
+            f'{_TAG}{{"type": "function", "name": "',
+        )
+    )
     ends_turn: ClassVar[bool] = True
 
     @classmethod

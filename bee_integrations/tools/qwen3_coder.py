@@ -50,6 +50,7 @@ class Qwen3CoderFormat(HermesFormat):
     """The markers of Hermes, and tags between them."""
 
     name: ClassVar[str] = "qwen3_coder"
+    ends_thinking: ClassVar[bool] = True
 
     @classmethod
     def recognises(cls, template: str) -> bool:
@@ -62,8 +63,9 @@ class Qwen3CoderFormat(HermesFormat):
         for names that cannot be in a tag.
         """
         calls = " | ".join(f"call_{index}" for index in range(len(tools)))
-        # The line break is optional, since the token that completes the trigger may end with something else.
-        rules = [f'after_trigger: "\\n"? ({calls}) {literal(_FUNCTION_END + chr(10) + END)}']
+        # The line breaks are optional: the token that completes the trigger may end with something else, and some
+        # models write the markers without any.
+        rules = [f'after_trigger: "\\n"? ({calls}) {literal(_FUNCTION_END)} "\\n"? {literal(END)}']
         # Up to the first closing tag.
         rules.append(r"text[lazy]: /(?s:.*)\n<\/parameter>/")
         for index, tool in enumerate(tools):

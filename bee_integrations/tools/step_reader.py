@@ -119,7 +119,7 @@ class StepReader(AnswerReader):
             self._events.append(CallArguments(self._index, piece))
 
     def end_call(self) -> None:
-        self._events.append(CallEnd(self._index))
+        self._events.append(CallEnd(self._index, self.raw))
         self._close_call()
 
     def break_call(self, reason: str | None = None) -> None:

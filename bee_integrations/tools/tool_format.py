@@ -15,7 +15,7 @@ import secrets
 import string
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Text",
     "Tool",
     "ToolFormat",
+    "Trigger",
     "new_call_id",
 ]
 
@@ -91,6 +92,7 @@ class CallEnd:
     """The call is complete."""
 
     index: int
+    raw: str = field(default="", compare=False)  # as in CallBroken
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,18 @@ class CallBroken:
 
 
 Event = Text | Reasoning | CallBegin | CallArguments | CallEnd | CallBroken
+
+
+# ---- what begins a call ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """A text in the answer from which on the grammar of a call is in force."""
+
+    text: str
+    rule: str = "after_trigger"  # of that grammar, which follows it
+    at_start: bool = False  # it counts at the answer's beginning alone, after white space at most
 
 
 # ---- a format --------------------------------------------------------------------------------------------------------
@@ -134,12 +148,21 @@ class ToolFormat(ABC):
     it never gets that of other control tokens."""
     trigger_at_start: ClassVar[bool] = False
     """A call is one only at the beginning of the answer, after white space at most."""
+    other_triggers: ClassVar[tuple[Trigger, ...]] = ()
+    """Other texts that begin a call, each with the rule of `call_rules` that follows it."""
+    ends_thinking: ClassVar[bool] = False
+    """A call counts in the middle of thinking, too, and ends it."""
     reads_all: ClassVar[bool] = False
     """Answers without calls need the reader, too."""
     answer_opening: ClassVar[str] = ""
     """What stands before an answer that is no call, where `reads_all`."""
     ends_turn: ClassVar[bool] = False
     """Nothing follows a call, or a group of calls, in the same answer."""
+
+    @property
+    def triggers(self) -> tuple[Trigger, ...]:
+        """All texts that begin a call."""
+        return Trigger(self.trigger, at_start=self.trigger_at_start), *self.other_triggers
 
     @classmethod
     @abstractmethod

@@ -25,7 +25,7 @@ from bee_integrations.constraints import Choice, Constraint, Grammar, JsonSchema
 from bee_integrations.constraints.phases import LazyGrammar, SteeringPlan, Thinking
 from bee_integrations.engine import Completion, Engine, GenerationParams, Step
 from bee_integrations.errors import ConstraintError
-from bee_integrations.tools.tool_format import Tool
+from bee_integrations.tools.tool_format import Tool, Trigger
 
 FORMATS = jsonschema.FormatChecker(formats=["date", "ipv4", "ipv6", "uuid", "email"])
 MODES = ("auto", "dflash", "copy")
@@ -453,7 +453,9 @@ def test_a_value_or_a_call(engine: Engine) -> None:
 
 # ---- lazy grammars and thinking, by plan -----------------------------------------------------------------------------
 
-COLOURS = LazyGrammar("call:", 'rest: " " ("red" | "green" | "blue") " is a colour that was asked for."')
+COLOURS = LazyGrammar(
+    (Trigger("call:", "rest"),), 'rest: " " ("red" | "green" | "blue") " is a colour that was asked for."'
+)
 PATTERN = "Q: red? A: Sure, here it is. call: red it is.\nQ: green? A: Sure, here it is. call: green it is.\nQ: red? A:"
 
 

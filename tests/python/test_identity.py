@@ -1,17 +1,28 @@
-"""Speculation never changes a token: same prompt, parameters and seed, with and without drafts, whatever the rest."""
+"""Speculation changes nothing that a caller can see: same prompt, parameters and seed, with and without drafts.
+
+BEE_IDENTITY_GENERATIONS=5000 runs so many generations with stops, constraints, thinking and ends at random in place of
+a few hundred.
+"""
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny_model
 
+from bee_integrations.chat.reasoning import ReasoningSpan
+from bee_integrations.constraints import Choice, Grammar, JsonSchema, Regex
+from bee_integrations.constraints.phases import LazyGrammar, SteeringPlan, Thinking
 from bee_integrations.engine import Completion, Engine, GenerationParams
+from bee_integrations.tools.tool_format import Trigger
 
 N_CASES, N_DRAFTED = 40, 5  # each case runs once without and five times with speculation: 240 generations
 THREADS = (1, 2, 3)
@@ -69,8 +80,11 @@ def random_params(draw: random.Random, longest: int) -> GenerationParams:
     )
 
 
-def outcome(done: Completion) -> tuple[tuple[int, ...], str, str]:
-    return done.tokens, done.text, done.finish_reason
+def outcome(done: Completion) -> tuple[Any, ...]:
+    """Everything that a caller can see, but for what tells how it came about: cycles, drafts, times, the cache."""
+    stats = done.stats
+    counts = stats.prompt_tokens, stats.output_tokens, stats.reasoning_tokens
+    return done.tokens, done.text, done.finish_reason, done.stop_text, done.closed, done.logprobs, counts
 
 
 def test_default_pair(engines: list[Engine]) -> None:
@@ -161,3 +175,105 @@ def test_the_seed_matters(tiny: Engine) -> None:
     assert len(set(long)) == len(long)
     greedy = GenerationParams(max_tokens=20)
     assert len({tiny.complete("seed", replace(greedy, seed=seed)).tokens for seed in range(10)}) == 1
+
+
+# ---- stops, constraints, thinking and ends on every position of a cycle ----------------------------------------------
+
+GENERATIONS = int(os.environ.get("BEE_IDENTITY_GENERATIONS", "600"))
+VARIANTS = (
+    None,
+    None,
+    Regex("[a-z ,.]{4,30}"),
+    Regex("(?s:.{3,12})"),
+    Choice(("yes", "no", "perhaps so")),
+    JsonSchema({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}),
+    Grammar('start: /[^x]{1,20}/ "x"'),
+)
+
+
+@dataclass
+class Difference(Exception):  # noqa: N818
+    case: Any
+    mode: Any
+
+
+def random_steering(draw: random.Random) -> SteeringPlan | None:
+    """Thinking between letters that come at any place, and calls that a letter begins."""
+    if draw.random() < 0.6:
+        return None
+    span = ReasoningSpan(draw.choice(["a", "\n", "e "]), draw.choice(["e", "t", " ", ".", "\n\n"]))
+    thinking = Thinking(span, opened=draw.random() < 0.8, budget=draw.choice([None, None, 0, 3, 9]))
+    trigger = Trigger(draw.choice(["s", "th", ":", "1"]), "rest", at_start=draw.random() < 0.2)
+    lazy = LazyGrammar((trigger,), 'rest: /[0-9]{2,6}/ "."', ends_thinking=draw.random() < 0.5)
+    return SteeringPlan(thinking=draw.choice([thinking, None]), lazy=draw.choice([lazy, None]))
+
+
+def stops_within(draw: random.Random, text: str) -> tuple[str, ...]:
+    """Parts of an answer, among them its very end, which comes with the token that ends it."""
+    found = []
+    for _ in range(draw.choice([1, 1, 2, 3])):
+        begin = draw.choice([draw.randrange(len(text)), max(0, len(text) - draw.randint(1, 3))])
+        found.append(text[begin : begin + draw.randint(1, 4)])
+    return tuple(found)
+
+
+def compare_all_modes(draw: random.Random, engine: Engine, longest: int, cases: int) -> dict[str, int]:
+    """Compares `cases` generations, and counts what makes the comparison worth something."""
+    seen = {"generations": 0, "stopped": 0, "ended": 0, "cut": 0, "thought": 0, "drafted": 0, "accepted": 0}
+    ends = list(engine.tokenizer.stop_token_ids)
+    while seen["generations"] < cases:
+        prompt = random_prompt(engine, draw)
+        steering = random_steering(draw)
+        bias = {end: draw.choice([2.0, 4.0]) for end in ends} if draw.random() < 0.2 else {}
+        plain = replace(
+            random_params(draw, longest),
+            constraint=draw.choice(VARIANTS) if steering is None else None,
+            close_constraint=draw.random() < 0.3,
+            logprobs=draw.random() < 0.2,
+            logit_bias=bias,
+        )
+        first = engine.complete(prompt, plain, steering=steering)
+        if first.text and draw.random() < 0.7:
+            plain = replace(plain, stop=stops_within(draw, first.text))
+            first = engine.complete(prompt, plain, steering=steering)
+        for mode, length in draw.sample(MODES, 4):
+            params = replace(plain, speculation=mode, draft_length=length)
+            done = engine.complete(prompt, params, steering=steering)
+            if outcome(done) != outcome(first):
+                raise Difference((prompt, params, steering), (outcome(first), outcome(done)))
+            seen["drafted"] += done.stats.drafted_tokens
+            seen["accepted"] += done.stats.accepted_tokens
+        seen["generations"] += 5
+        seen["stopped"] += first.stop_text is not None
+        seen["cut"] += first.finish_reason == "length"
+        seen["ended"] += first.finish_reason == "stop" and first.stop_text is None
+        seen["thought"] += first.stats.reasoning_tokens > 0
+    return seen
+
+
+def test_whatever_ends_an_answer(engine: Engine) -> None:
+    seen = compare_all_modes(random.Random(13), engine, 24, GENERATIONS // 6)
+    assert min(seen.values()) > 0, seen
+
+
+@pytest.mark.parametrize("seed", [1, 5])
+def test_whatever_ends_a_tiny_models_answer(seed: int, tmp_path: Path) -> None:
+    tiny_model.drafter(seed + 1).write(tmp_path / "tiny.dflash.gguf")
+    with Engine(tiny_model.model(seed).write(tmp_path / "tiny.gguf"), threads=1) as engine:
+        seen = compare_all_modes(random.Random(seed), engine, 60, 5 * GENERATIONS // 12)
+    assert min(seen.values()) > 0, seen
+
+
+def test_a_stop_string_before_the_end_token(engine: Engine) -> None:
+    """The token that ends the answer is drafted behind the one that completes the stop string."""
+    question = [{"role": "user", "content": "Repeat exactly: The cat sat."}]
+    plain = GenerationParams(max_tokens=40, speculation="off")
+    whole = engine.complete(engine.render_chat(question), plain)
+    assert whole.tokens[-1] in engine.tokenizer.stop_token_ids
+    plain = replace(plain, stop=(whole.text[-1],))
+    expected = engine.complete(engine.render_chat(question), plain)
+    assert expected.tokens[-1] not in engine.tokenizer.stop_token_ids
+    assert expected.stats.output_tokens == len(expected.tokens)
+    for mode, length in MODES:
+        done = engine.complete(engine.render_chat(question), replace(plain, speculation=mode, draft_length=length))
+        assert outcome(done) == outcome(expected)

@@ -240,9 +240,9 @@ def split(span: ReasoningSpan | None, opened: bool, pieces: list[str]) -> tuple[
 def by_definition(span: ReasoningSpan | None, opened: bool, text: str) -> tuple[str, str]:
     if span is None:
         return "", text
-    inner = text.lstrip()
-    if inner.startswith(span.begin):
-        inner = inner[len(span.begin) :]
+    inner, begin = text.lstrip(), span.begin.strip()
+    if inner.startswith(begin):
+        inner = inner[len(begin) :]
     elif not opened:
         return "", text
     thought, _, answer = inner.partition(span.end)
@@ -336,6 +336,20 @@ def test_text_that_begins_like_a_marker_is_released() -> None:
     assert splitter.push(" <t") == []
     assert splitter.push("able>") == [Text(" <table>")]
     assert splitter.push(" <think>") == [Text(" <think>")]
+
+
+@pytest.mark.parametrize("width", [1, 3, 100])
+def test_a_call_ends_what_was_not_closed(width: int) -> None:
+    text = "Hm.\n<tool_call>{}</tool_call></think>"
+    splitter = ReasoningSplitter(THINK, True, ["<tool_call>", "<function="])
+    events = [one for at in range(0, len(text), width) for one in splitter.push(text[at : at + width])]
+    assert "".join(one.text for one in events if isinstance(one, Reasoning)) == "Hm."
+    assert "".join(one.text for one in events if isinstance(one, Text)) == "<tool_call>{}</tool_call></think>"
+
+
+def test_the_line_break_of_a_begin_may_be_missing() -> None:
+    assert split(GEMMA, False, list("<|channel>thought<channel|>Hi")) == ("", "Hi")
+    assert split(GEMMA, False, ["<|channel>thought\nHm.<channel|>\nHi"]) == ("Hm.", "Hi")
 
 
 @needs_templates

@@ -21,6 +21,7 @@ from bee_integrations.errors import ConstraintError
 from bee_integrations.library import ffi, lib
 from bee_integrations.models.file import ModelFile
 from bee_integrations.text.tokenizer import Tokenizer
+from bee_integrations.tools.tool_format import Trigger
 
 FREE, REFUSED, MASKED, COMPLETE, WATCHING, FAILED = (
     int(lib.BEE_CONSTRAINT_FREE),
@@ -32,9 +33,14 @@ FREE, REFUSED, MASKED, COMPLETE, WATCHING, FAILED = (
 )
 LIMIT = 100
 THINK = ReasoningSpan("<think>", "</think>")
-WORD = LazyGrammar("<tool_call>", 'rest: "\\"" /[a-c]{2,4}/ "\\" is what was asked for"')
-COLOUR = LazyGrammar("call:", 'rest: " " ("red" | "green") " is a colour."')
-AT_START = replace(COLOUR, at_start=True)
+WORD = LazyGrammar((Trigger("<tool_call>", "rest"),), 'rest: "\\"" /[a-c]{2,4}/ "\\" is what was asked for"')
+COLOUR = LazyGrammar((Trigger("call:", "rest"),), 'rest: " " ("red" | "green") " is a colour."')
+EITHER = LazyGrammar(
+    (Trigger("<tool_call>", "word"), Trigger("<function=", "colour"), Trigger("{", "colour", at_start=True)),
+    'word: "\\"" /[a-c]{2,4}/ "\\" is what was asked for"\ncolour: " " ("red" | "green") " is a colour."',
+    ends_thinking=True,
+)
+AT_START = replace(COLOUR, triggers=(Trigger("call:", "rest", at_start=True),))
 WORDS, COLOURS = r'"[a-c]{2,4}" is what was asked for', r" (red|green) is a colour\."
 
 Draft = Callable[[list[int]], list[int]]
@@ -255,7 +261,7 @@ def said_alike(desk: Desk, plan: SteeringPlan, script: Sequence[int], *, cuts: i
 def test_a_trigger_starts_the_grammar(desk: Desk, lazy: LazyGrammar, pieces: list[str], expected: str) -> None:
     said = said_alike(desk, SteeringPlan(lazy=lazy), desk.pieces(*pieces))
     text = desk.text(said.tokens)
-    begun, trigger, rest = text.partition(lazy.trigger)
+    begun, trigger, rest = text.partition(lazy.triggers[0].text)
     assert text.startswith(expected)
     assert re.fullmatch(WORDS if lazy is WORD else COLOURS, rest)
     assert said.end == "complete"
@@ -295,7 +301,7 @@ def test_a_void_token_is_said_again_where_its_rest_fits(desk: Desk) -> None:
 
 
 def test_a_grammar_that_is_complete_with_its_trigger(desk: Desk) -> None:
-    lazy = LazyGrammar("<tool_call>", 'rest: ""')
+    lazy = LazyGrammar((Trigger("<tool_call>", "rest"),), 'rest: ""')
     for last in (">", ">>"):
         said = said_alike(desk, SteeringPlan(lazy=lazy), desk.pieces("a", "<", "tool", "_", "call", last, " more"))
         assert desk.text(said.tokens) == "a<tool_call>"
@@ -447,6 +453,28 @@ def test_thinking_then_a_call(desk: Desk) -> None:
     assert missed == "a</think>bcall:"
 
 
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        (["a", "<", "tool", "_", "call", ">"], f"a<tool_call>{WORDS}"),
+        (["a", "<", "tool", "<", "function", "="], f"a<tool<function={COLOURS}"),
+        (["a", "<", "function", '="'], f"a<function={COLOURS}"),
+        (["a", "<", "tool", "</", "think", ">", "\n", "<", "function", "="], f"a<tool</think>\n<function={COLOURS}"),
+        (["a", "</", "think", ">", "\n", "{", "b"], f"a</think>\n{{{COLOURS}"),
+        (["a", "</", "think", ">", "b", "{", "b"], "a</think>b{b"),
+        (["{", "a", "</", "think", ">", "b"], "{a</think>b"),
+    ],
+)
+def test_one_of_several_calls_may_end_the_thinking(desk: Desk, pieces: list[str], expected: str) -> None:
+    assert re.fullmatch(expected, thought(desk, OPENED, *pieces, lazy=EITHER))
+
+
+def test_a_budget_that_is_used_up_within_the_beginning_of_a_call(desk: Desk) -> None:
+    """What was said of the call is no part of the end."""
+    said = thought(desk, replace(OPENED, budget=3), "a", "<", "tool", "_", "call", ">", lazy=EITHER)
+    assert said.startswith("a<tool</think>")
+
+
 def test_an_answer_without_thinking_may_begin_with_a_call(desk: Desk) -> None:
     """The trigger and the marker begin with the same token."""
     for last in (">", '>"', ">>"):
@@ -501,7 +529,7 @@ def test_reasoning_tokens(desk: Desk) -> None:
         steering = desk.steering(SteeringPlan(thinking=thinking))
         speaker = desk.speaker(desk.pieces(*pieces))
         Request(steering, speaker).run(nothing)
-        return steering.reasoning_tokens
+        return steering.reasoning_tokens(1000)
 
     end = ["</", "think", ">"]
     assert counted(OPENED, "a", "b", *end, "c") == 5
@@ -596,6 +624,8 @@ def test_a_draft_that_meets_the_limits_of_the_grammar_engine_is_refused(desk: De
 
 PLANS = {
     "lazy": SteeringPlan(lazy=WORD),
+    "either": SteeringPlan(lazy=EITHER),
+    "opened thinking, either": SteeringPlan(lazy=EITHER, thinking=replace(OPENED, budget=8)),
     "at the start": SteeringPlan(lazy=AT_START),
     "thinking": SteeringPlan(thinking=replace(CLOSED, budget=9)),
     "opened thinking, lazy": SteeringPlan(lazy=WORD, thinking=OPENED),
@@ -607,9 +637,9 @@ SCRAPS = ["<tool_call>", "<tool", "_call>", "<tool_call", '>"', "><", "call:", "
 SCRAPS += ["</think>", "<", "</", "think", ">>", ">", "\n\n", " ", "ab", " word", "思", "<|im_end|>", '"', "ca", "ll"]
 
 
-def random_script(desk: Desk, source: random.Random) -> list[int]:
+def random_script(desk: Desk, source: random.Random, *more: str) -> list[int]:
     """Scraps of text, together cut as the tokenizer cuts them, or each on its own, or letter by letter."""
-    scraps = [source.choice(SCRAPS) for _ in range(source.randrange(1, 12))]
+    scraps = [source.choice([*SCRAPS, *more]) for _ in range(source.randrange(1, 12))]
     how = source.random()
     if how < 0.4:
         scraps = ["".join(scraps)]
@@ -631,7 +661,8 @@ def test_blocks_change_nothing(desk: Desk, name: str) -> None:
     ends = set()
     forced = voided = refused = 0
     for case in range(120):
-        speaker = desk.speaker(random_script(desk, source), seed=case)
+        more = ("<function=", "{", "</think>", "</think>", "<tool_call>") if plan.lazy is EITHER else ()
+        speaker = desk.speaker(random_script(desk, source, *more), seed=case)
         expected = Request(desk.steering(plan), speaker).run(nothing)
         check_text(desk, plan, speaker, expected)
         ends.add(expected.end)
@@ -648,18 +679,19 @@ def test_blocks_change_nothing(desk: Desk, name: str) -> None:
 
 def check_text(desk: Desk, plan: SteeringPlan, speaker: Speaker, said: Said) -> None:
     """A lazy grammar holds from the first trigger on, and everything before that is what the model wished."""
-    if plan.lazy is None or plan.thinking is not None:
+    if plan.lazy is None or plan.thinking is not None or plan.lazy is EITHER:
         return
     text = desk.text(said.tokens)
-    at = text.find(plan.lazy.trigger)
-    if at < 0 or (plan.lazy.at_start and text[:at].strip()):
+    (trigger,) = plan.lazy.triggers
+    at = text.find(trigger.text)
+    if at < 0 or (trigger.at_start and text[:at].strip()):
         assert said.masks == [None] * len(said.tokens)
         assert said.tokens == [speaker.wish(position) for position in range(len(said.tokens))]
         assert said.end == "stop"
     else:
-        rest = text[at + len(plan.lazy.trigger) :]
+        rest = text[at + len(trigger.text) :]
         assert re.fullmatch(WORDS if plan.lazy is WORD else COLOURS, rest)
-        assert desk.text(speaker.script).startswith(text[:at] + plan.lazy.trigger)
+        assert desk.text(speaker.script).startswith(text[:at] + trigger.text)
         assert said.end == "complete"
 
 
@@ -708,4 +740,4 @@ def test_a_token_against_its_mask_is_an_error(desk: Desk) -> None:
 
 def test_grammars_that_cannot_be_compiled_are_refused_before_the_request(desk: Desk) -> None:
     with pytest.raises(ConstraintError, match="grammar"):
-        desk.steering(SteeringPlan(lazy=LazyGrammar("<tool_call>", "rest: nowhere")))
+        desk.steering(SteeringPlan(lazy=LazyGrammar((Trigger("<tool_call>", "rest"),), "rest: nowhere")))

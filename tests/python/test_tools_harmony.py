@@ -226,6 +226,12 @@ def test_a_history_with_several_calls_is_rendered_call_by_call() -> None:
     )
 
 
+def test_thinking_that_comes_as_a_message_to_the_assistant() -> None:
+    text = "<|channel|>commentary to=assistant<|channel|>analysis<|message|>Hm.<|end|>"
+    result = checks.answer(checks.check_cuts(HARMONY, TOOLS, f"{text}<|start|>assistant<|channel|>final<|message|>Hi"))
+    assert (result.reasoning, result.text) == ("Hm.", "Hi")
+
+
 # ---- grammars --------------------------------------------------------------------------------------------------------
 
 
