@@ -380,19 +380,24 @@ static bool reserve_partials(Backend *backend, const CacheShape *shape, int n_ct
 
 static void cache_free(Backend *backend, Cache *cache) {
     (void)backend;
-    if (!cache) return;
-    pages_free(cache->keys, cache_half_bytes(cache));
-    pages_free(cache->values, cache_half_bytes(cache));
+    for (int r = 0; cache && r < CACHE_REGIONS; r++) {
+        pages_free(cache->keys[r], cache_half_bytes(cache, r));
+        pages_free(cache->values[r], cache_half_bytes(cache, r));
+    }
     free(cache);
 }
 
 static Cache *cache_new(Backend *backend, const CacheShape *shape, int n_ctx) {
     Cache *cache = calloc(1, sizeof *cache);
     if (!cache) return NULL;
-    *cache = (Cache){.n_ctx = cache_chunks(n_ctx) * CACHE_CHUNK, .columns = shape->columns};
-    cache->keys = pages_new(cache_half_bytes(cache));
-    cache->values = pages_new(cache_half_bytes(cache));
-    if (cache->keys && cache->values && reserve_partials(backend, shape, cache->n_ctx)) return cache;
+    *cache = cache_layout(shape, n_ctx);
+    bool ok = reserve_partials(backend, shape, n_ctx);
+    for (int r = 0; r < CACHE_REGIONS; r++) {
+        if (!cache->columns[r]) continue;
+        ok = (cache->keys[r] = pages_new(cache_half_bytes(cache, r))) && ok;
+        ok = (cache->values[r] = pages_new(cache_half_bytes(cache, r))) && ok;
+    }
+    if (ok) return cache;
     cache_free(backend, cache);
     return NULL;
 }
@@ -424,10 +429,11 @@ static int worker_index(const Worker *worker) { return worker->index; }
 
 static void barrier(const Worker *worker) { thread_pool_barrier(worker->backend->pool); }
 
-static void embed(Worker *w, const Table *table, const Row *rows, int n, float *x, size_t stride) {
+static void embed(Worker *w, const Table *table, const Row *rows, int n, float scale, float *x, size_t stride) {
     for (int i = w->index; i < n; i += w->count) {
         memset(x + i * stride, 0, stride * sizeof(float));
         dequantize_row(&table->tensor, rows[i].token, x + i * stride);
+        for (int64_t c = 0; scale != 1 && c < table->tensor.columns; c++) x[i * stride + (size_t)c] *= scale;
     }
     barrier(w);
 }
@@ -453,15 +459,35 @@ static void end_share(const Worker *w, const Operand *operand, Share share) {
     if (share.out == operand) barrier(w);
 }
 
-static void rms_norm(Worker *w, const float *x, size_t stride, const int32_t *index, const float *gain, float eps,
-                     int columns, int n, Operand *out) {
+static void norm(Worker *w, const Norm *norm, const float *x, size_t stride, const int32_t *index, int columns, int n,
+                 Operand *out) {
+    const Kernels *kernels = w->backend->kernels;
     const Share share = share_of(w, out, n);
     memset(w->scratch + columns, 0, (padded(columns) - (size_t)columns) * sizeof(float));
     for (int i = share.first; i < share.last; i++) {
-        w->backend->kernels->rms_norm(x + (index ? index[i] : i) * stride, gain, eps, columns, w->scratch);
-        w->backend->kernels->store_operand(w->scratch, share.out, i, 0, 2 * out->n_pairs);
+        kernels->norm(x + (index ? index[i] : i) * stride, norm->gain, norm->centred, norm->eps, columns, w->scratch);
+        kernels->store_operand(w->scratch, share.out, i, 0, 2 * out->n_pairs);
     }
     end_share(w, out, share);
+}
+
+static void norm_in_place(Worker *w, const Norm *norm, float *x, size_t stride, int columns, int parts, int n) {
+    for (int unit = w->index; unit < n * parts; unit += w->count) {
+        float *part = x + unit / parts * stride + (size_t)(unit % parts) * columns;
+        w->backend->kernels->norm(part, norm->gain, norm->centred, norm->eps, columns, part);
+    }
+    barrier(w);
+}
+
+static void add(Worker *w, const Norm *norm, float *y, size_t y_stride, float scale, float whole, int columns, int n,
+                float *x, size_t x_stride) {
+    const Kernels *kernels = w->backend->kernels;
+    for (int i = w->index; i < n; i += w->count) {
+        float *row = y + i * y_stride;
+        if (norm) kernels->norm(row, norm->gain, norm->centred, norm->eps, columns, row);
+        kernels->add(row, scale, whole, columns, x + i * x_stride);
+    }
+    barrier(w);
 }
 
 static void to_operand(Worker *w, const float *x, size_t stride, const int32_t *index, int n, Operand *out) {
@@ -471,19 +497,45 @@ static void to_operand(Worker *w, const float *x, size_t stride, const int32_t *
     end_share(w, out, share);
 }
 
+/* What belongs to a product beside the weight, for rows [first, last) of the matrix, of which out[0] is the first. */
+static void add_bias(const Matrix *m, int first, int last, int n, float *out, size_t stride) {
+    last = last < m->weight->rows ? last : m->weight->rows;
+    for (int i = 0; m->bias && i < n; i++)
+        for (int r = first; r < last; r++) out[i * stride + (size_t)(r - first)] += m->bias[r];
+}
+
+/* A scale must come before what the product is added to: such products go by way of the scratch memory. */
+static void multiply_blocks(Worker *w, const Matrix *m, int first, int last, const Operand *in, int n, float *out,
+                            size_t stride, bool add) {
+    const Kernels *kernels = w->backend->kernels;
+    if (m->scale == 1) {
+        kernels->multiply(m->weight, first, last, in, n, out, stride, add);
+        add_bias(m, first * BLOCK_ROWS, last * BLOCK_ROWS, n, out, stride);
+        return;
+    }
+    for (int block = first; block < last; block++, out += BLOCK_ROWS) {
+        kernels->multiply(m->weight, block, block + 1, in, n, w->scratch, BLOCK_ROWS, false);
+        for (int i = 0; i < n; i++)
+            for (int r = 0; r < BLOCK_ROWS && block * BLOCK_ROWS + r < m->weight->rows; r++) {
+                const float scaled = m->scale * w->scratch[i * BLOCK_ROWS + r];
+                out[i * stride + (size_t)r] = add ? out[i * stride + (size_t)r] + scaled : scaled;
+            }
+        add_bias(m, block * BLOCK_ROWS, (block + 1) * BLOCK_ROWS, n, out, stride);
+    }
+}
+
 /* The blocks of all products form one list, of which each worker takes one contiguous part: its weights are one
  * stream through memory. */
 static void multiply(Worker *w, const Product *products, int n_products, const Operand *in, int n) {
     int total = 0;
-    for (int p = 0; p < n_products; p++) total += products[p].weight->n_blocks;
+    for (int p = 0; p < n_products; p++) total += products[p].matrix->weight->n_blocks;
     int begin = share_begin(w, total, w->index), end = share_begin(w, total, w->index + 1);
     for (int p = 0; p < n_products; p++) {
-        const Product *product = &products[p];
-        const int blocks = product->weight->n_blocks;
+        const int blocks = products[p].matrix->weight->n_blocks;
         const int first = begin < 0 ? 0 : begin, last = end < blocks ? end : blocks;
         if (first < last)
-            w->backend->kernels->multiply(product->weight, first, last, operand_of(w, in, n), n,
-                                          product->out + first * BLOCK_ROWS, product->stride, product->add);
+            multiply_blocks(w, products[p].matrix, first, last, operand_of(w, in, n), n,
+                            products[p].out + first * BLOCK_ROWS, products[p].stride, products[p].add);
         begin -= blocks;
         end -= blocks;
     }
@@ -491,20 +543,25 @@ static void multiply(Worker *w, const Product *products, int n_products, const O
 }
 
 static void rope_angles(Worker *w, const Rope *rope, const Row *rows, int n, float *angles) {
-    for (int i = w->index; i < n; i += w->count)
+    for (int i = w->index; i < n; i += w->count) {
+        const bool is_long = rope->long_frequencies && rows[i].cache->n_ctx > rope->long_beyond;
+        const double *frequencies = is_long ? rope->long_frequencies : rope->frequencies;
         for (int d = 0; d < rope->n_rotated / 2; d++) {
-            const double angle = rows[i].position * rope->frequencies[d];
-            angles[i * rope->n_rotated + 2 * d] = (float)cos(angle);
-            angles[i * rope->n_rotated + 2 * d + 1] = (float)sin(angle);
+            const double angle = rows[i].position * frequencies[d];
+            angles[i * rope->n_rotated + 2 * d] = rope->magnitude * (float)cos(angle);
+            angles[i * rope->n_rotated + 2 * d + 1] = rope->magnitude * (float)sin(angle);
         }
+    }
     barrier(w);
 }
 
 /* The keys, or values, of one head and POSITION_CHUNK positions: chunk by chunk, in each layer by layer, so that a
- * short context touches few pages. */
-static uint16_t *chunk_at(const Cache *cache, uint16_t *all, const Heads *heads, int head, int chunk) {
+ * short context touches few pages. `all` has the regions. */
+static uint16_t *chunk_at(const Cache *cache, uint16_t *const *all, const Heads *heads, int head, int chunk) {
+    const int region = cache_region(heads);
     const size_t column = (size_t)heads->first_column + (size_t)head * heads->head_size;
-    return all + ((size_t)chunk * cache->columns + column) * POSITION_CHUNK;
+    const size_t place = (size_t)chunk % (size_t)(cache->n_positions[region] / POSITION_CHUNK);
+    return all[region] + (place * cache->columns[region] + column) * POSITION_CHUNK;
 }
 
 static void store_key(Cache *cache, const Heads *heads, int head, int position, const uint16_t *key) {
@@ -518,32 +575,55 @@ static uint16_t *value_at(const Cache *cache, const Heads *heads, int head, int 
            position % POSITION_CHUNK * heads->head_size;
 }
 
+/* A query or key head in place. */
+static void turn_head(const Kernels *kernels, const Heads *heads, const float *gain, const float *turn, float scale,
+                      float *x) {
+    const int size = heads->head_size, n_rotated = heads->rope ? heads->rope->n_rotated : 0;
+    const bool neox = heads->rope && heads->rope->neox;
+    if (gain && !heads->norm_rotated) kernels->norm(x, gain, false, heads->eps, size, x);
+    kernels->rotate(x, size, turn, n_rotated, neox, gain && heads->norm_rotated ? 1 : scale);
+    if (!gain || !heads->norm_rotated) return;
+    kernels->norm(x, gain, false, heads->eps, size, x);
+    kernels->rotate(x, size, turn, 0, neox, scale);
+}
+
+static void store_head(Worker *w, const Heads *heads, const Row *row, int head, const float *k_gain, const float *turn,
+                       float *key, float *value) {
+    const Kernels *kernels = w->backend->kernels;
+    const int size = heads->head_size;
+    uint16_t half[MAX_HEAD_SIZE];
+    const float *v = value ? value : key;
+    if (heads->norm_values) {
+        kernels->norm(v, NULL, false, heads->eps, size, w->scratch);
+        v = w->scratch;
+    }
+    kernels->to_float16(v, value_at(row->cache, heads, head, row->position), size);
+    turn_head(kernels, heads, k_gain, turn, 1, key);
+    kernels->to_float16(key, half, size);
+    store_key(row->cache, heads, head, row->position, half);
+}
+
+static float query_scale(const Heads *heads, int position) {
+    if (!heads->growth) return heads->scale;
+    return heads->scale * (float)(1 + heads->growth * log(1 + floor((double)position / heads->period)));
+}
+
 static void rotate_and_store(Worker *w, const Heads *heads, const Row *rows, int n, const float *angles,
                              const float *q_gain, const float *k_gain, float *q, size_t q_stride, float *k, float *v,
                              size_t kv_stride) {
-    const Kernels *kernels = w->backend->kernels;
     const int size = heads->head_size, group = q ? heads->n_head / heads->n_head_kv : 0;
     const int units = n * heads->n_head_kv * (1 + group), n_rotated = heads->rope ? heads->rope->n_rotated : 0;
-    const bool neox = heads->rope && heads->rope->neox;
-    uint16_t half[MAX_HEAD_SIZE];
     /* Each key head, then the query heads that share it; the rows of a head side by side, because their keys share
      * lines of the cache, which are then mostly one worker's. */
     for (int unit = share_begin(w, units, w->index); unit < share_begin(w, units, w->index + 1); unit++) {
         const int row = unit % n, head = unit / n / (1 + group), member = unit / n % (1 + group);
         const float *turn = angles + (size_t)row * n_rotated;
-        if (member) {
-            float *query = q + row * q_stride + (size_t)(head * group + member - 1) * size;
-            if (q_gain) kernels->rms_norm(query, q_gain, heads->eps, size, query);
-            kernels->rotate(query, size, turn, n_rotated, neox, heads->scale);
-            continue;
-        }
-        float *key = k + row * kv_stride + (size_t)head * size;
-        if (k_gain) kernels->rms_norm(key, k_gain, heads->eps, size, key);
-        kernels->rotate(key, size, turn, n_rotated, neox, 1);
-        kernels->to_float16(key, half, size);
-        store_key(rows[row].cache, heads, head, rows[row].position, half);
-        kernels->to_float16(v + row * kv_stride + (size_t)head * size,
-                            value_at(rows[row].cache, heads, head, rows[row].position), size);
+        const size_t at = row * kv_stride + (size_t)head * size;
+        if (member)
+            turn_head(w->backend->kernels, heads, q_gain, turn, query_scale(heads, rows[row].position),
+                      q + row * q_stride + (size_t)(head * group + member - 1) * size);
+        else if (k)
+            store_head(w, heads, &rows[row], head, k_gain, turn, k + at, v ? v + at : NULL);
     }
     barrier(w);
 }
@@ -566,21 +646,25 @@ static void attend_chunk(Worker *w, const Heads *heads, Run run, int kv_head, in
     const Cache *cache = run.rows[0].cache;
     const float *queries[QUERIES_TOGETHER];
     float *partials[QUERIES_TOGETHER];
-    int n_visible[QUERIES_TOGETHER];
+    int n_visible[QUERIES_TOGETHER], n_hidden[QUERIES_TOGETHER];
     Attention a = {.keys = chunk_at(cache, cache->keys, heads, kv_head, chunk),
                    .values = chunk_at(cache, cache->values, heads, kv_head, chunk),
                    .head_size = size,
                    .queries = queries,
                    .n_visible = n_visible,
+                   .n_hidden = n_hidden,
+                   .softcap = heads->softcap,
                    .partials = partials};
     for (int i = 0; i < run.n * group; i++) {
         const int row = i / group, head = kv_head * group + i % group, visible = run.rows[row].n_visible - begin;
-        if (visible > 0) {
+        const int hidden = first_visible(heads, &run.rows[row]) - begin;
+        if (visible > 0 && hidden < POSITION_CHUNK) {
+            n_hidden[a.n_queries] = hidden > 0 ? hidden : 0;
             queries[a.n_queries] = q + row * q_stride + (size_t)head * size;
             partials[a.n_queries] = partial_at(w, heads, buffer, run.first + row, head, chunk, n_chunks);
             n_visible[a.n_queries++] = visible < POSITION_CHUNK ? visible : POSITION_CHUNK;
         }
-        if (a.n_queries < QUERIES_TOGETHER && i + 1 < run.n * group) continue;
+        if (!a.n_queries || (a.n_queries < QUERIES_TOGETHER && i + 1 < run.n * group)) continue;
         w->backend->kernels->attend(&a);
         a.n_queries = 0;
     }
@@ -597,16 +681,23 @@ static Run run_at(const Row *rows, int i, int n) {
 
 static int visible_to(Run run) { return run.rows[run.n - 1].n_visible; }
 
+static int first_chunk(const Heads *heads, const Row *row) { return first_visible(heads, row) / POSITION_CHUNK; }
+
+/* Positions of the chunks that a run reads. */
+static int positions_read(const Heads *heads, Run run) {
+    return visible_to(run) - first_chunk(heads, run.rows) * POSITION_CHUNK;
+}
+
 /* The chunks of all runs and heads form one list, as they lie in memory, of which each worker takes those whose middle
  * lies in its share of all positions. */
 static void attend_rows(Worker *w, const Heads *heads, const Row *rows, int n, const float *q, size_t q_stride,
                         int buffer, int n_chunks) {
     int total = 0, at = 0;
     for (Run run = run_at(rows, 0, n); run.n; run = run_at(rows, run.first + run.n, n))
-        total += heads->n_head_kv * visible_to(run);
+        total += heads->n_head_kv * positions_read(heads, run);
     const int begin = share_begin(w, total, w->index), end = share_begin(w, total, w->index + 1);
     for (Run run = run_at(rows, 0, n); run.n; run = run_at(rows, run.first + run.n, n))
-        for (int chunk = 0; chunk < cache_chunks(visible_to(run)); chunk++) {
+        for (int chunk = first_chunk(heads, run.rows); chunk < cache_chunks(visible_to(run)); chunk++) {
             const int left = visible_to(run) - chunk * POSITION_CHUNK;
             const int length = left < POSITION_CHUNK ? left : POSITION_CHUNK;
             for (int head = 0; head < heads->n_head_kv; head++, at += length)
@@ -627,9 +718,11 @@ static void fold_rows(Worker *w, const Heads *heads, const Row *rows, int first,
         const int heads_here = head + together < heads->n_head ? together : heads->n_head - head;
         const int begin = head * size / GROUP,
                   end = head + together < heads->n_head ? begin + together * size / GROUP : 2 * out->n_pairs;
+        const int first_read = first_chunk(heads, &rows[row]);
         for (int h = 0; h < heads_here; h++)
-            w->backend->kernels->fold(partial_at(w, heads, buffer, row, head + h, 0, n_chunks), partial_size(heads),
-                                      cache_chunks(rows[row].n_visible), size, w->scratch + h * size);
+            w->backend->kernels->fold(partial_at(w, heads, buffer, row, head + h, first_read, n_chunks),
+                                      partial_size(heads), cache_chunks(rows[row].n_visible) - first_read, size,
+                                      heads->sinks ? heads->sinks + head + h : NULL, w->scratch + h * size);
         memset(w->scratch + heads_here * size, 0,
                ((size_t)(end - begin) * GROUP - (size_t)heads_here * size) * sizeof(float));
         w->backend->kernels->store_operand(w->scratch, out, first + row, begin, end);
@@ -652,24 +745,45 @@ static void attend(Worker *w, const Heads *heads, const Row *rows, int n, const 
 }
 
 /* Each worker multiplies the gate and up rows of whole groups, and hands on their product alone. */
-static void swiglu(Worker *w, const Weight *gate, const Weight *up, const Operand *in, int n, Operand *out) {
+static void gate(Worker *w, Activation activation, const Matrix *gate, const Matrix *up, const Operand *in, int n,
+                 Operand *out) {
     enum { BLOCKS = GROUP / BLOCK_ROWS };
     const Kernels *kernels = w->backend->kernels;
     const Operand *mine = operand_of(w, in, n);
-    float *g = w->scratch, *u = g + BEE_MAX_PASS_ROWS * GROUP;
-    const int units = 2 * out->n_pairs;
+    const Matrix *const matrices[] = {gate, up};
+    float *values[] = {w->scratch + BEE_MAX_PASS_ROWS * GROUP, w->scratch + 2 * BEE_MAX_PASS_ROWS * GROUP};
+    const int units = 2 * out->n_pairs, n_blocks = up->weight->n_blocks;
     for (int unit = share_begin(w, units, w->index); unit < share_begin(w, units, w->index + 1); unit++) {
-        const int first = BLOCKS * unit, last = first + BLOCKS < gate->n_blocks ? first + BLOCKS : gate->n_blocks;
-        if (last < first + BLOCKS) memset(g, 0, 2 * BEE_MAX_PASS_ROWS * GROUP * sizeof(float));
-        if (first < last) {
-            kernels->multiply(gate, first, last, mine, n, g, GROUP, false);
-            kernels->multiply(up, first, last, mine, n, u, GROUP, false);
-        }
+        const int first = BLOCKS * unit, last = first + BLOCKS < n_blocks ? first + BLOCKS : n_blocks;
+        if (last < first + BLOCKS) memset(values[0], 0, 2 * BEE_MAX_PASS_ROWS * GROUP * sizeof(float));
+        for (int m = 0; m < 2 && first < last; m++)
+            multiply_blocks(w, matrices[m], first, last, mine, n, values[m], GROUP, false);
         for (int i = 0; i < n; i++) {
-            kernels->swiglu(g + i * GROUP, u + i * GROUP, GROUP, g + i * GROUP);
-            kernels->store_operand(g + i * GROUP, out, i, unit, unit + 1);
+            float *g = values[0] + i * GROUP;
+            kernels->gate(activation, g, values[1] + i * GROUP, GROUP, g);
+            kernels->store_operand(g, out, i, unit, unit + 1);
         }
     }
+    barrier(w);
+}
+
+static void gate_values(Worker *w, Activation activation, const float *gate, size_t gate_stride, const float *up,
+                        size_t up_stride, int columns, int n, Operand *out) {
+    const Share share = share_of(w, out, n);
+    for (int i = share.first; i < share.last; i++) {
+        w->backend->kernels->gate(activation, gate + i * gate_stride, up + i * up_stride, columns, w->scratch);
+        memset(w->scratch + columns, 0, (padded(columns) - (size_t)columns) * sizeof(float));
+        w->backend->kernels->store_operand(w->scratch, share.out, i, 0, 2 * out->n_pairs);
+    }
+    end_share(w, out, share);
+}
+
+/* Each worker its part of every row, in whole vectors. */
+static void cap(Worker *w, float scale, float softcap, float *logits, size_t stride, int columns, int n) {
+    const int blocks = (columns + BLOCK_ROWS - 1) / BLOCK_ROWS, first = BLOCK_ROWS * share_begin(w, blocks, w->index);
+    const int end = BLOCK_ROWS * share_begin(w, blocks, w->index + 1), last = end < columns ? end : columns;
+    for (int i = 0; i < n && first < last; i++)
+        w->backend->kernels->cap(scale, softcap, last - first, logits + i * stride + first);
     barrier(w);
 }
 
@@ -784,13 +898,17 @@ static const Ops cpu_ops = {
     .run = run,
     .worker_index = worker_index,
     .embed = embed,
-    .rms_norm = rms_norm,
+    .norm = norm,
+    .norm_in_place = norm_in_place,
+    .add = add,
     .to_operand = to_operand,
     .multiply = multiply,
     .rope_angles = rope_angles,
     .rotate_and_store = rotate_and_store,
     .attend = attend,
-    .swiglu = swiglu,
+    .gate = gate,
+    .gate_values = gate_values,
+    .cap = cap,
     .copy = copy,
     .choose = choose,
     .measure_rates = measure_rates,

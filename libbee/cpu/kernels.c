@@ -292,15 +292,29 @@ static void store_operand(const float *x, Operand *out, int token, int first, in
     }
 }
 
-static void rms_norm(const float *x, const float *gain, float eps, int n, float *out) {
+static float mean_of(const float *x, int n) {
+    VF sum = vf_set(0);
+    for (int i = 0; i < n; i += 16) sum = vf_add(sum, vf_keep(vf_load(x + i), n - i, 0));
+    return vf_sum(sum) / (float)n;
+}
+
+static void norm(const float *x, const float *gain, bool centred, float eps, int n, float *out) {
+    const VF mean = vf_set(centred ? mean_of(x, n) : 0);
     VF squares = vf_set(0);
     for (int i = 0; i < n; i += 16) {
-        const VF v = vf_keep(vf_load(x + i), n - i, 0);
+        const VF v = vf_keep(vf_sub(vf_load(x + i), mean), n - i, 0);
         squares = vf_fma(v, v, squares);
     }
-    const VF factor = vf_set(1.0f / sqrtf(vf_sum(squares) / (float)n + eps));
-    for (int i = 0; i < n; i += 16)
-        vf_store(out + i, vf_keep(vf_mul(vf_mul(vf_load(x + i), factor), vf_load(gain + i)), n - i, 0));
+    const VF factor = vf_set(1.0f / sqrtf(vf_sum(squares) / (float)n + eps)), one = vf_set(1);
+    for (int i = 0; i < n; i += 16) {
+        const VF v = vf_mul(vf_sub(vf_load(x + i), mean), factor);
+        vf_store(out + i, vf_keep(vf_mul(v, gain ? vf_load(gain + i) : one), n - i, 0));
+    }
+}
+
+static void add(const float *y, float scale, float whole, int n, float *x) {
+    const VF s = vf_set(scale), w = vf_set(whole);
+    for (int i = 0; i < n; i += 16) vf_store(x + i, vf_mul(vf_fma(vf_load(y + i), s, vf_load(x + i)), w));
 }
 
 static void rotate(float *x, int n, const float *turn, int n_rotated, bool neox, float scale) {
@@ -331,12 +345,50 @@ INLINE VF vf_exp(VF x) {
     return vf_scale2(vf_add(p, vf_set(1)), n);
 }
 
-static void swiglu(const float *gate, const float *up, int n, float *out) {
+/* x / (1 + exp(-y)); the bound keeps exp finite where the quotient is all but 0 */
+INLINE VF over_logistic(VF x, VF y) {
+    const VF down = vf_exp(vf_sub(vf_set(0), vf_max(y, vf_set(-87.0f))));
+    return vf_div(x, vf_add(vf_set(1), down));
+}
+
+/* gelu(x) = x / 2 (1 + tanh u) = x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3) */
+INLINE VF activate(Activation activation, VF x) {
+    if (activation == ACTIVATION_SILU) return over_logistic(x, x);
+    const VF cubic = vf_fma(vf_mul(x, x), vf_set(0.044715f), vf_set(1));
+    return over_logistic(x, vf_mul(vf_mul(vf_set(2 * 0.7978845608f), x), cubic));
+}
+
+INLINE void gate_all(Activation activation, const float *gate, const float *up, int n, float *out) {
     for (int i = 0; i < n; i += 16) {
-        const VF g = vf_load(gate + i);
-        /* silu(g) = g / (1 + exp(-g)); the bound keeps exp finite where the quotient is all but 0 */
-        const VF down = vf_exp(vf_sub(vf_set(0), vf_max(g, vf_set(-87.0f))));
-        vf_store(out + i, vf_mul(vf_div(g, vf_add(vf_set(1), down)), vf_load(up + i)));
+        const VF u = vf_load(up + i);
+        vf_store(out + i, gate ? vf_mul(activate(activation, vf_load(gate + i)), u) : activate(activation, u));
+    }
+}
+
+static void gate(Activation activation, const float *gates, const float *up, int n, float *out) {
+    switch (activation) {
+    case ACTIVATION_SILU: gate_all(ACTIVATION_SILU, gates, up, n, out); return;
+    case ACTIVATION_GELU: gate_all(ACTIVATION_GELU, gates, up, n, out); return;
+    }
+}
+
+/* softcap * tanh(x / softcap), as 1 - 2 / (exp(2 x) + 1); beyond 15 tanh is 1. */
+INLINE VF capped(VF x, float softcap) {
+    const VF limit = vf_set(30), two = vf_set(2);
+    VF twice = vf_mul(x, vf_set(2 / softcap));
+    twice = vf_sub(vf_set(0), vf_max(vf_sub(vf_set(0), limit), vf_sub(vf_set(0), twice))); /* min; NaN stays */
+    const VF down = vf_div(two, vf_add(vf_exp(twice), vf_set(1)));
+    return vf_mul(vf_set(softcap), vf_sub(vf_set(1), down));
+}
+
+static void cap(float scale, float softcap, int n, float *x) {
+    float last[16];
+    for (int i = 0; i < n; i += 16) {
+        float *at = n - i < 16 ? last : x + i;
+        if (at == last) memcpy(last, x + i, (size_t)(n - i) * sizeof(float));
+        const VF scaled = vf_mul(vf_load(at), vf_set(scale));
+        vf_store(at, softcap ? capped(scaled, softcap) : scaled);
+        if (at == last) memcpy(x + i, last, (size_t)(n - i) * sizeof(float));
     }
 }
 
@@ -387,10 +439,10 @@ enum { MAX_QUERIES = 6 };
 
 /* Scores of n queries against n_blocks blocks of 16 positions, two at a time where the registers hold the sums: more
  * products under way. */
-INLINE void score(int n, const Attention *a, const float *const *queries, int n_blocks,
+INLINE void score(int n, const Attention *a, const float *const *queries, int first_block, int n_blocks,
                   float (*scores)[POSITION_CHUNK]) {
     const bool two = 2 * n <= FLOAT_SUMS;
-    for (int block = 0; block < n_blocks; block += two ? 2 : 1) {
+    for (int block = two ? first_block / 2 * 2 : first_block; block < n_blocks; block += two ? 2 : 1) {
         const uint16_t *keys = a->keys + (size_t)block * POSITION_BLOCK * a->head_size;
         const uint16_t *more = keys + (size_t)POSITION_BLOCK * a->head_size;
         VF acc[MAX_QUERIES][2];
@@ -416,31 +468,44 @@ INLINE void score(int n, const Attention *a, const float *const *queries, int n_
 }
 
 /* In place: exp(score - largest). Leaves the largest and the sum at the head of the partial result. */
-INLINE void soften(float *scores, int n_visible, float *partial) {
-    /* Lanes beyond the positions seen may hold anything, NaN included. */
-    const int whole = n_visible / 16 * 16, rest = n_visible - whole;
+INLINE void soften(float *scores, int n_hidden, int n_visible, float softcap, float *partial) {
+    /* Lanes beyond the positions seen, on either side, may hold anything, NaN included. */
+    const int first = n_hidden / 16 * 16, whole = n_visible / 16 * 16, rest = n_visible - whole;
+    for (int p = first; softcap && p < n_visible; p += 16) vf_store(scores + p, capped(vf_load(scores + p), softcap));
     if (rest) vf_store(scores + whole, vf_keep(vf_load(scores + whole), rest, -INFINITY));
+    for (int p = first; p < n_hidden; p++) scores[p] = -INFINITY;
     VF top = vf_set(-INFINITY), sum = vf_set(0);
-    for (int p = 0; p < n_visible; p += 16) top = vf_max(top, vf_load(scores + p));
+    for (int p = first; p < n_visible; p += 16) top = vf_max(top, vf_load(scores + p));
     partial[0] = vf_largest(top);
     const VF shift = vf_set(partial[0]);
-    for (int p = 0; p < n_visible; p += 16) {
+    for (int p = first; p < n_visible; p += 16) {
         VF e = vf_exp(vf_sub(vf_load(scores + p), shift));
         if (p == whole) e = vf_keep(e, rest, 0);
         vf_store(scores + p, e);
+        if (p < n_hidden) { /* exp is never quite 0 */
+            memset(scores + p, 0, (size_t)(n_hidden - p) * sizeof(float));
+            e = vf_load(scores + p);
+        }
         sum = vf_add(sum, e);
     }
     partial[1] = vf_sum(sum);
 }
 
 /* `width` x 16 dimensions of the values, weighted, for n queries. The positions that all of them see are read once; the
- * few that only later tokens see come after, query by query: the order of each sum is that of the positions. */
-INLINE void weigh(int n, int width, const Attention *a, const int *n_visible, int dimension,
+ * few before and after, which only some tokens see, query by query: the order of each sum is that of the positions. */
+INLINE void weigh(int n, int width, const Attention *a, const int *n_hidden, const int *n_visible, int dimension,
                   const float (*scores)[POSITION_CHUNK], float *const *partials) {
     VF acc[MAX_QUERIES][4];
     UNROLL for (int q = 0; q < n; q++) UNROLL for (int c = 0; c < width; c++) acc[q][c] = vf_set(0);
-    const uint16_t *values = a->values + dimension;
-    for (int p = 0; p < n_visible[0]; p++, values += a->head_size) {
+    const int begin = n_hidden[n - 1], end = n_visible[0] < begin ? begin : n_visible[0];
+    UNROLL for (int q = 0; q < n; q++) {
+        const uint16_t *early = a->values + dimension + (size_t)n_hidden[q] * a->head_size;
+        for (int p = n_hidden[q]; p < begin && p < n_visible[q]; p++, early += a->head_size)
+            UNROLL for (int c = 0; c < width; c++) acc[q][c] =
+                vf_fma(vf_load_f16(early + 16 * c), vf_set(scores[q][p]), acc[q][c]);
+    }
+    const uint16_t *values = a->values + dimension + (size_t)begin * a->head_size;
+    for (int p = begin; p < end; p++, values += a->head_size) {
         for (int c = 0; c < width; c += 2) __builtin_prefetch(values + 16 * c + 2048);
         UNROLL for (int c = 0; c < width; c++) {
             const VF v = vf_load_f16(values + 16 * c);
@@ -449,7 +514,7 @@ INLINE void weigh(int n, int width, const Attention *a, const int *n_visible, in
     }
     UNROLL for (int q = 0; q < n; q++) {
         const uint16_t *rest = values;
-        for (int p = n_visible[0]; p < n_visible[q]; p++, rest += a->head_size)
+        for (int p = end; p < n_visible[q]; p++, rest += a->head_size)
             UNROLL for (int c = 0; c < width; c++) acc[q][c] =
                 vf_fma(vf_load_f16(rest + 16 * c), vf_set(scores[q][p]), acc[q][c]);
         UNROLL for (int c = 0; c < width; c++) vf_store(partials[q] + PARTIAL_HEAD + dimension + 16 * c, acc[q][c]);
@@ -458,15 +523,16 @@ INLINE void weigh(int n, int width, const Attention *a, const int *n_visible, in
 
 INLINE void attend_queries(int n, const Attention *a, int first) {
     float scores[MAX_QUERIES][POSITION_CHUNK];
-    const int *n_visible = a->n_visible + first;
+    const int *n_visible = a->n_visible + first, *n_hidden = a->n_hidden + first;
     const int blocks = (n_visible[n - 1] + POSITION_BLOCK - 1) / POSITION_BLOCK;
     float *const *partials = a->partials + first;
-    score(n, a, a->queries + first, blocks, scores);
-    for (int q = 0; q < n; q++) soften(scores[q], n_visible[q], partials[q]);
+    score(n, a, a->queries + first, n_hidden[0] / POSITION_BLOCK, blocks, scores);
+    for (int q = 0; q < n; q++) soften(scores[q], n_hidden[q], n_visible[q], a->softcap, partials[q]);
     const int width = 4 * n <= FLOAT_SUMS ? 4 : 2 * n <= FLOAT_SUMS ? 2 : 1;
     int d = 0;
-    for (; d + 16 * width <= a->head_size; d += 16 * width) weigh(n, width, a, n_visible, d, scores, partials);
-    for (; d < a->head_size; d += 16) weigh(n, 1, a, n_visible, d, scores, partials);
+    for (; d + 16 * width <= a->head_size; d += 16 * width)
+        weigh(n, width, a, n_hidden, n_visible, d, scores, partials);
+    for (; d < a->head_size; d += 16) weigh(n, 1, a, n_hidden, n_visible, d, scores, partials);
 }
 
 #define ATTEND(n) \
@@ -498,7 +564,7 @@ static float exp_of(float x) {
     return lanes[0];
 }
 
-static void fold(const float *partials, size_t stride, int n_chunks, int head_size, float *out) {
+static void fold(const float *partials, size_t stride, int n_chunks, int head_size, const float *sink, float *out) {
     float top = partials[0], sum = partials[1];
     memcpy(out, partials + PARTIAL_HEAD, (size_t)head_size * sizeof(float));
     for (int c = 1; c < n_chunks; c++) {
@@ -511,7 +577,13 @@ static void fold(const float *partials, size_t stride, int n_chunks, int head_si
             vf_store(out + d,
                      vf_fma(vf_load(partial + PARTIAL_HEAD + d), vf_set(new), vf_mul(vf_load(out + d), vf_set(old))));
     }
-    const VF inverse = vf_set(1.0f / sum);
+    float share = 1;
+    if (sink) {
+        const float larger = *sink > top ? *sink : top;
+        share = exp_of(top - larger);
+        sum = sum * share + exp_of(*sink - larger);
+    }
+    const VF inverse = vf_set(share / sum);
     for (int d = 0; d < head_size; d += 16) vf_store(out + d, vf_mul(vf_load(out + d), inverse));
 }
 
@@ -561,9 +633,11 @@ const Kernels ISA_KERNELS = {
     .name = ISA_NAME,
     .multiply = multiply,
     .store_operand = store_operand,
-    .rms_norm = rms_norm,
+    .norm = norm,
+    .add = add,
     .rotate = rotate,
-    .swiglu = swiglu,
+    .gate = gate,
+    .cap = cap,
     .attend = attend,
     .fold = fold,
     .to_float16 = to_float16,

@@ -32,6 +32,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "activation.h"
+
 #include "cache/cache.h"
 #include "types/types.h"
 
@@ -91,6 +93,8 @@ typedef struct Attention {
     int n_queries;
     const float *const *queries; /* each [head_size], already scaled */
     const int *n_visible;        /* of the chunk's positions, per query: 1 to POSITION_CHUNK, never falling */
+    const int *n_hidden;         /* the first of them, which are out of a query's window: never falling */
+    float softcap;               /* scores become softcap * tanh(score / softcap); 0: they stay */
     float *const *partials;      /* out, per query */
 } Attention;
 
@@ -104,15 +108,21 @@ typedef struct Kernels {
     /* Puts groups [first, last) of 32 columns of one token into an operand; x[0] is the first of them, and `x` is zero
      * from the operand's columns up to whole pairs. */
     void (*store_operand)(const float *x, Operand *out, int token, int first, int last);
-    /* out = x / sqrt(mean(x^2) + eps) * gain over n values; reads and writes up to the next multiple of 16. */
-    void (*rms_norm)(const float *x, const float *gain, float eps, int n, float *out);
+    /* out = x / sqrt(mean(x^2) + eps) * gain over n values, of which the mean is taken away first where `centred`;
+     * gain NULL: 1. Reads and writes up to the next multiple of 16. */
+    void (*norm)(const float *x, const float *gain, bool centred, float eps, int n, float *out);
+    /* x = (x + scale * y) * whole over n values, up to the next multiple of 16. */
+    void (*add)(const float *y, float scale, float whole, int n, float *x);
     /* RoPE over the first n_rotated of n dimensions, then all of them times `scale`; turn = cos, sin per pair. */
     void (*rotate)(float *x, int n, const float *turn, int n_rotated, bool neox, float scale);
-    /* out = silu(gate) * up over n values, up to the next multiple of 16. */
-    void (*swiglu)(const float *gate, const float *up, int n, float *out);
+    /* out = activation(gate) * up over n values, up to the next multiple of 16; gate NULL: activation(up). */
+    void (*gate)(Activation activation, const float *gate, const float *up, int n, float *out);
+    /* x = softcap * tanh(scale * x / softcap), or scale * x where softcap is 0. */
+    void (*cap)(float scale, float softcap, int n, float *x);
     void (*attend)(const Attention *attention);
-    /* Folds the partial results of successive chunks, `stride` floats apart, and divides by the sum: out[head_size]. */
-    void (*fold)(const float *partials, size_t stride, int n_chunks, int head_size, float *out);
+    /* Folds the partial results of successive chunks, `stride` floats apart, and divides by the sum, to which a sink, a
+     * score without a value, belongs where there is one: out[head_size]. */
+    void (*fold)(const float *partials, size_t stride, int n_chunks, int head_size, const float *sink, float *out);
     void (*to_float16)(const float *x, uint16_t *out, int n); /* n a multiple of 16 */
     float (*largest)(const float *x, int n);                  /* n at least 1 */
     /* Sum of exp(x - shift), x <= shift. */

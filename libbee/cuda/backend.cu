@@ -22,14 +22,15 @@ static ProductScratch product_scratch(const Backend *b) {
             (int)(b->tickets.bytes / sizeof(unsigned))};
 }
 
-static void embed(Worker *w, const Table *table, const Row *, int n, float *x, size_t stride) {
+static void embed(Worker *w, const Table *table, const Row *, int n, float, float *x, size_t stride) {
     queue_embed(w->backend->stream, table->type, table->raw, table->row_bytes, table->columns, w->backend->input->rows,
                 n, x, stride);
 }
 
-static void rms_norm(Worker *w, const float *x, size_t stride, const int32_t *index, const float *gain, float eps,
-                     int columns, int n, Operand *out) {
-    queue_rms_norm(w->backend->stream, x, stride, device_index(w, index), gain, eps, columns, n, &out->operand);
+static void norm(Worker *w, const Norm *norm, const float *x, size_t stride, const int32_t *index, int columns, int n,
+                 Operand *out) {
+    queue_rms_norm(w->backend->stream, x, stride, device_index(w, index), norm->gain, norm->eps, columns, n,
+                   &out->operand);
 }
 
 static void to_operand(Worker *w, const float *x, size_t stride, const int32_t *index, int n, Operand *out) {
@@ -39,7 +40,7 @@ static void to_operand(Worker *w, const float *x, size_t stride, const int32_t *
 static void multiply(Worker *w, const Product *products, int n_products, const Operand *in, int n) {
     DeviceProduct device[PRODUCTS_TOGETHER];
     for (int i = 0; i < n_products; i++)
-        device[i] = {products[i].weight->weight, products[i].out, products[i].stride, products[i].add};
+        device[i] = {products[i].matrix->weight->weight, products[i].out, products[i].stride, products[i].add};
     const ProductScratch scratch = product_scratch(w->backend);
     queue_multiply(w->backend->stream, device, n_products, &in->operand, n, &scratch);
 }
@@ -70,7 +71,9 @@ static void attend(Worker *w, const Heads *heads, const Row *, int n, const floa
     }
 }
 
-static void swiglu(Worker *w, const Weight *gate, const Weight *up, const Operand *in, int n, Operand *out) {
+static void gate(Worker *w, Activation, const Matrix *gate_matrix, const Matrix *up_matrix, const Operand *in, int n,
+                 Operand *out) {
+    const Weight *gate = gate_matrix->weight, *up = up_matrix->weight;
     Backend *b = w->backend;
     const ProductScratch scratch = product_scratch(b);
     float *values = (float *)b->gates.memory;
@@ -169,10 +172,11 @@ static const DeviceOps device_ops = {
 
 /* In the order of the structure: C++17 has no designated initialisers. */
 static const Ops cuda_ops = {
-    weight_new,   weight_free, weight_bytes, operand_format, operand_new, operand_free, buffer_new,       buffer_free,
-    buffer_write, buffer_read, buffer_move,  table_new,      table_free,  cache_new,    cache_free,       run,
-    worker_index, embed,       rms_norm,     to_operand,     multiply,    rope_angles,  rotate_and_store, attend,
-    swiglu,       copy,        choose,       measure_rates,  &device_ops,
+    weight_new,       weight_free, weight_bytes, operand_format, operand_new, operand_free, buffer_new, buffer_free,
+    buffer_write,     buffer_read, buffer_move,  table_new,      table_free,  cache_new,    cache_free, run,
+    worker_index,     embed,       norm,         NULL,           NULL,        to_operand,   multiply,   rope_angles,
+    rotate_and_store, attend,      gate,         NULL,           NULL,        copy,         choose,     measure_rates,
+    &device_ops,
 };
 
 static bee_status no_device(cudaError_t error, bee_error *out) {

@@ -258,9 +258,10 @@ Operand *operand_new(Backend *b, int columns, int max_rows, int formats) {
 }
 
 void cache_free(Backend *b, Cache *cache) {
-    if (!cache) return;
-    give_back(b, cache->keys, cache_half_bytes(cache));
-    give_back(b, cache->values, cache_half_bytes(cache));
+    for (int r = 0; cache && r < CACHE_REGIONS; r++) {
+        give_back(b, cache->keys[r], cache_half_bytes(cache, r));
+        give_back(b, cache->values[r], cache_half_bytes(cache, r));
+    }
     free(cache);
 }
 
@@ -278,13 +279,16 @@ DeviceHeads device_heads(const Heads *h) {
 Cache *cache_new(Backend *b, const CacheShape *shape, int n_ctx) {
     Cache *cache = (Cache *)calloc(1, sizeof *cache);
     if (!cache) return NULL;
-    cache->n_ctx = cache_chunks(n_ctx) * CACHE_CHUNK;
-    cache->columns = shape->columns;
-    cache->keys = (uint16_t *)take(b, cache_half_bytes(cache));
-    cache->values = (uint16_t *)take(b, cache_half_bytes(cache));
+    *cache = cache_layout(shape, n_ctx);
+    bool ok = true;
+    for (int r = 0; r < CACHE_REGIONS; r++) {
+        if (!cache->columns[r]) continue;
+        ok = (cache->keys[r] = (uint16_t *)take(b, cache_half_bytes(cache, r))) && ok;
+        ok = (cache->values[r] = (uint16_t *)take(b, cache_half_bytes(cache, r))) && ok;
+    }
     const size_t before = b->need_attention;
-    grow_to(&b->need_attention, attention_bytes(shape->n_head, shape->query_columns, cache->n_ctx));
-    if (cache->keys && cache->values && reserve_needs(b)) return cache;
+    grow_to(&b->need_attention, attention_bytes(shape->n_head, shape->query_columns, n_ctx));
+    if (ok && reserve_needs(b)) return cache;
     cache_free(b, cache);
     b->need_attention = before; /* the others go on as before */
     reserve_needs(b);

@@ -12,7 +12,8 @@ static bool truncates(const bee_sampling *s) {
 }
 
 static DeviceRow device_row(const Row *row) {
-    return {row->cache->keys, row->cache->values, row->cache->n_ctx, row->token, row->position, row->n_visible};
+    return {row->cache->keys[0], row->cache->values[0], row->cache->n_positions[0],
+            row->token,          row->position,         row->n_visible};
 }
 
 /* Edits and masks of all choices go where the choices then point. */
@@ -241,13 +242,13 @@ void cycle_set(Backend *b, DeviceCycle *cycle, const CycleState *state) {
     memcpy(s->stop_tokens, state->stop_tokens, (size_t)state->n_stop_tokens * sizeof *state->stop_tokens);
     s->mask_token = state->mask_token;
     s->causal = state->causal;
-    s->keys = state->cache->keys;
-    s->values = state->cache->values;
-    s->n_ctx = state->cache->n_ctx;
+    s->keys = state->cache->keys[0];
+    s->values = state->cache->values[0];
+    s->n_ctx = state->cache->n_positions[0];
     if (state->draft_cache) {
-        s->draft_keys = state->draft_cache->keys;
-        s->draft_values = state->draft_cache->values;
-        s->draft_n_ctx = state->draft_cache->n_ctx;
+        s->draft_keys = state->draft_cache->keys[0];
+        s->draft_values = state->draft_cache->values[0];
+        s->draft_n_ctx = state->draft_cache->n_positions[0];
     }
     s->has_profile = state->profile != NULL;
     if (state->profile) memcpy(s->profile, state->profile, sizeof s->profile);

@@ -9,6 +9,7 @@
 #ifndef BEE_OPS_H
 #define BEE_OPS_H
 
+#include "activation.h"
 #include "cache/cache.h"
 #include "file/gguf.h"
 
@@ -27,28 +28,60 @@ typedef struct Row {
     int32_t n_visible; /* attends to positions 0 .. n_visible - 1 */
 } Row;
 
+/* A matrix and what belongs to its product: scale * (weight in) + bias. */
+typedef struct Matrix {
+    Weight *weight;
+    float *bias; /* one per row; NULL: none */
+    float scale;
+} Matrix;
+
 typedef struct Product {
-    const Weight *weight;
+    const Matrix *matrix;
     float *out;
     size_t stride;
     bool add; /* add to `out`, or replace it */
 } Product;
 
-/* Rotary positions. */
+/* x / sqrt(mean(x^2) + eps) * gain. */
+typedef struct Norm {
+    const float *gain; /* NULL: 1 */
+    float eps;
+    bool centred; /* the mean is taken away first */
+} Norm;
+
+/* Rotary positions: pairs of dimensions turn by position * frequency. */
 typedef struct Rope {
     int n_rotated;             /* leading dimensions of a head that are turned */
     bool neox;                 /* pairs (i, i + n_rotated / 2); otherwise (2 i, 2 i + 1) */
+    float magnitude;           /* of cosines and sines */
     const double *frequencies; /* [n_rotated / 2] radians per position, in a buffer of the backend */
+    /* In contexts of more than long_beyond positions these take their place; NULL: none do. */
+    const double *long_frequencies;
+    int long_beyond;
 } Rope;
 
-/* How a layer's queries and keys are shaped. */
+/* How a layer's queries and keys are shaped, and what they see. */
 typedef struct Heads {
     int n_head, n_head_kv, head_size;
-    int first_column; /* of the layer's keys among those of a position: the columns of the layers before it */
-    float scale;      /* of queries */
-    float eps;        /* of the query and key norms */
     const Rope *rope; /* NULL: no positions */
+    float scale;      /* of queries */
+    double growth;    /* queries are multiplied by 1 + growth * ln(1 + floor(position / period)) */
+    int period;
+    float eps;          /* of the norms of heads */
+    bool norm_rotated;  /* queries and keys are normed after they are turned, not before */
+    bool norm_values;   /* values are normed, without a gain */
+    int window;         /* how many positions are seen, the row's own included; 0: all */
+    float softcap;      /* scores become softcap * tanh(score / softcap); 0: they stay */
+    const float *sinks; /* [n_head] scores without a value that belong to every sum; NULL: none */
+    int first_column;   /* where the keys lie among those of a position, in the region of layers like this one */
 } Heads;
+
+static inline int cache_region(const Heads *heads) { return heads->window > 0; }
+
+/* Where the window of a row begins. */
+static inline int first_visible(const Heads *heads, const Row *row) {
+    return heads->window && row->position >= heads->window ? row->position - heads->window + 1 : 0;
+}
 
 /* A change to one logit: (logit + bias), divided by `repetition` where it is positive and multiplied where it is not,
  * less `penalty`. */
@@ -160,23 +193,36 @@ typedef struct Ops {
     void (*run)(Backend *backend, void (*body)(Worker *worker, void *argument), void *argument, const RunInput *input);
     int (*worker_index)(const Worker *worker); /* 0 for exactly one worker of a run */
 
-    void (*embed)(Worker *worker, const Table *table, const Row *rows, int n, float *x, size_t stride);
+    /* x row i = scale * row rows[i].token of the table */
+    void (*embed)(Worker *worker, const Table *table, const Row *rows, int n, float scale, float *x, size_t stride);
     /* out row i = norm of x row (index ? index[i] : i) */
-    void (*rms_norm)(Worker *worker, const float *x, size_t stride, const int32_t *index, const float *gain, float eps,
-                     int columns, int n, Operand *out);
+    void (*norm)(Worker *worker, const Norm *norm, const float *x, size_t stride, const int32_t *index, int columns,
+                 int n, Operand *out);
+    /* In place, each of `parts` slices of so many columns for itself. */
+    void (*norm_in_place)(Worker *worker, const Norm *norm, float *x, size_t stride, int columns, int parts, int n);
+    /* x = (x + scale * y) * whole; y is normed before, in place, where a norm is given */
+    void (*add)(Worker *worker, const Norm *norm, float *y, size_t y_stride, float scale, float whole, int columns,
+                int n, float *x, size_t x_stride);
     void (*to_operand)(Worker *worker, const float *x, size_t stride, const int32_t *index, int n, Operand *out);
     void (*multiply)(Worker *worker, const Product *products, int n_products, const Operand *in, int n);
-    /* angles[row] = cos, sin of position * frequency, [n_rotated / 2][2] */
+    /* angles[row] = magnitude * cos, sin of position * frequency, [n_rotated / 2][2] */
     void (*rope_angles)(Worker *worker, const Rope *rope, const Row *rows, int n, float *angles);
     /* Norms (where gains are given), rotates and scales queries in place; norms, rotates and stores keys; stores
-     * values. `q` may be NULL. */
+     * values. Without `q` there are no queries; without `k` neither keys nor values; without `v` values are what keys
+     * were. */
     void (*rotate_and_store)(Worker *worker, const Heads *heads, const Row *rows, int n, const float *angles,
                              const float *q_gain, const float *k_gain, float *q, size_t q_stride, float *k, float *v,
                              size_t kv_stride);
     void (*attend)(Worker *worker, const Heads *heads, const Row *rows, int n, const float *q, size_t q_stride,
                    Operand *out);
-    /* out = silu(gate in) * (up in) */
-    void (*swiglu)(Worker *worker, const Weight *gate, const Weight *up, const Operand *in, int n, Operand *out);
+    /* out = activation(gate in) * (up in) */
+    void (*gate)(Worker *worker, Activation activation, const Matrix *gate, const Matrix *up, const Operand *in, int n,
+                 Operand *out);
+    /* out = activation(gate) * up, of values at hand */
+    void (*gate_values)(Worker *worker, Activation activation, const float *gate, size_t gate_stride, const float *up,
+                        size_t up_stride, int columns, int n, Operand *out);
+    /* logits = softcap * tanh(scale * logits / softcap), or scale * logits where softcap is 0 */
+    void (*cap)(Worker *worker, float scale, float softcap, float *logits, size_t stride, int columns, int n);
     /* For what is read after the run; no barrier. */
     void (*copy)(Worker *worker, const float *from, size_t from_stride, float *to, size_t to_stride, int columns,
                  int n);

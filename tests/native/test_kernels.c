@@ -305,6 +305,10 @@ static void test_odd_activations(const Kernels *kernels) {
 /* n_heads queries each of two successive tokens, the first of which sees one position less. */
 typedef struct AttentionCase {
     int head_size, n_queries, n_positions, n_blocks;
+    int window;    /* positions that each sees; 0: all */
+    float softcap; /* 0: none */
+    bool has_sink;
+    float sink;
     float *query, *out;
     uint16_t *keys, *values;
 } AttentionCase;
@@ -313,13 +317,21 @@ static int visible_to(const AttentionCase *c, int query) {
     return query < c->n_queries / 2 && c->n_positions > 1 ? c->n_positions - 1 : c->n_positions;
 }
 
+static int hidden_from(const AttentionCase *c, int query) {
+    const int hidden = visible_to(c, query) - c->window;
+    return c->window && hidden > 0 ? hidden : 0;
+}
+
 static double key_value(const AttentionCase *c, int position, int d) {
     return float_from_f16(
         c->keys[(size_t)(position / 16) * 16 * (size_t)c->head_size + (size_t)(16 * d + position % 16)]);
 }
 
 static AttentionCase new_attention(int head_size, int n_queries, int n_positions, Random *random) {
-    AttentionCase c = {head_size, n_queries, n_positions, up_to(n_positions, 32) / 16, 0, 0, 0, 0};
+    AttentionCase c = {.head_size = head_size,
+                       .n_queries = n_queries,
+                       .n_positions = n_positions,
+                       .n_blocks = up_to(n_positions, 32) / 16};
     const size_t cells = (size_t)c.n_blocks * 16 * (size_t)head_size;
     c.query = allocate((size_t)(n_queries * head_size) * sizeof(float));
     c.out = allocate((size_t)(n_queries * head_size) * sizeof(float));
@@ -349,26 +361,32 @@ static void run_attention(const Kernels *kernels, AttentionCase *c, int first, i
         const int begin = chunk * POSITION_CHUNK;
         const float *queries[64];
         float *out[64];
-        int n_visible[64];
+        int n_visible[64], n_hidden[64];
         Attention a = {.keys = c->keys + begin * c->head_size,
                        .values = c->values + begin * c->head_size,
                        .head_size = c->head_size,
                        .queries = queries,
                        .n_visible = n_visible,
+                       .n_hidden = n_hidden,
+                       .softcap = c->softcap,
                        .partials = out};
         for (int q = 0; q < n; q++) {
             const int visible = visible_to(c, first + q) - begin;
-            if (visible <= 0) continue;
+            const int hidden = hidden_from(c, first + q) - begin;
+            if (visible <= 0 || hidden >= POSITION_CHUNK) continue;
+            n_hidden[a.n_queries] = hidden > 0 ? hidden : 0;
             queries[a.n_queries] = c->query + (first + q) * c->head_size;
             out[a.n_queries] = partials + (size_t)(q * n_chunks + chunk) * size;
             n_visible[a.n_queries++] = visible < POSITION_CHUNK ? visible : POSITION_CHUNK;
         }
-        kernels->attend(&a);
+        if (a.n_queries) kernels->attend(&a);
     }
-    for (int q = 0; q < n; q++)
-        kernels->fold(partials + (size_t)(q * n_chunks) * size, size,
-                      (visible_to(c, first + q) + POSITION_CHUNK - 1) / POSITION_CHUNK, c->head_size,
-                      c->out + (first + q) * c->head_size);
+    for (int q = 0; q < n; q++) {
+        const int first_read = hidden_from(c, first + q) / POSITION_CHUNK;
+        const int read = (visible_to(c, first + q) + POSITION_CHUNK - 1) / POSITION_CHUNK - first_read;
+        kernels->fold(partials + (size_t)(q * n_chunks + first_read) * size, size, read, c->head_size,
+                      c->has_sink ? &c->sink : NULL, c->out + (first + q) * c->head_size);
+    }
     free(partials);
 }
 
@@ -378,27 +396,33 @@ static void run_attention(const Kernels *kernels, AttentionCase *c, int first, i
  * A fold multiplies what was summed before it by another exponential, whose argument and value are rounded, and adds.
  */
 static void check_attention(const AttentionCase *c, int head) {
-    const int n_positions = visible_to(c, head), n_folds = (n_positions - 1) / POSITION_CHUNK;
+    const int n_positions = visible_to(c, head), hidden = hidden_from(c, head);
+    const int n_folds = (n_positions - 1) / POSITION_CHUNK + c->has_sink;
     double *score = allocate((size_t)n_positions * sizeof *score), top = -INFINITY, error = 0, sum = 0;
     const float *q = c->query + head * c->head_size;
-    for (int p = 0; p < n_positions; p++) {
+    for (int p = hidden; p < n_positions; p++) {
         double magnitude = 0;
         for (int d = 0; d < c->head_size; d++) {
             score[p] += q[d] * key_value(c, p, d);
             magnitude += fabs(q[d] * key_value(c, p, d));
         }
         error = fmax(error, (c->head_size + 1) * U * SECOND_ORDER * magnitude);
+        if (c->softcap)
+            score[p] = c->softcap * tanh(score[p] / c->softcap); /* changes differences by less than they are */
         top = fmax(top, score[p]);
     }
+    error += c->softcap * (EXP_ERROR + 6 * U);
+    if (c->has_sink) top = fmax(top, c->sink);
     double relative = 0;
-    for (int p = 0; p < n_positions; p++) {
+    if (c->has_sink) sum = exp(c->sink - top);
+    for (int p = hidden; p < n_positions; p++) {
         relative = fmax(relative, 2 * error + U * fmin(top - score[p], 88) + EXP_ERROR);
         sum += exp(score[p] - top);
     }
     relative = 2 * ((1 + n_folds) * relative + (n_positions + 2 + 2 * n_folds) * U) + 3 * U;
     for (int d = 0; d < c->head_size; d++) {
         double value = 0, magnitude = 0;
-        for (int p = 0; p < n_positions; p++) {
+        for (int p = hidden; p < n_positions; p++) {
             const double v = float_from_f16(c->values[(size_t)p * (size_t)c->head_size + (size_t)d]);
             value += exp(score[p] - top) / sum * v;
             magnitude += exp(score[p] - top) / sum * fabs(v);
@@ -408,8 +432,8 @@ static void check_attention(const AttentionCase *c, int head) {
     free(score);
 }
 
-static void test_attention_case(const Kernels *kernels, int head_size, int n_queries, int n_positions, Random *random) {
-    AttentionCase c = new_attention(head_size, n_queries, n_positions, random);
+static void check_attention_case(const Kernels *kernels, AttentionCase c) {
+    const int head_size = c.head_size, n_queries = c.n_queries, n_positions = c.n_positions;
     const size_t bytes = (size_t)(n_queries * head_size) * sizeof(float);
     run_attention(kernels, &c, 0, n_queries);
     for (int query = 0; query < n_queries; query++) check_attention(&c, query);
@@ -432,6 +456,31 @@ static void test_attention_case(const Kernels *kernels, int head_size, int n_que
     free_attention(&c);
 }
 
+static void test_attention_case(const Kernels *kernels, int head_size, int n_queries, int n_positions, Random *random) {
+    check_attention_case(kernels, new_attention(head_size, n_queries, n_positions, random));
+}
+
+/* Windows that begin anywhere in a chunk, or chunks before; what lies before them may be anything, too. */
+static void test_windows(const Kernels *kernels) {
+    Random random = {18};
+    static const int windows[] = {1, 2, 8, 15, 16, 17, 31, 32, 33, 100, 127, 128, 129, 299};
+    for (size_t i = 0; i < sizeof windows / sizeof *windows; i++)
+        for (int positions = windows[i]; positions < 420; positions += 1 + 41 * (positions > windows[i])) {
+            AttentionCase c = new_attention(32, 1 + (int)i % 7, positions, &random);
+            c.window = windows[i];
+            c.softcap = i % 3 == 1 ? 5 : 0;
+            c.has_sink = i % 2;
+            c.sink = (float)random_normal(&random);
+            const int seen = hidden_from(&c, 0);
+            for (int p = 0; p < seen; p++)
+                for (int d = 0; d < 32; d++) {
+                    c.keys[(p / 16 * 32 + d) * 16 + p % 16] = 0x7e00;
+                    c.values[p * 32 + d] = 0x7e00;
+                }
+            check_attention_case(kernels, c);
+        }
+}
+
 static void test_attention(const Kernels *kernels) {
     Random random = {8};
     static const int head_sizes[] = {16, 32, 48, 64, 80, 128, 256};
@@ -441,6 +490,13 @@ static void test_attention(const Kernels *kernels) {
             test_attention_case(kernels, head_sizes[h], 1 + (int)(h + p) % 8, positions[p], &random);
     for (int queries = 1; queries <= 25; queries++) test_attention_case(kernels, 16, queries, 40, &random);
     test_attention_case(kernels, 64, 6, 1000, &random);
+    for (int i = 0; i < 8; i++) {
+        AttentionCase c = new_attention(64, 4, 30 + 60 * i, &random);
+        c.softcap = i % 2 ? 3 : 50;
+        c.has_sink = i % 4 > 1;
+        c.sink = (float)(4 * random_normal(&random));
+        check_attention_case(kernels, c);
+    }
 }
 
 /* NaN in what is seen shows in the result. */
@@ -472,13 +528,13 @@ static void test_rms_norm(const Kernels *kernels) {
             if (i < n) squares += (double)x[i] * x[i];
         }
         const float eps = 1e-5f;
-        kernels->rms_norm(x, gain, eps, n, out);
+        kernels->norm(x, gain, false, eps, n, out);
         const double bound = (n / 16 + 5 + 8) * U * SECOND_ORDER;
         for (int i = 0; i < up_to(n, 16); i++) {
             const double expected = i < n ? x[i] / sqrt(squares / n + eps) * gain[i] : 0;
             CHECK_NEAR(out[i], expected, bound * fabs(expected));
         }
-        kernels->rms_norm(x, gain, eps, n, x); /* in place */
+        kernels->norm(x, gain, false, eps, n, x); /* in place */
         CHECK(!memcmp(x, out, (size_t)up_to(n, 16) * sizeof(float)));
         free(x);
         free(out);
@@ -487,6 +543,55 @@ static void test_rms_norm(const Kernels *kernels) {
 }
 
 /* Relative EXP_ERROR and four roundings; below -87 the gate is all but shut: at most |gate| exp(-87). */
+/* The mean has n / 16 additions per lane and four across them; taking it away leaves its error in every value. */
+static void test_layer_norm(const Kernels *kernels) {
+    Random random = {19};
+    for (int n = 2; n <= 200; n += n < 40 ? 3 : 37) {
+        float x[256], out[256];
+        double mean = 0, squares = 0, largest = 0;
+        for (int i = 0; i < 256; i++) x[i] = i < n ? (float)(3 + random_normal(&random)) : NAN;
+        for (int i = 0; i < n; i++) mean += x[i] / (double)n, largest = fmax(largest, fabs(x[i]));
+        for (int i = 0; i < n; i++) squares += (x[i] - mean) * (x[i] - mean);
+        const double factor = 1 / sqrt(squares / n + 1e-5), error = (n / 16 + 8) * U * 2 * largest;
+        kernels->norm(x, NULL, true, 1e-5f, n, out);
+        for (int i = 0; i < n; i++)
+            CHECK_NEAR(out[i], (x[i] - mean) * factor,
+                       factor * error * (2 + fabs(x[i] - mean) * factor) + (n + 16) * U * fabs((x[i] - mean) * factor));
+    }
+}
+
+static double exact_gelu(double x) { return x / (1 + exp(-2 * 0.7978845608 * (x + 0.044715 * x * x * x))); }
+
+static double gelu_error(double x) {
+    const double argument = fabs(1.6 * x * (1 + 0.045 * x * x));
+    return fabs(exact_gelu(x)) * (EXP_ERROR + (8 + 6 * fmin(argument, 90)) * U) + 1e-30;
+}
+
+/* Of gelu the argument of exp is off by some roundings of itself; below -9 nothing is left of x. */
+static void test_gelu_and_cap(const Kernels *kernels) {
+    enum { N = 4000 };
+    static float x[N], up[N], out[N];
+    for (int i = 0; i < N; i++) x[i] = (float)(i - N / 2) * 0.01f, up[i] = 1 + (float)(i % 7);
+    kernels->gate(ACTIVATION_GELU, x, up, N, out);
+    for (int i = 0; i < N; i++) {
+        CHECK_NEAR(out[i], exact_gelu(x[i]) * up[i], gelu_error(x[i]) * up[i]);
+    }
+    kernels->gate(ACTIVATION_GELU, NULL, x, N, out);
+    for (int i = 0; i < N; i++) CHECK_NEAR(out[i], exact_gelu(x[i]), gelu_error(x[i]));
+    for (int n = N - 20; n <= N; n++) {
+        memcpy(out, x, sizeof x);
+        kernels->cap(2, 5, n, out);
+        for (int i = 0; i < N; i++)
+            CHECK_NEAR(out[i], i < n ? 5 * tanh(2 * x[i] / 5.0) : x[i], i < n ? 5 * (EXP_ERROR + 6 * U) : 0);
+        memcpy(out, x, sizeof x);
+        kernels->cap(0.5f, 0, n, out);
+        for (int i = 0; i < N; i++) CHECK(out[i] == (i < n ? 0.5f * x[i] : x[i]));
+    }
+    memcpy(out, x, sizeof x);
+    kernels->add(up, 0.25f, 2, N, out);
+    for (int i = 0; i < N; i++) CHECK_NEAR(out[i], (x[i] + 0.25 * up[i]) * 2, U * 2 * (fabs(x[i]) + up[i]));
+}
+
 static void test_swiglu(const Kernels *kernels) {
     enum { N = 4096 };
     static float gate[N], up[N], out[N];
@@ -496,7 +601,7 @@ static void test_swiglu(const Kernels *kernels) {
         up[i] = (float)random_normal(&random);
     }
     gate[0] = INFINITY, gate[1] = -INFINITY, gate[2] = NAN, gate[3] = 3e38f, gate[4] = -3e38f, up[3] = up[4] = 1;
-    kernels->swiglu(gate, up, N, out);
+    kernels->gate(ACTIVATION_SILU, gate, up, N, out);
     CHECK(isinf(out[0]) && isnan(out[2]) && out[3] == 3e38f && fabs(out[4]) <= 2 * 3e38 * exp(-87));
     for (int i = 5; i < N; i++) {
         const double expected = gate[i] / (1 + exp(-(double)gate[i])) * up[i];
@@ -590,11 +695,11 @@ static void test_same_bits(const Kernels *a, const Kernels *b) {
     free_attention(&c);
     for (int i = 0; i < COLUMNS; i++)
         x[i] = (float)(30 * random_normal(&random)), gain[i] = (float)random_normal(&random);
-    a->rms_norm(x, gain, 1e-5f, COLUMNS, out[0]);
-    b->rms_norm(x, gain, 1e-5f, COLUMNS, out[1]);
+    a->norm(x, gain, false, 1e-5f, COLUMNS, out[0]);
+    b->norm(x, gain, false, 1e-5f, COLUMNS, out[1]);
     CHECK(!memcmp(out[0], out[1], sizeof out[0]));
-    a->swiglu(x, gain, COLUMNS, out[0]);
-    b->swiglu(x, gain, COLUMNS, out[1]);
+    a->gate(ACTIVATION_SILU, x, gain, COLUMNS, out[0]);
+    b->gate(ACTIVATION_SILU, x, gain, COLUMNS, out[1]);
     CHECK(!memcmp(out[0], out[1], sizeof out[0]));
     a->to_float16(x, half[0], COLUMNS);
     b->to_float16(x, half[1], COLUMNS);
@@ -663,7 +768,10 @@ int main(void) {
         test_odd_activations(kernels);
         test_attention(kernels);
         test_attention_not_finite(kernels);
+        test_windows(kernels);
         test_rms_norm(kernels);
+        test_layer_norm(kernels);
+        test_gelu_and_cap(kernels);
         test_swiglu(kernels);
         test_exp(kernels);
         test_sum_exp(kernels);

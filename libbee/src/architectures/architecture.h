@@ -7,32 +7,82 @@
 #include "model/layer.h"
 #include "model/metadata.h"
 
-/* How long a side of a tensor is. */
-typedef enum Extent { EXTENT_EMBD, EXTENT_QUERY, EXTENT_KEY, EXTENT_FF, EXTENT_HEAD } Extent;
+/* How long a side of a tensor is, or where a part of one begins. */
+typedef enum Extent {
+    EXTENT_NONE,
+    EXTENT_EMBD,
+    EXTENT_QUERY,
+    EXTENT_KEY,
+    EXTENT_QUERY_KEY,
+    EXTENT_QUERY_KEY_VALUE,
+    EXTENT_FF,
+    EXTENT_TWO_FF,
+    EXTENT_HEAD,
+    EXTENT_TOKEN, /* a layer's own embedding of a token */
+} Extent;
+
+typedef enum SlotKind {
+    SLOT_VECTOR, /* a float * */
+    SLOT_MATRIX, /* a Matrix, with "<name>.bias" and "<name>.scale" where the file has them */
+    SLOT_NUMBER, /* a float */
+} SlotKind;
+
+typedef enum Condition {
+    ALWAYS,
+    OPTIONAL,
+    OWN_CACHE,          /* the layer has keys and values of its own */
+    OWN_CACHE_OPTIONAL, /* the same, and even then the file may lack it */
+    TOKEN_EMBEDDINGS,   /* layers have embeddings of their own */
+} Condition;
 
 /* One tensor of a layer, "blk.<layer>.<name>.weight", and where it goes. This table serves loading, freeing, the plan
  * and the formats of operands: a matrix reads the operand of its `columns`. */
 typedef struct TensorSlot {
     const char *name;
-    size_t field; /* of a Layer: a Weight *, or a float * of a vector */
-    bool is_vector;
+    size_t field; /* of a Layer */
+    SlotKind kind;
     Extent rows, columns; /* a vector has one row */
+    Condition when;
+    /* A matrix may be a part of another tensor instead: its rows from `begin` on, of `whole`. */
+    const char *fused;
+    Extent begin, whole;
 } TensorSlot;
 
-#define VECTOR(name_, field_, columns_) \
-    {.name = name_, .field = offsetof(Layer, field_), .is_vector = true, .columns = columns_}
-#define MATRIX(name_, field_, rows_, columns_) \
-    {.name = name_, .field = offsetof(Layer, field_), .rows = rows_, .columns = columns_}
+#define VECTOR(name_, field_, columns_, ...) \
+    {.name = name_, .field = offsetof(Layer, field_), .kind = SLOT_VECTOR, .columns = columns_, __VA_ARGS__}
+#define NUMBER(name_, field_) {.name = name_, .field = offsetof(Layer, field_), .kind = SLOT_NUMBER, .when = OPTIONAL}
+#define MATRIX(name_, field_, rows_, columns_, ...) \
+    {.name = name_,                                 \
+     .field = offsetof(Layer, field_),              \
+     .kind = SLOT_MATRIX,                           \
+     .rows = rows_,                                 \
+     .columns = columns_,                           \
+     __VA_ARGS__}
+#define PART_OF(tensor, begin_, whole_) .fused = tensor, .begin = begin_, .whole = whole_
 
-/* What nearly every decoder has. */
-#define ATTENTION_SLOTS                                                                             \
-    VECTOR("attn_norm", attn_norm, EXTENT_EMBD), MATRIX("attn_q", q, EXTENT_QUERY, EXTENT_EMBD),    \
-        MATRIX("attn_k", k, EXTENT_KEY, EXTENT_EMBD), MATRIX("attn_v", v, EXTENT_KEY, EXTENT_EMBD), \
+/* Queries, keys, values and output of attention; of layers that attend to another one's cache, no keys and values. */
+#define QKV_SLOTS                                                                                                    \
+    MATRIX("attn_q", q, EXTENT_QUERY, EXTENT_EMBD, PART_OF("attn_qkv", EXTENT_NONE, EXTENT_QUERY_KEY_VALUE)),        \
+        MATRIX("attn_k", k, EXTENT_KEY, EXTENT_EMBD, PART_OF("attn_qkv", EXTENT_QUERY, EXTENT_QUERY_KEY_VALUE)),     \
+        MATRIX("attn_v", v, EXTENT_KEY, EXTENT_EMBD, PART_OF("attn_qkv", EXTENT_QUERY_KEY, EXTENT_QUERY_KEY_VALUE)), \
         MATRIX("attn_output", attn_output, EXTENT_EMBD, EXTENT_QUERY)
 #define HEAD_NORM_SLOTS VECTOR("attn_q_norm", q_norm, EXTENT_HEAD), VECTOR("attn_k_norm", k_norm, EXTENT_HEAD)
-#define FEED_FORWARD_SLOTS                                                                       \
-    VECTOR("ffn_norm", ffn_norm, EXTENT_EMBD), MATRIX("ffn_gate", gate, EXTENT_FF, EXTENT_EMBD), \
-        MATRIX("ffn_up", up, EXTENT_FF, EXTENT_EMBD), MATRIX("ffn_down", down, EXTENT_EMBD, EXTENT_FF)
+#define GATED_SLOTS                                                                                 \
+    MATRIX("ffn_gate", gate, EXTENT_FF, EXTENT_EMBD), MATRIX("ffn_up", up, EXTENT_FF, EXTENT_EMBD), \
+        MATRIX("ffn_down", down, EXTENT_EMBD, EXTENT_FF)
+/* Gate rows first, in one tensor. */
+#define FUSED_GATED_SLOTS                                                                               \
+    MATRIX("ffn_gate", gate, EXTENT_FF, EXTENT_EMBD, PART_OF("ffn_up", EXTENT_NONE, EXTENT_TWO_FF)),    \
+        MATRIX("ffn_up.half", up, EXTENT_FF, EXTENT_EMBD, PART_OF("ffn_up", EXTENT_FF, EXTENT_TWO_FF)), \
+        MATRIX("ffn_down", down, EXTENT_EMBD, EXTENT_FF)
+/* Norms before attention and feed-forward, which is what most families do. */
+#define PRE_NORM_SLOTS VECTOR("attn_norm", attn_norm, EXTENT_EMBD), VECTOR("ffn_norm", ffn_norm, EXTENT_EMBD)
+/* Norms of what attention and feed-forward add. */
+#define POST_NORM_SLOTS \
+    VECTOR("post_attention_norm", attn_post_norm, EXTENT_EMBD), VECTOR("post_ffw_norm", ffn_post_norm, EXTENT_EMBD)
+
+/* Whether logits are made by "output" or by the embedding. */
+typedef enum Head { HEAD_IF_PRESENT, HEAD_REQUIRED, HEAD_TIED } Head;
 
 struct Architecture {
     const char *name; /* general.architecture */
@@ -42,6 +92,7 @@ struct Architecture {
     void (*read)(MetadataReader *r, Shape *shape);
     const TensorSlot *slots;
     int n_slots;
+    Head head;
 };
 
 #define SLOTS(table) .slots = table, .n_slots = sizeof table / sizeof *table

@@ -40,7 +40,7 @@ static void read(MetadataReader *r, Shape *shape) {
     refuse_scalings(r);
 }
 
-static const TensorSlot slots[] = {ATTENTION_SLOTS, HEAD_NORM_SLOTS, FEED_FORWARD_SLOTS};
+static const TensorSlot slots[] = {PRE_NORM_SLOTS, QKV_SLOTS, HEAD_NORM_SLOTS, GATED_SLOTS};
 
 const Architecture dflash = {
     .name = "dflash", .runs = "DFlash drafters", .is_drafter = true, .read = read, SLOTS(slots)};

@@ -8,6 +8,6 @@ static void read(MetadataReader *r, Shape *shape) {
     refuse_not_causal(r);
 }
 
-static const TensorSlot slots[] = {ATTENTION_SLOTS, FEED_FORWARD_SLOTS};
+static const TensorSlot slots[] = {PRE_NORM_SLOTS, QKV_SLOTS, GATED_SLOTS};
 
 const Architecture llama = {.name = "llama", .runs = "Llama 1 to 3, SmolLM 2, Mistral", .read = read, SLOTS(slots)};

@@ -9,6 +9,6 @@ static void read(MetadataReader *r, Shape *shape) {
     refuse_not_causal(r);
 }
 
-static const TensorSlot slots[] = {ATTENTION_SLOTS, HEAD_NORM_SLOTS, FEED_FORWARD_SLOTS};
+static const TensorSlot slots[] = {PRE_NORM_SLOTS, QKV_SLOTS, HEAD_NORM_SLOTS, GATED_SLOTS};
 
 const Architecture qwen3 = {.name = "qwen3", .runs = "Qwen 3", .read = read, SLOTS(slots)};

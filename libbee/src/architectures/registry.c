@@ -40,7 +40,7 @@ static bee_status find(const bee_file *file, const Architecture **out, bee_error
 }
 
 bee_status shape_read(const bee_file *file, Shape *shape, bee_error *error) {
-    *shape = (Shape){.mask_token = -1};
+    *shape = (Shape){0};
     MetadataReader r = {.file = file, .error = error};
     r.status = find(file, &shape->architecture, error);
     if (r.status) return r.status;
@@ -49,11 +49,16 @@ bee_status shape_read(const bee_file *file, Shape *shape, bee_error *error) {
     if (r.status) return r.status;
     shape->layers = calloc((size_t)shape->n_layer, sizeof *shape->layers);
     if (!shape->layers) return bee_fail(error, BEE_ERROR_MEMORY, "out of memory");
+    *shape = (Shape){.architecture = shape->architecture,
+                     .n_layer = shape->n_layer,
+                     .layers = shape->layers,
+                     .embedding_scale = 1,
+                     .residual_scale = 1,
+                     .logit_scale = 1,
+                     .mask_token = -1};
+    for (int i = 0; i < shape->n_layer; i++) shape->layers[i] = (LayerShape){.rope = -1, .cache_of = i};
     shape->architecture->read(&r, shape);
-    for (int i = 1; i < shape->n_layer; i++) {
-        const LayerShape *before = &shape->layers[i - 1];
-        shape->layers[i].heads.first_column = before->heads.first_column + key_columns(before);
-    }
+    shape_place_caches(shape);
     if (r.status) shape_free(shape);
     return r.status;
 }

@@ -15,9 +15,22 @@ typedef struct Pass {
     int n;
 } Pass;
 
-/* Each adds to the residual stream, work->x. */
+/* ---- what the halves share ------------------------------------------------------------------------ */
+
+Norm norm_with(const Shape *shape, const float *gain);
+/* The residual stream, work->x, into embd_in; normed where there is a gain. */
+void read_stream(const Pass *pass, const float *gain);
+/* Adds a product, normed where there is a gain, to the residual stream, which is then multiplied by `whole`. */
+void add_to_stream(const Pass *pass, const Matrix *matrix, const Operand *in, const float *post_gain, float whole);
+
+/* ---- the halves: each adds to the residual stream ------------------------------------------------- */
+
 void attention(const Pass *pass, int layer);
 void gated_feed_forward(const Pass *pass, int layer);
+
+/* What a layer's own embedding of the token adds, where layers have them. */
+void make_token_embeddings(const Pass *pass);
+void add_token_embedding(const Pass *pass, int layer);
 
 /* Keys and values of what embd_in holds, without queries: a drafter's context. */
 void store_context(const Pass *pass, int layer);

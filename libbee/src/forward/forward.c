@@ -10,9 +10,10 @@ static void (*const feed_forwards[FEED_FORWARD_COUNT])(const Pass *,
 
 static void begin(const Pass *p) {
     const Model *m = p->model;
-    p->ops->embed(p->worker, m->table, p->rows, p->n, p->work->x, p->work->embd_stride);
+    p->ops->embed(p->worker, m->table, p->rows, p->n, m->shape.embedding_scale, p->work->x, p->work->embd_stride);
     for (int i = 0; i < m->shape.n_ropes; i++)
         p->ops->rope_angles(p->worker, &m->ropes[i], p->rows, p->n, p->work->angles[i]);
+    make_token_embeddings(p);
 }
 
 /* The input of `layer` (after the last one: its output) goes to its place among the features. */
@@ -38,6 +39,7 @@ static bool layers(const Pass *p, TargetPass *target) {
         mixers[s->layers[layer].mixer](p, layer);
         if (target) ask_whether_cancelled(p->worker, target);
         feed_forwards[s->layers[layer].feed_forward](p, layer);
+        add_token_embedding(p, layer);
         if (target && atomic_load_explicit(&target->stopped, memory_order_relaxed)) return false;
     }
     if (target) tap(p, target->taps, target->n_taps, s->n_layer);
@@ -49,9 +51,12 @@ static void head(const Pass *p, const int32_t *head_rows, int n, Choice *choices
     const Model *m = p->model;
     Workspace *w = p->work;
     if (!n) return;
-    p->ops->rms_norm(p->worker, w->x, w->embd_stride, head_rows, m->output_norm, m->shape.eps, m->shape.n_embd, n,
-                     w->embd_in);
-    p->ops->multiply(p->worker, &(Product){m->head, w->logits, w->logit_stride, false}, 1, w->embd_in, n);
+    const Norm norm = norm_with(&m->shape, m->output_norm);
+    p->ops->norm(p->worker, &norm, w->x, w->embd_stride, head_rows, m->shape.n_embd, n, w->embd_in);
+    p->ops->multiply(p->worker, &(Product){&m->head, w->logits, w->logit_stride, false}, 1, w->embd_in, n);
+    if (m->shape.logit_scale != 1 || m->shape.logit_softcap)
+        p->ops->cap(p->worker, m->shape.logit_scale, m->shape.logit_softcap, w->logits, w->logit_stride, m->n_head_rows,
+                    n);
     if (choices) p->ops->choose(p->worker, w->logits, w->logit_stride, m->n_head_rows, m->draft_tokens, choices, n);
 }
 
@@ -107,11 +112,11 @@ void inject_body(Worker *worker, void *argument) {
     Workspace *w = in->work;
     const Pass pass = {worker, ops, m, w, in->rows, in->n_rows};
     ops->to_operand(worker, in->features, in->feature_stride, in->feature_rows, in->n_rows, w->feature_in);
-    ops->multiply(worker, &(Product){m->features_in, w->x, w->embd_stride, false}, 1, w->feature_in, in->n_rows);
+    ops->multiply(worker, &(Product){&m->features_in, w->x, w->embd_stride, false}, 1, w->feature_in, in->n_rows);
     for (int i = 0; i < m->shape.n_ropes; i++)
         ops->rope_angles(worker, &m->ropes[i], in->rows, in->n_rows, w->angles[i]);
-    ops->rms_norm(worker, w->x, w->embd_stride, NULL, m->features_norm, m->shape.eps, m->shape.n_embd, in->n_rows,
-                  w->embd_in);
+    const Norm norm = norm_with(&m->shape, m->features_norm);
+    ops->norm(worker, &norm, w->x, w->embd_stride, NULL, m->shape.n_embd, in->n_rows, w->embd_in);
     for (int layer = 0; layer < m->shape.n_layer; layer++) store_context(&pass, layer);
 }
 

@@ -9,23 +9,40 @@ static int formats_of(const Ops *ops, const Model *m, Extent columns) {
     const Architecture *a = m->shape.architecture;
     int formats = 0;
     for (int i = 0; i < m->shape.n_layer; i++)
-        for (int j = 0; j < a->n_slots; j++)
-            if (!a->slots[j].is_vector && a->slots[j].columns == columns)
-                formats |= ops->operand_format(*(Weight **)((char *)&m->layers[i] + a->slots[j].field));
+        for (int j = 0; j < a->n_slots; j++) {
+            const Matrix *matrix = (const Matrix *)((const char *)&m->layers[i] + a->slots[j].field);
+            if (a->slots[j].kind == SLOT_MATRIX && a->slots[j].columns == columns && matrix->weight)
+                formats |= ops->operand_format(matrix->weight);
+        }
     return formats;
 }
 
 static bool operands_new(const Ops *ops, Backend *backend, const Model *m, int n_features, Workspace *w) {
     const Shape *s = &m->shape;
-    const int embd = formats_of(ops, m, EXTENT_EMBD) | ops->operand_format(m->head);
+    int embd = formats_of(ops, m, EXTENT_EMBD) | ops->operand_format(m->head.weight);
+    if (s->n_token) embd |= ops->operand_format(m->token_projection.weight);
     w->embd_in = ops->operand_new(backend, s->n_embd, BEE_MAX_PASS_ROWS, embd | OPERAND_OWN);
     w->query_in =
         ops->operand_new(backend, shape_widest(s, query_columns), BEE_MAX_PASS_ROWS, formats_of(ops, m, EXTENT_QUERY));
     w->ff_in = ops->operand_new(backend, shape_widest(s, ff_columns), BEE_MAX_PASS_ROWS, formats_of(ops, m, EXTENT_FF));
-    if (m->features_in)
+    const Weight *features = m->features_in.weight;
+    if (features)
         w->feature_in =
-            ops->operand_new(backend, n_features, BEE_MAX_PASS_ROWS, ops->operand_format(m->features_in) | OPERAND_OWN);
-    return w->embd_in && w->query_in && w->ff_in && (w->feature_in || !m->features_in);
+            ops->operand_new(backend, n_features, BEE_MAX_PASS_ROWS, ops->operand_format(features) | OPERAND_OWN);
+    if (s->n_token)
+        w->token_in =
+            ops->operand_new(backend, s->n_token, BEE_MAX_PASS_ROWS, formats_of(ops, m, EXTENT_TOKEN) | OPERAND_OWN);
+    return w->embd_in && w->query_in && w->ff_in && (w->feature_in || !features) && (w->token_in || !s->n_token);
+}
+
+/* Whether anything is added to the stream otherwise than by a product alone. */
+static bool adds_apart(const Model *m) {
+    if (m->shape.residual_scale != 1 || m->shape.n_token) return true;
+    for (int i = 0; i < m->shape.n_layer; i++) {
+        const Layer *l = &m->layers[i];
+        if (l->attn_post_norm || l->ffn_post_norm || l->output_scale != 1) return true;
+    }
+    return false;
 }
 
 bool workspace_new(const Ops *ops, Backend *backend, const Model *model, int n_taps, Workspace *w) {
@@ -35,7 +52,8 @@ bool workspace_new(const Ops *ops, Backend *backend, const Model *model, int n_t
                      .query_stride = padded(shape_widest(s, query_columns)),
                      .key_stride = padded(shape_widest(s, key_columns)),
                      .feature_stride = padded(features),
-                     .logit_stride = padded(model->n_head_rows)};
+                     .logit_stride = padded(model->n_head_rows),
+                     .token_stride = padded((int64_t)s->n_token * s->n_layer)};
     w->x = ops->buffer_new(backend, rows * w->embd_stride);
     w->q = ops->buffer_new(backend, rows * w->query_stride);
     w->k = ops->buffer_new(backend, rows * w->key_stride);
@@ -44,15 +62,21 @@ bool workspace_new(const Ops *ops, Backend *backend, const Model *model, int n_t
     for (int i = 0; i < s->n_ropes; i++)
         ok = (w->angles[i] = ops->buffer_new(backend, (size_t)rows * s->ropes[i].n_rotated)) && ok;
     ok = (w->logits = ops->buffer_new(backend, rows * w->logit_stride)) && ok;
-    if (features && !model->features_in) ok = (w->features = ops->buffer_new(backend, rows * w->feature_stride)) && ok;
+    if (adds_apart(model)) ok = (w->added = ops->buffer_new(backend, rows * w->embd_stride)) && ok;
+    if (s->n_token) {
+        ok = (w->token = ops->buffer_new(backend, rows * w->token_stride)) && ok;
+        ok = (w->token_made = ops->buffer_new(backend, rows * w->token_stride)) && ok;
+    }
+    if (features && !model->features_in.weight)
+        ok = (w->features = ops->buffer_new(backend, rows * w->feature_stride)) && ok;
     if (ok && operands_new(ops, backend, model, features, w)) return true;
     workspace_free(ops, backend, w);
     return false;
 }
 
 void workspace_free(const Ops *ops, Backend *backend, Workspace *w) {
-    float *buffers[] = {w->x, w->q, w->k, w->v, w->features, w->logits};
-    Operand *operands[] = {w->embd_in, w->query_in, w->ff_in, w->feature_in};
+    float *buffers[] = {w->x, w->added, w->q, w->k, w->v, w->features, w->logits, w->token, w->token_made};
+    Operand *operands[] = {w->embd_in, w->query_in, w->ff_in, w->feature_in, w->token_in};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) ops->buffer_free(backend, buffers[i]);
     for (int i = 0; i < MAX_ROPES; i++) ops->buffer_free(backend, w->angles[i]);
     for (size_t i = 0; i < sizeof operands / sizeof *operands; i++) ops->operand_free(backend, operands[i]);

@@ -6,14 +6,16 @@
 
 /* Strides are in floats. */
 typedef struct Workspace {
-    size_t embd_stride, query_stride, key_stride, feature_stride, logit_stride;
-    float *x;                 /* [rows][embd_stride] the residual stream */
-    float *q;                 /* [rows][query_stride] */
-    float *k, *v;             /* [rows][key_stride] */
-    float *angles[MAX_ROPES]; /* [rows][n_rotated] */
-    float *features;          /* [rows][feature_stride], taps side by side; a target's, NULL without taps */
-    float *logits;            /* [rows][logit_stride] */
-    Operand *embd_in, *query_in, *ff_in;
+    size_t embd_stride, query_stride, key_stride, feature_stride, logit_stride, token_stride;
+    float *x;     /* [rows][embd_stride] the residual stream */
+    float *added; /* [rows][embd_stride] what is to be added to it; NULL where products are added as they are */
+    float *q;     /* [rows][query_stride] */
+    float *k, *v; /* [rows][key_stride] */
+    float *angles[MAX_ROPES];  /* [rows][n_rotated] */
+    float *features;           /* [rows][feature_stride], taps side by side; a target's, NULL without taps */
+    float *logits;             /* [rows][logit_stride] */
+    float *token, *token_made; /* [rows][token_stride] layers' own embeddings, side by side; NULL without */
+    Operand *embd_in, *query_in, *ff_in, *token_in;
     Operand *feature_in; /* a drafter's */
 } Workspace;
 

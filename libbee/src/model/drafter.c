@@ -69,7 +69,7 @@ static int32_t *load_draft_tokens(Loader *l, Model *m, int n_vocab) {
                              "tensor 'd2t': has %" PRId64 " entries, more than the %d tokens of the target", t.columns,
                              n_vocab);
     if (l->status) return NULL;
-    l->bound[l->n_bound++] = t.name;
+    bind_tensor(l, t.name);
     m->n_head_rows = (int)t.columns;
     l->weight_bytes += l->device->own_memory ? padded(t.columns) * sizeof *m->draft_tokens : 0;
     int32_t *tokens = malloc((size_t)t.columns * sizeof *tokens);
@@ -92,14 +92,15 @@ static void load_draft_head(Loader *l, Model *m, const int32_t *draft_tokens, co
                             const bee_file *target_file) {
     if (gguf_has_tensor(l->file, "output.weight")) {
         m->owns_head = true;
-        m->head = load_matrix(l, "output.weight", !target && !draft_tokens ? -1 : m->n_head_rows, m->shape.n_embd);
+        const int rows = !target && !draft_tokens ? -1 : m->n_head_rows;
+        load_whole_matrix(l, "output", rows, m->shape.n_embd, &m->head);
     } else if (target && draft_tokens) { /* the target's own rows */
         Tensor rows = target->embedding;
         if (gguf_has_tensor(target_file, "output.weight") && !l->status)
             l->status = gguf_tensor(target_file, "output.weight", &rows, l->error);
         if (l->made_up && !l->status && !make_up(l->made_up, &rows)) fail_memory(l, "output.weight");
         m->owns_head = true;
-        m->head = load_matrix_rows(l, "output.weight", &rows, draft_tokens, m->n_head_rows);
+        m->head = (Matrix){.weight = load_weight(l, "output.weight", &rows, draft_tokens, m->n_head_rows), .scale = 1};
     } else if (target) {
         m->head = target->head;
     }
@@ -115,7 +116,7 @@ void load_drafter(Loader *l, Model *m, const Model *target, const bee_file *targ
         m->embedding = target->embedding;
         m->table = target->table;
     }
-    m->features_in = load_matrix(l, "fc.weight", m->shape.n_embd, (int64_t)m->shape.n_taps * m->shape.n_embd);
+    load_whole_matrix(l, "fc", m->shape.n_embd, (int64_t)m->shape.n_taps * m->shape.n_embd, &m->features_in);
     m->features_norm = load_vector(l, "enc.output_norm.weight", m->shape.n_embd);
     int32_t *draft_tokens = load_draft_tokens(l, m, n_vocab);
     load_draft_head(l, m, draft_tokens, target, target_file);

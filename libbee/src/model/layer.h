@@ -4,11 +4,18 @@
 
 #include "ops.h"
 
-/* NULL where the architecture, or the file, has none. */
+/* NULL, or a matrix without weight, where the architecture or the file has none; numbers are then 1. */
 typedef struct Layer {
-    float *attn_norm, *ffn_norm, *q_norm, *k_norm;
-    Weight *q, *k, *v, *attn_output;
-    Weight *gate, *up, *down;
+    float *attn_norm;
+    Matrix q, k, v, attn_output;
+    float *q_norm, *k_norm; /* gains of a head, or of the whole row */
+    float *attn_post_norm;  /* of what attention adds */
+    float *ffn_norm;
+    Matrix gate, up, down;
+    float *ffn_post_norm;                /* of what the feed-forward adds */
+    Matrix token_gate, token_projection; /* of the layer's own embedding of the token */
+    float *token_norm;
+    float output_scale; /* of the residual stream behind the layer */
 } Layer;
 
 #endif

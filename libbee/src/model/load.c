@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "architectures/architecture.h"
 #include "drafter.h"
@@ -14,74 +15,168 @@
 
 static int64_t extent_of(Extent extent, const Shape *s, const LayerShape *l) {
     switch (extent) {
+    case EXTENT_NONE: return 0;
     case EXTENT_EMBD: return s->n_embd;
     case EXTENT_QUERY: return query_columns(l);
     case EXTENT_KEY: return key_columns(l);
+    case EXTENT_QUERY_KEY: return query_columns(l) + key_columns(l);
+    case EXTENT_QUERY_KEY_VALUE: return query_columns(l) + 2 * key_columns(l);
     case EXTENT_FF: return l->n_ff;
+    case EXTENT_TWO_FF: return 2 * (int64_t)l->n_ff;
     case EXTENT_HEAD: return l->heads.head_size;
+    case EXTENT_TOKEN: return s->n_token;
     }
     return 0;
 }
 
-static void load_layer(Loader *l, const Shape *s, int index, Layer *layer) {
-    for (int i = 0; i < s->architecture->n_slots && !l->status; i++) {
-        const TensorSlot *slot = &s->architecture->slots[i];
-        const int64_t columns = extent_of(slot->columns, s, &s->layers[index]);
-        char name[64], *field = (char *)layer + slot->field;
-        snprintf(name, sizeof name, "blk.%d.%s.weight", index, slot->name);
-        if (slot->is_vector)
-            *(float **)field = load_vector(l, name, columns);
-        else
-            *(Weight **)field = load_matrix(l, name, extent_of(slot->rows, s, &s->layers[index]), columns);
+/* "blk.<layer>.<name>" */
+typedef struct Name {
+    char text[80];
+} Name;
+
+static Name layer_name(int index, const char *name) {
+    Name out;
+    snprintf(out.text, sizeof out.text, "blk.%d.%s", index, name);
+    return out;
+}
+
+static bool is_wanted(const Loader *l, const TensorSlot *slot, const Shape *s, int index, bool present) {
+    (void)l;
+    const bool own_cache = s->layers[index].cache_of == index;
+    switch (slot->when) {
+    case ALWAYS: return true;
+    case OPTIONAL: return present;
+    case OWN_CACHE: return own_cache;
+    case OWN_CACHE_OPTIONAL: return own_cache && present;
+    case TOKEN_EMBEDDINGS: return s->n_token > 0;
     }
+    return true;
+}
+
+static void load_slot(Loader *l, const TensorSlot *slot, const Shape *s, int index, Layer *layer) {
+    const LayerShape *shape = &s->layers[index];
+    const int64_t rows = extent_of(slot->rows, s, shape), columns = extent_of(slot->columns, s, shape);
+    char *field = (char *)layer + slot->field;
+    Name name = layer_name(index, slot->name);
+    Part part = {0, rows, rows};
+    const bool alone = has_tensor(l, name.text, ".weight");
+    if (slot->fused && (!alone || !strcmp(slot->fused, slot->name)) &&
+        has_tensor(l, layer_name(index, slot->fused).text, ".weight")) {
+        name = layer_name(index, slot->fused);
+        part = (Part){extent_of(slot->begin, s, shape), rows, extent_of(slot->whole, s, shape)};
+    }
+    if (!is_wanted(l, slot, s, index, has_tensor(l, name.text, ".weight"))) return;
+    Name full = name;
+    snprintf(full.text + strlen(full.text), sizeof full.text - strlen(full.text), ".weight");
+    switch (slot->kind) {
+    case SLOT_MATRIX: load_matrix(l, name.text, part, columns, (Matrix *)field); break;
+    case SLOT_VECTOR: *(float **)field = load_vector(l, full.text, columns); break;
+    case SLOT_NUMBER: *(float *)field = load_number(l, full.text, 1); break;
+    }
+}
+
+static void load_layer(Loader *l, const Shape *s, int index, Layer *layer) {
+    layer->output_scale = 1;
+    for (int i = 0; i < s->architecture->n_slots && !l->status; i++)
+        load_slot(l, &s->architecture->slots[i], s, index, layer);
 }
 
 static void layer_free(const Ops *ops, Backend *backend, const Architecture *architecture, Layer *layer) {
     for (int i = 0; i < architecture->n_slots; i++) {
-        const TensorSlot *slot = &architecture->slots[i];
-        char *field = (char *)layer + slot->field;
-        if (slot->is_vector)
-            ops->buffer_free(backend, *(float **)field);
-        else
-            ops->weight_free(backend, *(Weight **)field);
+        char *field = (char *)layer + architecture->slots[i].field;
+        if (architecture->slots[i].kind == SLOT_MATRIX) matrix_free(ops, backend, (Matrix *)field);
+        if (architecture->slots[i].kind == SLOT_VECTOR) ops->buffer_free(backend, *(float **)field);
     }
 }
 
 /* ---- what stands around the layers -------------------------------------------------------------- */
 
-static void load_target(Loader *l, Model *m) {
-    load_embedding(l, m);
+static void load_head(Loader *l, Model *m) {
+    const Head head = m->shape.architecture->head;
     m->n_head_rows = m->shape.n_vocab;
     m->owns_head = true;
-    if (gguf_has_tensor(l->file, "output.weight"))
-        m->head = load_matrix(l, "output.weight", m->shape.n_vocab, m->shape.n_embd);
-    else if (!l->status) /* tied: the embedding is the head */
-        m->head = load_matrix_rows(l, "token_embd.weight", &m->embedding, NULL, m->shape.n_vocab);
+    m->head.scale = 1;
+    if (head == HEAD_REQUIRED || (head == HEAD_IF_PRESENT && gguf_has_tensor(l->file, "output.weight")))
+        load_whole_matrix(l, "output", m->shape.n_vocab, m->shape.n_embd, &m->head);
+    else /* tied: the embedding is the head */
+        m->head.weight = load_weight(l, "token_embd.weight", &m->embedding, NULL, m->shape.n_vocab);
 }
 
-static void load_rope(Loader *l, const RopeShape *shape, Rope *rope) {
+static void load_token_embeddings(Loader *l, Model *m) {
+    const Shape *s = &m->shape;
+    const int64_t all = (int64_t)s->n_token * s->n_layer;
+    Tensor tensor;
+    if (!s->n_token || !find_tensor(l, "per_layer_token_embd.weight", s->n_vocab, all, &tensor)) return;
+    m->token_table = load_table(l, "per_layer_token_embd.weight", &tensor);
+    load_whole_matrix(l, "per_layer_model_proj", all, s->n_embd, &m->token_projection);
+    m->token_norm = load_vector(l, "per_layer_proj_norm.weight", s->n_token);
+}
+
+static void load_target(Loader *l, Model *m) {
+    load_embedding(l, m);
+    load_head(l, m);
+    load_token_embeddings(l, m);
+}
+
+/* How much of a pair's frequency YaRN leaves as it was: all of it above `fast` turns over the context, none below
+ * `slow`. */
+static double yarn_share(const RopeShape *s, int pair) {
+    const double turns[] = {s->yarn_fast, s->yarn_slow};
+    double edge[2];
+    for (int i = 0; i < 2; i++)
+        edge[i] = s->n_rotated * log(s->yarn_context / (2 * 3.14159265358979323846 * turns[i])) / (2 * log(s->base));
+    const double low = fmax(0, floor(edge[0])), high = fmin(s->n_rotated - 1, ceil(edge[1]));
+    const double ramp = (pair - low) / fmax(0.001, high - low);
+    return 1 - fmin(1, fmax(0, ramp));
+}
+
+/* Interleaved sections: text has the same position in the first three, and 0 in what none of them covers. */
+static bool is_turned(const RopeShape *s, int pair) {
+    const int *n = s->sections;
+    if (!n[0] && !n[1] && !n[2]) return true;
+    return pair < 3 * n[pair % 3];
+}
+
+static double frequency_of(const RopeShape *s, int pair, double factor) {
+    if (!is_turned(s, pair)) return 0;
+    const double whole = pow(s->base, -2.0 * pair / s->n_rotated) / factor;
+    if (!s->yarn_context) return whole / s->scale;
+    const double share = yarn_share(s, pair);
+    return whole / s->scale * (1 - share) + whole * share;
+}
+
+/* With the factors of a tensor, or without. NULL where there is no backend. */
+static double *load_frequencies(Loader *l, const RopeShape *shape, const char *name) {
     const int half = shape->n_rotated / 2;
     float factors[MAX_HEAD_SIZE / 2];
     double frequencies[MAX_HEAD_SIZE / 2];
     Tensor tensor;
-    const bool scaled = gguf_has_tensor(l->file, shape->factors);
-    if (scaled && find_tensor(l, shape->factors, 1, half, &tensor)) dequantize_row(&tensor, 0, factors);
+    for (int i = 0; i < half; i++) factors[i] = 1;
+    if (name && find_tensor(l, name, 1, half, &tensor)) dequantize_row(&tensor, 0, factors);
     for (int i = 0; !l->status && i < half; i++) {
-        frequencies[i] = pow(shape->base, -2.0 * i / shape->n_rotated) / shape->scale;
-        if (!scaled) continue;
         if (!(factors[i] > 0))
-            l->status =
-                bee_fail(l->error, BEE_ERROR_FORMAT, "tensor '%s': factor %d must be above 0", shape->factors, i);
-        frequencies[i] /= factors[i];
+            l->status = bee_fail(l->error, BEE_ERROR_FORMAT, "tensor '%s': factor %d must be above 0", name, i);
+        frequencies[i] = frequency_of(shape, i, factors[i]);
     }
-    *rope = (Rope){.n_rotated = shape->n_rotated, .neox = shape->neox};
-    if (l->status || !l->backend) return;
+    if (l->status || !l->backend) return NULL;
     double *buffer = (double *)l->ops->buffer_new(l->backend, padded(half) * 2);
     if (buffer)
         l->ops->buffer_write(l->backend, buffer, frequencies, (size_t)half * sizeof *frequencies);
     else
-        fail_memory(l, shape->factors);
-    rope->frequencies = buffer;
+        fail_memory(l, name ? name : "rope_freqs.weight");
+    return buffer;
+}
+
+static void load_rope(Loader *l, const RopeShape *shape, Rope *rope) {
+    const bool has_short = shape->factors && gguf_has_tensor(l->file, shape->factors);
+    const bool has_long = shape->long_factors && gguf_has_tensor(l->file, shape->long_factors);
+    *rope = (Rope){.n_rotated = shape->n_rotated,
+                   .neox = shape->neox,
+                   .magnitude = shape->magnitude,
+                   .long_beyond = shape->long_beyond};
+    rope->frequencies = load_frequencies(l, shape, has_short ? shape->factors : NULL);
+    if (shape->long_factors && (has_short || has_long))
+        rope->long_frequencies = load_frequencies(l, shape, has_long ? shape->long_factors : NULL);
 }
 
 static void load_ropes(Loader *l, Model *m) {
@@ -94,12 +189,6 @@ static void load_ropes(Loader *l, Model *m) {
 
 /* ---- the whole model ---------------------------------------------------------------------------- */
 
-static bool is_bound(const Loader *l, const char *name) {
-    for (uint64_t i = 0; i < l->n_bound; i++)
-        if (l->bound[i] == name) return true;
-    return false;
-}
-
 /* A tensor that nothing reads would be a part of the model left out. */
 static void check_leftovers(Loader *l) {
     for (uint64_t i = 0; !l->status && i < bee_file_tensor_count(l->file); i++) {
@@ -107,8 +196,8 @@ static void check_leftovers(Loader *l) {
         l->status = bee_file_tensor(l->file, i, &tensor, l->error);
         if (!l->status && !is_bound(l, tensor.name))
             l->status = bee_fail(l->error, BEE_ERROR_UNSUPPORTED,
-                                 "tensor '%.*s' has no place in this architecture; models with biases, adapters or "
-                                 "experts cannot be run",
+                                 "tensor '%.*s' has no place in this architecture; models with adapters, experts or "
+                                 "parts of another family cannot be run",
                                  (int)(tensor.name_length < 64 ? tensor.name_length : 64), tensor.name);
     }
 }
@@ -158,12 +247,18 @@ void model_free(const Ops *ops, Backend *backend, Model *m) {
     if (!m) return;
     for (int i = 0; m->layers && i < m->shape.n_layer; i++)
         layer_free(ops, backend, m->shape.architecture, &m->layers[i]);
-    if (m->owns_head) ops->weight_free(backend, m->head);
-    ops->weight_free(backend, m->features_in);
+    if (m->owns_head) matrix_free(ops, backend, &m->head);
+    matrix_free(ops, backend, &m->features_in);
+    matrix_free(ops, backend, &m->token_projection);
+    ops->buffer_free(backend, m->token_norm);
+    if (m->token_table) ops->table_free(backend, m->token_table);
     ops->buffer_free(backend, m->features_norm);
     ops->buffer_free(backend, m->output_norm);
     ops->buffer_free(backend, m->draft_tokens);
-    for (int i = 0; i < m->shape.n_ropes; i++) ops->buffer_free(backend, (void *)m->ropes[i].frequencies);
+    for (int i = 0; i < m->shape.n_ropes; i++) {
+        ops->buffer_free(backend, (void *)m->ropes[i].frequencies);
+        ops->buffer_free(backend, (void *)m->ropes[i].long_frequencies);
+    }
     if (m->owns_table) ops->table_free(backend, m->table);
     made_up_free(m->made_up);
     free(m->layers);
@@ -188,7 +283,7 @@ bee_pass_needs model_needs(const Ops *ops, const Model *m) {
     const Shape *s = &m->shape;
     const CacheShape cache = shape_cache(s);
     bee_pass_needs needs = {
-        .weight_bytes = ops->weight_bytes(m->head),
+        .weight_bytes = ops->weight_bytes(m->head.weight),
         .kv_bytes_per_position = cache_position_bytes(&cache),
         .head_multiply_adds = (uint64_t)m->n_head_rows * (uint64_t)s->n_embd,
     };
@@ -197,8 +292,9 @@ bee_pass_needs model_needs(const Ops *ops, const Model *m) {
         needs.attention_multiply_adds += 2 * (uint64_t)query_columns(shape);
         for (int j = 0; j < s->architecture->n_slots; j++) {
             const TensorSlot *slot = &s->architecture->slots[j];
-            if (slot->is_vector) continue;
-            needs.weight_bytes += ops->weight_bytes(*(Weight **)((char *)&m->layers[i] + slot->field));
+            const Matrix *matrix = (const Matrix *)((const char *)&m->layers[i] + slot->field);
+            if (slot->kind != SLOT_MATRIX || !matrix->weight) continue;
+            needs.weight_bytes += ops->weight_bytes(matrix->weight);
             needs.multiply_adds += (uint64_t)(extent_of(slot->rows, s, shape) * extent_of(slot->columns, s, shape));
         }
     }

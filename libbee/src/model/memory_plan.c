@@ -16,8 +16,10 @@ static uint64_t rows_of_floats(const Device *device, int64_t columns) {
 static uint64_t workspace_bytes(const Device *device, const Model *m, int n_features) {
     const Shape *s = &m->shape;
     const int query = shape_widest(s, query_columns), key = shape_widest(s, key_columns);
-    const int rows[] = {s->n_embd, query, key, key, n_features, n_features, m->n_head_rows};
-    const int operands[] = {s->n_embd, query, shape_widest(s, ff_columns), n_features ? n_features : 1};
+    const int token = s->n_token * s->n_layer;
+    const int rows[] = {s->n_embd, s->n_embd, query, key, key, n_features, n_features, m->n_head_rows, token, token};
+    const int operands[] = {s->n_embd, query, shape_widest(s, ff_columns), n_features ? n_features : 1,
+                            s->n_token ? s->n_token : 1};
     uint64_t bytes = 0;
     for (int i = 0; i < s->n_ropes; i++) bytes += rows_of_floats(device, s->ropes[i].n_rotated);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) bytes += rows_of_floats(device, rows[i]);
@@ -41,7 +43,7 @@ static uint64_t shared_bytes(const Device *device, const Model *const *models, i
 
 static uint64_t model_cache_bytes(const Model *m, int n_ctx) {
     const CacheShape shape = shape_cache(&m->shape);
-    return (uint64_t)cache_chunks(n_ctx) * CACHE_CHUNK * cache_position_bytes(&shape);
+    return cache_bytes(&shape, n_ctx);
 }
 
 static void add_up(const Device *device, const Model *target, const Model *drafter, int n_ctx, bee_memory_plan *out) {

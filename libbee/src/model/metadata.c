@@ -67,7 +67,7 @@ static void read_heads(MetadataReader *r, const Shape *shape, Heads *heads) {
 }
 
 void read_decoder(MetadataReader *r, Shape *shape) {
-    LayerShape layer = {.rope = -1};
+    LayerShape layer = shape->layers[0];
     shape->n_ctx_train = (int)read_int(r, "context_length", true, 1, 1, 1 << 26);
     shape->n_embd = (int)read_int(r, "embedding_length", true, 1, 1, 65536);
     layer.n_ff = (int)read_int(r, "feed_forward_length", true, 1, 1, 1 << 20);
@@ -76,13 +76,16 @@ void read_decoder(MetadataReader *r, Shape *shape) {
     if (!r->status && !(shape->eps > 0 && shape->eps < 1))
         refuse(r, "attention.layer_norm_rms_epsilon", "must lie between 0 and 1");
     read_heads(r, shape, &layer.heads);
-    for (int i = 0; i < shape->n_layer; i++) shape->layers[i] = layer;
+    for (int i = 0; i < shape->n_layer; i++) {
+        shape->layers[i] = layer;
+        shape->layers[i].cache_of = i;
+    }
 }
 
 void read_rope(MetadataReader *r, Shape *shape, bool neox) {
     RopeShape *rope = &shape->ropes[shape->n_ropes];
     const int head_size = shape->layers[0].heads.head_size;
-    *rope = (RopeShape){.neox = neox, .scale = 1, .factors = "rope_freqs.weight"};
+    *rope = (RopeShape){.neox = neox, .scale = 1, .magnitude = 1, .factors = "rope_freqs.weight"};
     rope->n_rotated = (int)read_int(r, "rope.dimension_count", false, head_size, 2, head_size);
     if (rope->n_rotated % 2) refuse(r, "rope.dimension_count", "an odd number of dimensions cannot be rotated");
     rope->base = read_float(r, "rope.freq_base", false, 10000);

@@ -15,12 +15,17 @@ typedef struct Model {
     bool owns_table;
     Layer *layers;
     float *output_norm;
-    Weight *head;
+    Matrix head;
     bool owns_head;
     int n_head_rows; /* tokens the head knows: n_vocab, or a drafter's reduced vocabulary */
 
+    /* Layers' own embeddings of tokens, one behind the other in a row: a table, and a projection of the embedding. */
+    Table *token_table;
+    Matrix token_projection;
+    float *token_norm;
+
     /* drafter */
-    Weight *features_in; /* fc: n_taps * n_embd -> n_embd */
+    Matrix features_in; /* fc: n_taps * n_embd -> n_embd */
     float *features_norm;
     int32_t *draft_tokens; /* d2t: head row -> token; NULL: the row is the token */
     uint64_t weight_bytes;

@@ -14,13 +14,30 @@ int shape_widest(const Shape *shape, int (*number)(const LayerShape *layer)) {
     return most;
 }
 
+static int larger(int a, int b) { return a > b ? a : b; }
+
 CacheShape shape_cache(const Shape *shape) {
     CacheShape out = {0};
     for (int i = 0; i < shape->n_layer; i++) {
-        const Heads *h = &shape->layers[i].heads;
-        out.columns += key_columns(&shape->layers[i]);
-        if (h->n_head > out.n_head) out.n_head = h->n_head;
-        if (query_columns(&shape->layers[i]) > out.query_columns) out.query_columns = query_columns(&shape->layers[i]);
+        const LayerShape *l = &shape->layers[i];
+        if (l->cache_of == i) out.columns[cache_region(&l->heads)] += key_columns(l);
+        out.window = larger(out.window, l->heads.window);
+        out.n_head = larger(out.n_head, l->heads.n_head);
+        out.query_columns = larger(out.query_columns, query_columns(l));
     }
     return out;
+}
+
+void shape_place_caches(Shape *shape) {
+    int columns[CACHE_REGIONS] = {0};
+    for (int i = 0; i < shape->n_layer; i++) {
+        LayerShape *l = &shape->layers[i];
+        int *used = &columns[cache_region(&l->heads)];
+        if (l->cache_of != i) {
+            l->heads.first_column = shape->layers[l->cache_of].heads.first_column;
+            continue;
+        }
+        l->heads.first_column = *used;
+        *used += key_columns(l);
+    }
 }

@@ -16,18 +16,28 @@ typedef enum FeedForward { FEED_FORWARD_GATED, FEED_FORWARD_COUNT } FeedForward;
 typedef struct LayerShape {
     Mixer mixer;
     FeedForward feed_forward;
-    Heads heads; /* `rope` points into the model once that is loaded */
-    int rope;    /* which of Shape.ropes turns the heads; -1: none */
+    Heads heads;      /* `rope` points into the model once that is loaded */
+    int rope;         /* which of Shape.ropes turns the heads; -1: none */
+    int cache_of;     /* the layer whose keys and values it attends to: its own number, or one before */
+    bool whole_norms; /* queries and keys are normed as whole rows, not head by head */
     int n_ff;
+    Activation activation;
 } LayerShape;
 
 /* One way in which heads are rotated; a model has as many as its layers differ in. The frequency of pair i is
- * base^(-2 i / n_rotated) / scale, divided by the factor of pair i where the file has such a tensor. */
+ * base^(-2 i / n_rotated) / scale, divided by the factor of pair i where the file has such a tensor. YaRN (arXiv
+ * 2309.00071) leaves fast pairs unscaled. */
 typedef struct RopeShape {
     int n_rotated;
     bool neox;
     double base, scale;
-    const char *factors; /* name of the tensor; the file may lack it */
+    float magnitude;             /* of cosines and sines */
+    int yarn_context;            /* positions before YaRN's scaling; 0: no YaRN */
+    double yarn_fast, yarn_slow; /* turns over that context: above the first unscaled, below the second scaled */
+    const char *factors;         /* name of the tensor; the file may lack it; NULL: none is looked for */
+    const char *long_factors;    /* of contexts of more than long_beyond positions */
+    int long_beyond;
+    int sections[3]; /* interleaved multimodal RoPE: pairs of positions, rows, columns; all 0: none */
 } RopeShape;
 
 enum { MAX_ROPES = 2 };
@@ -37,7 +47,12 @@ typedef struct Shape {
     int n_vocab; /* 0 for a drafter that brings neither embedding nor vocabulary size */
     int n_ctx_train;
     int n_layer, n_embd;
-    float eps; /* of all norms */
+    float eps;                                          /* of all norms */
+    bool centred;                                       /* norms are layer norms: they take the mean away */
+    bool parallel;                                      /* attention and feed-forward read the same normed row */
+    float embedding_scale, residual_scale, logit_scale; /* of rows, of what a layer adds, of logits; 1: none */
+    float logit_softcap;                                /* 0: none */
+    int n_token;                                        /* values of a layer's own embedding of each token; 0: none */
     LayerShape *layers;
     RopeShape ropes[MAX_ROPES];
     int n_ropes;
@@ -60,7 +75,8 @@ static inline int query_columns(const LayerShape *l) { return l->heads.n_head * 
 static inline int key_columns(const LayerShape *l) { return l->heads.n_head_kv * l->heads.head_size; }
 static inline int ff_columns(const LayerShape *l) { return l->n_ff; }
 
-/* What caches for this model hold. */
+/* What caches for this model hold; each layer is told where its keys lie. */
 CacheShape shape_cache(const Shape *shape);
+void shape_place_caches(Shape *shape);
 
 #endif

@@ -13,6 +13,16 @@ void fail_memory(Loader *l, const char *name) {
     l->status = bee_fail(l->error, BEE_ERROR_MEMORY, "out of memory while loading tensor '%s'", name);
 }
 
+bool is_bound(const Loader *l, const char *name) {
+    for (uint64_t i = 0; i < l->n_bound; i++)
+        if (l->bound[i] == name) return true;
+    return false;
+}
+
+void bind_tensor(Loader *l, const char *name) {
+    if (!is_bound(l, name)) l->bound[l->n_bound++] = name;
+}
+
 bool find_tensor(Loader *l, const char *name, int64_t rows, int64_t columns, Tensor *out) {
     if (l->status) return false;
     l->status = gguf_tensor(l->file, name, out, l->error);
@@ -31,7 +41,7 @@ bool find_tensor(Loader *l, const char *name, int64_t rows, int64_t columns, Ten
             bee_fail(l->error, BEE_ERROR_FORMAT, "tensor '%s': %" PRId64 " rows are out of range", name, out->rows);
     }
     if (l->status) return false;
-    l->bound[l->n_bound++] = out->name;
+    bind_tensor(l, out->name);
     if (l->made_up && !make_up(l->made_up, out)) fail_memory(l, name);
     return !l->status;
 }
@@ -45,7 +55,21 @@ static void tell_progress(Loader *l, uint64_t bytes) {
         l->status = bee_fail(l->error, BEE_ERROR_CANCELLED, "loading was cancelled");
 }
 
-Weight *load_matrix_rows(Loader *l, const char *name, const Tensor *tensor, const int32_t *row_ids, int n_rows) {
+Tensor tensor_rows(const Tensor *tensor, int64_t first, int64_t n) {
+    Tensor part = *tensor;
+    part.data = tensor_row(tensor, first);
+    part.size = tensor_row_bytes(tensor) * (uint64_t)n;
+    part.rows = part.shape[1] = n;
+    return part;
+}
+
+bool has_tensor(const Loader *l, const char *name, const char *suffix) {
+    char full[96];
+    snprintf(full, sizeof full, "%s%s", name, suffix);
+    return gguf_has_tensor(l->file, full);
+}
+
+Weight *load_weight(Loader *l, const char *name, const Tensor *tensor, const int32_t *row_ids, int n_rows) {
     if (l->status) return NULL;
     const uint64_t bytes = l->device->matrix_bytes(tensor->type, n_rows, (int)tensor->columns);
     l->weight_bytes += bytes;
@@ -57,22 +81,17 @@ Weight *load_matrix_rows(Loader *l, const char *name, const Tensor *tensor, cons
     return weight;
 }
 
-Weight *load_matrix(Loader *l, const char *name, int64_t rows, int64_t columns) {
+/* `columns` numbers from `first` on, of a vector of `whole`. */
+static float *load_part_of_vector(Loader *l, const char *name, int64_t first, int64_t columns, int64_t whole) {
     Tensor tensor;
-    return find_tensor(l, name, rows, columns, &tensor) ? load_matrix_rows(l, name, &tensor, NULL, (int)tensor.rows)
-                                                        : NULL;
-}
-
-float *load_vector(Loader *l, const char *name, int64_t columns) {
-    Tensor tensor;
-    if (!find_tensor(l, name, 1, columns, &tensor)) return NULL;
+    if (!find_tensor(l, name, 1, whole, &tensor)) return NULL;
     l->weight_bytes += padded(columns) * sizeof(float);
     if (!l->backend) return NULL;
-    float *values = malloc(padded(columns) * sizeof *values);
+    float *values = malloc(padded(whole) * sizeof *values);
     float *vector = values ? l->ops->buffer_new(l->backend, padded(columns)) : NULL;
     if (vector) {
         dequantize_row(&tensor, 0, values);
-        l->ops->buffer_write(l->backend, vector, values, (size_t)columns * sizeof *values);
+        l->ops->buffer_write(l->backend, vector, values + first, (size_t)columns * sizeof *values);
     } else {
         fail_memory(l, name);
     }
@@ -80,15 +99,51 @@ float *load_vector(Loader *l, const char *name, int64_t columns) {
     return vector;
 }
 
+float *load_vector(Loader *l, const char *name, int64_t columns) {
+    return load_part_of_vector(l, name, 0, columns, columns);
+}
+
+float load_number(Loader *l, const char *name, float fallback) {
+    Tensor tensor;
+    float value = fallback;
+    if (!l->status && gguf_has_tensor(l->file, name) && find_tensor(l, name, 1, 1, &tensor))
+        dequantize_row(&tensor, 0, &value);
+    return value;
+}
+
+void load_matrix(Loader *l, const char *name, Part part, int64_t columns, Matrix *out) {
+    char full[96];
+    Tensor tensor;
+    *out = (Matrix){.scale = 1};
+    snprintf(full, sizeof full, "%s.weight", name);
+    if (!find_tensor(l, full, part.whole, columns, &tensor)) return;
+    if (part.rows != tensor.rows && part.whole >= 0) tensor = tensor_rows(&tensor, part.first, part.rows);
+    out->weight = load_weight(l, full, &tensor, NULL, (int)tensor.rows);
+    snprintf(full, sizeof full, "%s.bias", name);
+    if (gguf_has_tensor(l->file, full))
+        out->bias = load_part_of_vector(l, full, part.first, tensor.rows, part.whole < 0 ? tensor.rows : part.whole);
+    snprintf(full, sizeof full, "%s.scale", name);
+    out->scale = load_number(l, full, 1);
+}
+
+void load_whole_matrix(Loader *l, const char *name, int64_t rows, int64_t columns, Matrix *out) {
+    load_matrix(l, name, (Part){0, rows, rows}, columns, out);
+}
+
+void matrix_free(const Ops *ops, Backend *backend, Matrix *matrix) {
+    ops->weight_free(backend, matrix->weight);
+    ops->buffer_free(backend, matrix->bias);
+}
+
 /* The CPU leaves it in the file: a pass reads a few of its rows. */
-static void load_table(Loader *l, Model *m) {
-    if (l->status) return;
-    if (l->device->own_memory) l->weight_bytes += m->embedding.size;
-    if (!l->backend) return;
-    m->table = l->ops->table_new(l->backend, &m->embedding);
-    m->owns_table = true;
-    if (!m->table) fail_memory(l, "token_embd.weight");
-    if (l->device->own_memory) tell_progress(l, m->embedding.size);
+Table *load_table(Loader *l, const char *name, const Tensor *tensor) {
+    if (l->status) return NULL;
+    if (l->device->own_memory) l->weight_bytes += tensor->size;
+    if (!l->backend) return NULL;
+    Table *table = l->ops->table_new(l->backend, tensor);
+    if (!table) fail_memory(l, name);
+    if (l->device->own_memory) tell_progress(l, tensor->size);
+    return table;
 }
 
 void load_embedding(Loader *l, Model *m) {
@@ -97,5 +152,6 @@ void load_embedding(Loader *l, Model *m) {
         l->status = bee_fail(l->error, BEE_ERROR_FORMAT, "tensor 'token_embd.weight': %" PRId64 " rows for %d tokens",
                              m->embedding.rows, m->shape.n_vocab);
     m->shape.n_vocab = (int)m->embedding.rows;
-    load_table(l, m);
+    m->table = load_table(l, "token_embd.weight", &m->embedding);
+    m->owns_table = true;
 }

@@ -26,14 +26,32 @@ typedef struct Loader {
 } Loader;
 
 void fail_memory(Loader *l, const char *name);
+/* The names that a model has used. */
+bool is_bound(const Loader *l, const char *name);
+void bind_tensor(Loader *l, const char *name);
 /* Finds a tensor and checks its shape: columns is shape[0]; rows < 0 accepts any number. False where this, or anything
  * before it, failed. */
 bool find_tensor(Loader *l, const char *name, int64_t rows, int64_t columns, Tensor *out);
-/* Each returns NULL where it failed, and where there is no backend. */
-Weight *load_matrix(Loader *l, const char *name, int64_t rows, int64_t columns);
-Weight *load_matrix_rows(Loader *l, const char *name, const Tensor *tensor, const int32_t *row_ids, int n_rows);
+/* A tensor's rows [first, first + n). */
+Tensor tensor_rows(const Tensor *tensor, int64_t first, int64_t n);
+bool has_tensor(const Loader *l, const char *name, const char *suffix);
+
+/* These return NULL where they failed, and where there is no backend. */
+Weight *load_weight(Loader *l, const char *name, const Tensor *tensor, const int32_t *row_ids, int n_rows);
 float *load_vector(Loader *l, const char *name, int64_t columns);
-/* The embedding, of as many rows as the file has tokens, as table and, where it serves as the head, as matrix. */
+float load_number(Loader *l, const char *name, float fallback);
+Table *load_table(Loader *l, const char *name, const Tensor *tensor);
+
+/* A part of a tensor, as matrix: rows [first, first + rows) of `whole`. */
+typedef struct Part {
+    int64_t first, rows, whole;
+} Part;
+
+/* "<name>.weight", with "<name>.bias" and "<name>.scale" where the file has them. */
+void load_matrix(Loader *l, const char *name, Part part, int64_t columns, Matrix *out);
+void load_whole_matrix(Loader *l, const char *name, int64_t rows, int64_t columns, Matrix *out);
+void matrix_free(const Ops *ops, Backend *backend, Matrix *matrix);
+/* The embedding, of as many rows as the file has tokens. */
 void load_embedding(Loader *l, Model *m);
 
 #endif
