@@ -147,8 +147,8 @@ class Vocabulary:
 
     def _encode(self, text: str) -> list[int]:
         """The tokenizer's own tokens for a piece of text; the longest that fit where those spell it otherwise (some
-        tokenizers put a blank before a text)."""
-        tokens = self.tokenizer.encode(text, add_special=False, parse_special=False)
+        vocabularies lack bytes)."""
+        tokens = self.tokenizer.encode(text, add_special=False, parse_special=False, continues=True)
         wanted = text.encode()
         if b"".join(map(self.tokenizer.token_bytes, tokens)) == wanted:
             return tokens

@@ -534,7 +534,7 @@ class _Generation:
 
     def _logprobs_of(self, tokens: Sequence[int], session: SessionView) -> tuple[TokenLogprob, ...]:
         def text(token: int) -> str:
-            return self._tokenizer.decode([token], skip_special=False)
+            return self._tokenizer.decode([token], skip_special=False, continues=True)
 
         return tuple(
             TokenLogprob(

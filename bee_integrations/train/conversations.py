@@ -132,7 +132,7 @@ class Writer:
 
     def _asked_in_full(self, slot: int) -> None:
         written = [token for token in self._outputs[slot] if token not in self._stop]
-        question = (self._questions.pop(slot) + self._frame.tokenizer.decode(written)).strip()
+        question = (self._questions.pop(slot) + self._frame.tokenizer.decode(written, continues=True)).strip()
         prompt = self._frame.prompt(question)
         room = len(prompt) + self._params.answer_length <= self._n_ctx
         if not room or len(question.split()) < 2 or question in self._asked or self._held_out.resembles(question):

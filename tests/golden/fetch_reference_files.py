@@ -23,8 +23,8 @@ DESTINATION = Path(__file__).resolve().parent.parent / "reference"
 STAMP = DESTINATION / "archive.sha256"
 
 VOCABULARIES = (
-    "command-r", "deepseek-coder", "deepseek-llm", "falcon", "gpt-2", "llama-bpe", "llama-spm", "mpt", "qwen2",
-    "qwen35", "refact", "starcoder",
+    "command-r", "deepseek-coder", "deepseek-llm", "falcon", "gemma-4", "gpt-2", "llama-bpe", "llama-spm", "mpt",
+    "phi-3", "qwen2", "qwen35", "refact", "starcoder",
 )  # fmt: skip
 
 
@@ -66,8 +66,16 @@ def extract(archive: Path) -> int:
     return count
 
 
+def complete() -> bool:
+    """Whether all files are there, from this archive: a list made longer since asks for them anew."""
+    if not STAMP.is_file() or STAMP.read_text().strip() != SHA256:
+        return False
+    names = (f"ggml-vocab-{name}.gguf{end}" for name in VOCABULARIES for end in ("", ".inp", ".out"))
+    return all((DESTINATION / name).is_file() for name in names)
+
+
 def main() -> None:
-    if STAMP.is_file() and STAMP.read_text().strip() == SHA256:
+    if complete():
         print(f"{DESTINATION} is complete")
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
 """Make tests/golden/text/: token ids and rendered prompts as llama-cpp-python 0.3.36 gives them.
 
-    python tests/golden/make_text_golden.py MODEL.gguf
+    python tests/golden/make_text_golden.py MODEL.gguf GEMMA.gguf
 
-MODEL.gguf is the default model. Needs llama-cpp-python, and the files that `make reference` fetches. For the default
-model the results themselves are stored; of third-party vocabularies and templates only hashes of the results.
+The default model and gemma-3-270m. Needs llama-cpp-python, and the files that `make reference` fetches. For the default
+model the results themselves are stored; of other vocabularies and templates only hashes of the results.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import llama_cpp
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 HERE = Path(__file__).resolve().parent
+sys.path += [str(HERE.parent / "python"), str(HERE.parent.parent)]
+from random_texts import block_digests, unicode_texts  # noqa: E402
+
+from bee_integrations.text.pre_tokenizers import supported_pre_tokenizers  # noqa: E402
+
 REFERENCE = HERE.parent / "reference"
 VOCABULARIES = (
-    "command-r", "deepseek-coder", "deepseek-llm", "gpt-2", "llama-bpe", "mpt", "qwen2", "qwen35", "refact",
-    "starcoder",
-)  # fmt: skip
-# One name for every way of cutting text that llama.cpp and Bee share; tried with the vocabulary of qwen2.
-CUTS = (
-    "chatglm-bpe", "deepseek-v3", "glm4", "gpt-2", "llama-bpe", "olmo", "qwen2", "qwen35", "smaug-bpe", "smollm",
-    "stablelm2",
+    "command-r", "deepseek-coder", "deepseek-llm", "falcon", "gemma-4", "gpt-2", "llama-bpe", "llama-spm", "mpt",
+    "phi-3", "qwen2", "qwen35", "refact", "starcoder",
 )  # fmt: skip
 DATE = "26 Jul 2026"
 
@@ -125,6 +125,10 @@ class Oracle:
         """Token ids of one text."""
         return self._model.tokenize(text.encode(), add_bos=add_special, special=parse_special)
 
+    def blocks(self, texts: list[str]) -> list[str]:
+        """Hashes of the ids of many texts, with special tokens in and around them and without."""
+        return block_digests(lambda text: [self.ids(text, True, True), self.ids(text, False)], texts)
+
     def stop_tokens(self) -> list[int]:
         """All tokens that llama.cpp takes for the end of a generation."""
         count = self._model.n_vocab()
@@ -157,7 +161,7 @@ def inp_texts(path: Path) -> list[str]:
     return path.read_bytes().decode("utf-8").split("\n__ggml_vocab_test__\n")
 
 
-def token_golden(model: Path) -> dict[str, Any]:
+def token_golden(model: Path, gemma: Path) -> dict[str, Any]:
     """Ids of the default model, and hashes of the ids of the others."""
     texts = random_texts(seed=20261123, count=400)
     default = Oracle(model)
@@ -165,22 +169,23 @@ def token_golden(model: Path) -> dict[str, Any]:
     for path in sorted(REFERENCE.glob("*.inp")):
         ids = [default.ids(text, parse_special=False) for text in inp_texts(path)]
         inp[path.name] = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "ids": ids}
+    anything = unicode_texts(2000)
     others = {}
-    for name in VOCABULARIES:
-        oracle = Oracle(REFERENCE / f"ggml-vocab-{name}.gguf")
-        # With this model's cut llama.cpp treats spaces beyond ASCII in a way of its own.
-        ascii_spaces_only = name.startswith("deepseek")
-        chosen = [t for t in texts if not (ascii_spaces_only and set(t) & set("\u00a0\u2003\u3000\u0085\u2028"))]
+    paths = {name: REFERENCE / f"ggml-vocab-{name}.gguf" for name in VOCABULARIES} | {"gemma-3-270m": gemma}
+    for name, path in paths.items():
+        oracle = Oracle(path)
         others[name] = {
-            "hashes": {str(texts.index(text)): digest(oracle.ids(text, True), 8) for text in chosen},
+            "hashes": [digest(oracle.ids(text, True), 8) for text in texts],
+            "blocks": oracle.blocks(anything),
             "stop_token_ids": oracle.stop_tokens(),
             "pieces_sha256": oracle.pieces_digest(),
             **oracle.adds(),
         }
+    # Every way of cutting text, tried with one small vocabulary.
     cuts = {}
-    for name in CUTS:
-        oracle = Oracle(REFERENCE / "ggml-vocab-qwen2.gguf", pre=name)
-        cuts[name] = [digest(oracle.ids(text, True), 8) for text in texts[:150]]
+    for name in supported_pre_tokenizers():
+        oracle = Oracle(REFERENCE / "ggml-vocab-refact.gguf", pre=name)
+        cuts[name] = oracle.blocks([*anything[:300], *texts[:200]])
     return {
         "strings": [[text, default.ids(text, True), default.ids(text, False)] for text in texts],
         "stop_token_ids": default.stop_tokens(),
@@ -188,7 +193,8 @@ def token_golden(model: Path) -> dict[str, Any]:
         **default.adds(),
         "inp": inp,
         "vocabularies": others,
-        "cuts_of_qwen2": cuts,
+        "blocks": default.blocks(anything),
+        "cuts_of_refact": cuts,
     }
 
 
@@ -243,12 +249,12 @@ def chat_golden(model: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    if len(sys.argv) != 2 or not (REFERENCE / "templates").is_dir():
+    if len(sys.argv) != 3 or not (REFERENCE / "templates").is_dir():
         sys.exit(__doc__)
-    model = Path(sys.argv[1])
+    model, gemma = map(Path, sys.argv[1:])
     made_with = {"llama-cpp-python": llama_cpp.__version__, "model": model.name}
     (HERE / "text").mkdir(exist_ok=True)
-    for name, golden in (("tokens", token_golden(model)), ("chats", chat_golden(model))):
+    for name, golden in (("tokens", token_golden(model, gemma)), ("chats", chat_golden(model))):
         content = {"made_with": made_with, **golden}
         lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=True)}" for key, value in content.items()]
         (HERE / "text" / f"{name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import re
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 
-from bee_integrations.constraints import GrammarCompiler, Matcher, Regex
+from bee_integrations.constraints import Choice, Constraint, Grammar, GrammarCompiler, JsonSchema, Matcher, Regex
 from bee_integrations.errors import ConstraintError
+from bee_integrations.models.file import ModelFile
 from bee_integrations.text.tokenizer import Tokenizer
 
 
+def mask(matcher: Matcher) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Whether each token may come next."""
+    words = np.zeros(matcher.mask_words, dtype=np.uint32)
+    matcher.fill_mask(words.ctypes.data)
+    return np.unpackbits(words.view(np.uint8), bitorder="little").astype(bool)
+
+
 def allowed(matcher: Matcher) -> set[int]:
-    """The tokens of the mask of the next token."""
-    mask = np.zeros(matcher.mask_words, dtype=np.uint32)
-    matcher.fill_mask(mask.ctypes.data)
-    return set(np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist())
+    return set(np.flatnonzero(mask(matcher)).tolist())
 
 
 def vocabulary(**keys: Any) -> Tokenizer:
@@ -42,3 +52,96 @@ def test_tokens_that_the_engine_cannot_take_are_named(length: int, kind: int) ->
     for _ in range(2):
         with pytest.raises(ConstraintError, match=rf"token 0 of .*\(tokenizer.ggml.tokens\) is {length} bytes long"):
             compiler.compile(Regex("[ab]{3}"))
+
+
+# ---- tokens that are bytes, and blanks that are U+2581 -------------------------------------------------
+
+REFERENCE = Path(__file__).resolve().parent.parent / "reference"
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+TOKENS = ["<unk>", "<s>", "</s>", *BYTES, "▁", "a", "b", "▁a", "ab", "▁ab", "é"]
+BYTE, BLANK, A, B, BLANK_A, AB, BLANK_AB, E_ACUTE = 3, 259, 260, 261, 262, 263, 264, 265
+
+
+def pieces() -> Tokenizer:
+    kinds = np.array([2, 3, 3, *[6] * 256, *[1] * 7], np.int32)
+    return vocabulary(model="llama", tokens=TOKENS, token_type=kinds, scores=np.arange(0.0, -266.0, -1.0))
+
+
+def test_masks_hold_byte_tokens_and_blanks() -> None:
+    compiler = GrammarCompiler(pieces())
+    start = compiler.compile(Regex("ab?( a)?")).matcher()
+    assert allowed(start) == {BYTE + ord("a"), A, AB}
+    assert start.consume(A)
+    assert allowed(start) == {BYTE + ord("b"), B, BYTE + ord(" "), BLANK, BLANK_A, 2}
+    assert start.consume(BYTE + ord(" "))
+    assert allowed(start) == {A}, "forced, in the tokenizer's own token"
+    start.rollback(1)
+    assert start.consume(BLANK_A)
+    assert start.finished
+
+
+def test_characters_without_a_token_are_written_in_bytes() -> None:
+    compiler = GrammarCompiler(pieces())
+    matcher = compiler.compile(Choice(("é", "ü", "中"))).matcher()
+    assert allowed(matcher) == {BYTE + 0xC3, E_ACUTE, BYTE + 0xE4}
+    assert matcher.consume(BYTE + 0xC3)
+    assert allowed(matcher) == {BYTE + 0xA9, BYTE + 0xBC}
+    matcher.rollback(1)
+    assert matcher.consume(BYTE + 0xE4)
+    assert matcher.forced(5) == [BYTE + 0xB8, BYTE + 0xAD]
+    assert matcher.closing_text() == "é", "part of a character at the end does not count"
+
+
+def test_forced_text_goes_on_from_other_text() -> None:
+    """No blank is put before it, and it is cut as the tokenizer cuts it."""
+    matcher = GrammarCompiler(pieces()).compile(Choice(("ab ab aé",))).matcher()
+    assert matcher.forced(9) == pieces().encode("ab ab aé", add_special=False, continues=True)
+
+
+@lru_cache
+def reference(name: str) -> tuple[Tokenizer, GrammarCompiler]:
+    path = REFERENCE / f"ggml-vocab-{name}.gguf"
+    if not path.is_file():
+        pytest.skip("needs third-party vocabularies: run 'make reference'")
+    with ModelFile(path) as file:
+        tokenizer = Tokenizer.from_model_file(file)
+    return tokenizer, GrammarCompiler(tokenizer)
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "kind": {"enum": ["a b", "näïve", "中文", "x\ty"]},
+        "numbers": {"type": "array", "items": {"type": "integer", "minimum": -10, "maximum": 500}, "maxItems": 3},
+    },
+    "required": ["name", "kind", "numbers"],
+    "additionalProperties": False,
+}
+GBNF = 'root ::= word (" " word)*\nword ::= [a-zà-ÿ]+ | "中" [0-9]'
+
+
+def said_under(constraint: Constraint, name: str, seed: int) -> str:
+    """A random text under a constraint, closed where it does not come to an end. Every mask is checked on the way."""
+    tokenizer, compiler = reference(name)
+    source = np.random.RandomState(seed)
+    stops = sorted(tokenizer.stop_token_ids)
+    matcher = compiler.compile(constraint).matcher()
+    tokens: list[int] = []
+    while len(tokens) < 40 and not matcher.finished:
+        possible = mask(matcher)
+        possible[stops] = False
+        token = int(source.choice(np.flatnonzero(possible)))
+        assert matcher.consume(token)
+        tokens.append(token)
+    said = b"".join(map(tokenizer.token_bytes, tokens))
+    return said.decode(errors="ignore") + ("" if matcher.accepting else matcher.closing_text())
+
+
+@pytest.mark.parametrize("name", ["llama-spm", "phi-3", "gemma-4"])
+def test_what_is_said_under_a_grammar_fits_it(name: str) -> None:
+    for seed in range(4):
+        text = said_under(JsonSchema(SCHEMA), name, seed)
+        jsonschema.validate(json.loads(text), SCHEMA)
+        assert re.fullmatch(r"(\d{2} ){2}[A-Zß]{1,4}\n", said_under(Regex(r"(\d{2} ){2}[A-Zß]{1,4}\n"), name, seed))
+        assert re.fullmatch("([a-zà-ÿ]+|中[0-9])( ([a-zà-ÿ]+|中[0-9]))*", said_under(Grammar(GBNF, "gbnf"), name, seed))
