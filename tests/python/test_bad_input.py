@@ -318,7 +318,7 @@ def test_unsupported_tensor_type(tmp_path: Path) -> None:
 
 
 def test_unsupported_tokenizer(tmp_path: Path) -> None:
-    path = changed("tokenizer.ggml.model", text("llama")).write(tmp_path / "m.gguf")
+    path = changed("tokenizer.ggml.model", text("t5")).write(tmp_path / "m.gguf")
     with pytest.raises(UnsupportedModelError, match=r"tokenizer\.ggml\.model.*gpt2"):
         open_engine(path)
 
