@@ -11,15 +11,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from functools import lru_cache
 from operator import itemgetter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.language_models.llms import BaseLLM
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult, Generation, GenerationChunk, LLMResult
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from pydantic import ConfigDict, Field
@@ -27,25 +25,25 @@ from pydantic.json_schema import SkipJsonSchema
 
 from . import langchain_structured_output as structured
 from .chat import reasoning
-from .chat.parameters import BeeParameters
+from .chat.model_header import header
+from .chat.parameters import BeeParameters, stored_constraint
 from .chat.prompt import Answer, HeldEngines, Request, arun_all, response_metadata, run_all, token_usage
 from .chat.request import ChatRequest, ToolUse, chat_prompt, tool_format
-from .constraints.strict_schema import closed
-from .engine.engine import DEFAULT_N_CTX, Engine, Step
+from .engine.engine import Engine, Step, context_length
 from .engine.interruption import each_interruptible, interruptible
-from .errors import ParameterError
+from .errors import ParameterError, TemplateError, UnsupportedContentError
 from .generation import TokenLogprob
 from .langchain_messages import (
     AnswerChunks,
     chat_result,
     logprobs_metadata,
     openai_tools,
+    overflow_in_langchain_terms,
+    plain_text,
     template_messages,
     tool_use,
     usage_metadata,
 )
-from .models import registry as models
-from .models.file import ModelFile
 
 if TYPE_CHECKING:
     from langchain_core.language_models import ModelProfile
@@ -70,7 +68,20 @@ class _BeeModel(BeeParameters):
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
-        return self.parameters()
+        return self.stored_parameters()
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """Arguments that LangChain stores in another form than the object has them; part of its cache's keys, too."""
+        return {} if self.constraint is None else {"constraint": stored_constraint(self.constraint)}
+
+    def bind(self, **kwargs: Any) -> Any:
+        """As all runnables have it; what the answer must look like is bound in a form that can be stored."""
+        forms = {name: kwargs[name] for name in ("constraint", "response_format") if kwargs.get(name) is not None}
+        if forms:
+            checked = self.for_call(None, forms).stored_parameters()
+            kwargs |= {name: checked[name] for name in forms}
+        return super().bind(**kwargs)  # type: ignore[misc]
 
     @property
     def engine(self) -> Engine:
@@ -128,14 +139,13 @@ class ChatBee(_BeeModel, BaseChatModel):
 
     def _resolve_model_profile(self) -> ModelProfile | None:
         """What a model of this kind can do. Reads the header of the model's file where it is here; downloads none."""
-        path = models.resolve_model(self.model, download=False)
-        n_ctx_train, template = _header(path, path.stat().st_mtime_ns)
+        n_ctx_train, template = header(self.model)
         span = self.reasoning_span
         thinks = span is not None and (
             span != "auto" or reasoning.recognise(self.chat_template or template) is not None
         )
         return {
-            "max_input_tokens": self.n_ctx or min(n_ctx_train, DEFAULT_N_CTX),
+            "max_input_tokens": context_length(self.n_ctx, n_ctx_train),
             "text_inputs": True,
             "image_inputs": False,
             "image_url_inputs": False,
@@ -157,11 +167,27 @@ class ChatBee(_BeeModel, BaseChatModel):
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """Tokens that these messages and tools take as a prompt, with everything that the chat template adds.
 
-        Raises as `invoke` does.
+        Lists that are no conversation, which the template rejects, count as the sum of their messages, each with what
+        the template adds to one.
         """
+        if not messages and not tools:
+            return 0
+        use = tool_use(tools)
+        whole = self._prompt_tokens(messages, use)
+        if whole is not None:
+            return whole
+        added = self._prompt_tokens([HumanMessage("")], ToolUse()) or 0
+        described = [str(tool.as_openai()) for tool in use.tools]
+        return sum(map(self.get_num_tokens, [*map(plain_text, messages), *described])) + added * len(messages)
+
+    def _prompt_tokens(self, messages: list[BaseMessage], use: ToolUse) -> int | None:
+        """Tokens of a conversation as a prompt; None for one that the template rejects."""
         engine = self.engine
-        prompt = chat_prompt(engine, self, template_messages(messages), tool_use(tools), tool_format(engine, self))
-        return len(engine.encode_prompt(prompt))
+        try:
+            prompt = chat_prompt(engine, self, template_messages(messages), use, tool_format(engine, self))
+        except (TemplateError, ParameterError, UnsupportedContentError):
+            return None
+        return len(prompt.tokens(engine))
 
     # ---- tools and structured output -------------------------------------------------------------------------
 
@@ -191,9 +217,8 @@ class ChatBee(_BeeModel, BaseChatModel):
         tool_use(list(by_name.values()), tool_choice, parallel_tool_calls)
         given = {"tool_choice": tool_choice, "parallel_tool_calls": parallel_tool_calls}
         bound = {name: value for name, value in given.items() if value is not None}
-        if kwargs.get("response_format") is not None:
-            kwargs["response_format"] = closed(kwargs["response_format"])
-        return self.bind(tools=described, **bound, **kwargs)
+        with_tools: Runnable[LanguageModelInput, AIMessage] = self.bind(tools=described, **bound, **kwargs)
+        return with_tools
 
     def with_structured_output(
         self,
@@ -250,7 +275,7 @@ class ChatBee(_BeeModel, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         request = self._request(messages, stop, kwargs)
-        with closing(request.pieces()) as pieces:
+        with overflow_in_langchain_terms(), closing(request.pieces()) as pieces:
             return chat_result(request.engine, list(pieces))
 
     async def _agenerate(
@@ -261,8 +286,9 @@ class ChatBee(_BeeModel, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         request = await self._arequest(messages, stop, kwargs)
-        async with aclosing(request.apieces()) as pieces:
-            return chat_result(request.engine, [piece async for piece in pieces])
+        with overflow_in_langchain_terms():
+            async with aclosing(request.apieces()) as pieces:
+                return chat_result(request.engine, [piece async for piece in pieces])
 
     def _stream(
         self,
@@ -273,7 +299,7 @@ class ChatBee(_BeeModel, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         request = self._request(messages, stop, kwargs)
         chunks = AnswerChunks(request.engine)
-        with closing(request.pieces()) as pieces:
+        with overflow_in_langchain_terms(), closing(request.pieces()) as pieces:
             for piece in pieces:
                 for chunk in chunks.of(piece):
                     if run_manager:
@@ -289,12 +315,13 @@ class ChatBee(_BeeModel, BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         request = await self._arequest(messages, stop, kwargs)
         chunks = AnswerChunks(request.engine)
-        async with aclosing(request.apieces()) as pieces:
-            async for piece in pieces:
-                for chunk in chunks.of(piece):
-                    if run_manager:
-                        await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                    yield chunk
+        with overflow_in_langchain_terms():
+            async with aclosing(request.apieces()) as pieces:
+                async for piece in pieces:
+                    for chunk in chunks.of(piece):
+                        if run_manager:
+                            await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                        yield chunk
 
     def batch(self, inputs: list[LanguageModelInput], *args: Any, **kwargs: Any) -> list[AIMessage]:
         """As all runnables have it; Ctrl-C cancels the answers that are still on their way."""
@@ -336,14 +363,6 @@ def _with_raw(llm: Runnable[Any, Any], parser: Runnable[Any, Any]) -> Runnable[A
     return llm | RunnableMap(raw=RunnablePassthrough()) | parsed.with_fallbacks([failed], exception_key="parsing_error")
 
 
-@lru_cache(maxsize=16)
-def _header(path: Path, modified: int) -> tuple[int, str | None]:
-    """(tokens of context that the model was trained for, chat template). `modified` makes a changed file another."""
-    with ModelFile(path) as file:
-        template = file.metadata.get("tokenizer.chat_template")
-        return file.plan().n_ctx_train, template if isinstance(template, str) else None
-
-
 class BeeLLM(_BeeModel, BaseLLM):
     """A text completion model that runs a GGUF file in this process: it continues the prompt as it stands.
 
@@ -371,7 +390,8 @@ class BeeLLM(_BeeModel, BaseLLM):
     ) -> LLMResult:
         parameters = self.for_call(stop, kwargs)
         engine = self.held_engines.open(parameters)
-        return _llm_result(engine, run_all([Request.of(engine, parameters, prompt) for prompt in prompts]))
+        with overflow_in_langchain_terms():
+            return _llm_result(engine, run_all([Request.of(engine, parameters, prompt) for prompt in prompts]))
 
     async def _agenerate(
         self,
@@ -382,7 +402,8 @@ class BeeLLM(_BeeModel, BaseLLM):
     ) -> LLMResult:
         parameters = self.for_call(stop, kwargs)
         engine = await self.held_engines.aopen(parameters)
-        answers = await arun_all([Request.of(engine, parameters, prompt) for prompt in prompts])
+        with overflow_in_langchain_terms():
+            answers = await arun_all([Request.of(engine, parameters, prompt) for prompt in prompts])
         return _llm_result(engine, answers)
 
     def _stream(
@@ -394,7 +415,7 @@ class BeeLLM(_BeeModel, BaseLLM):
     ) -> Iterator[GenerationChunk]:
         parameters = self.for_call(stop, kwargs)
         request = Request.of(self.held_engines.open(parameters), parameters, prompt)
-        with closing(request.steps()) as steps:
+        with overflow_in_langchain_terms(), closing(request.steps()) as steps:
             for step in steps:
                 chunk = GenerationChunk(
                     text=step.text, generation_info=_generation_info(request.engine, step, step.logprobs)
@@ -412,14 +433,15 @@ class BeeLLM(_BeeModel, BaseLLM):
     ) -> AsyncIterator[GenerationChunk]:
         parameters = self.for_call(stop, kwargs)
         request = Request.of(await self.held_engines.aopen(parameters), parameters, prompt)
-        async with aclosing(request.asteps()) as steps:
-            async for step in steps:
-                chunk = GenerationChunk(
-                    text=step.text, generation_info=_generation_info(request.engine, step, step.logprobs)
-                )
-                if run_manager:
-                    await run_manager.on_llm_new_token(step.text, chunk=chunk)
-                yield chunk
+        with overflow_in_langchain_terms():
+            async with aclosing(request.asteps()) as steps:
+                async for step in steps:
+                    chunk = GenerationChunk(
+                        text=step.text, generation_info=_generation_info(request.engine, step, step.logprobs)
+                    )
+                    if run_manager:
+                        await run_manager.on_llm_new_token(step.text, chunk=chunk)
+                    yield chunk
 
 
 def _generation_info(engine: Engine, step: Step, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
+from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
@@ -32,7 +34,7 @@ from .chat.messages import chat_message, text_and_reasoning, tool_call
 from .chat.prompt import response_metadata, token_usage
 from .chat.request import Piece, Reply, ToolUse, finish_reason
 from .engine.engine import Engine, Statistics, Step
-from .errors import ParameterError, UnsupportedContentError
+from .errors import ContextLengthError, ParameterError, UnsupportedContentError
 from .generation import TokenLogprob
 from .tools.tool_format import CallArguments, CallBegin, CallBroken, Event, Reasoning, Text, Tool
 
@@ -41,10 +43,18 @@ __all__ = [
     "chat_result",
     "logprobs_metadata",
     "openai_tools",
+    "overflow_in_langchain_terms",
+    "plain_text",
     "template_messages",
     "tool_use",
     "usage_metadata",
 ]
+
+
+class PromptOverflowError(ContextLengthError, ContextOverflowError):
+    """A prompt has more tokens than the context holds, for who asks for Bee's exception and for who asks for
+    LangChain's, as its middleware does, which shortens the conversation then."""
+
 
 _REFERENCE = re.compile(r'"\$ref": "#/\$defs/([^"/]+)"')
 
@@ -65,13 +75,27 @@ def _template_message(message: BaseMessage) -> dict[str, Any]:
     text, reasoning = text_and_reasoning(message.content, role)
     if isinstance(message, AIMessage):
         reasoning = reasoning or str(message.additional_kwargs.get("reasoning_content") or "")
-        calls = [tool_call(call["name"], call["args"], call["id"]) for call in message.tool_calls]
-        return chat_message(role, text, reasoning=reasoning, name=message.name, tool_calls=calls)
+        text = text or str(message.additional_kwargs.get("refusal") or "")
+        return chat_message(role, text, reasoning=reasoning, name=message.name, tool_calls=_calls(message))
     if not isinstance(message, ToolMessage):
         return chat_message(role, text, name=message.name)
     if message.status == "error" and not text.lower().startswith("error"):
         text = f"Error: {text}"  # templates know no status
     return chat_message(role, text, name=message.name, tool_call_id=message.tool_call_id)
+
+
+def _calls(message: AIMessage) -> list[dict[str, Any]]:
+    """The calls of an answer, be they in the form that OpenAI had before it had tools."""
+    old = message.additional_kwargs.get("function_call")
+    if not message.tool_calls and isinstance(old, Mapping) and isinstance(old.get("name"), str):
+        return [tool_call(old["name"], old.get("arguments") or {})]
+    return [tool_call(call["name"], call["args"], call["id"]) for call in message.tool_calls]
+
+
+def plain_text(message: BaseMessage) -> str:
+    """What a message says, whoever wrote it in whatever form, for counting."""
+    calls = [f"{call['name']}{call['args']}" for call in message.tool_calls] if isinstance(message, AIMessage) else []
+    return "\n".join([f"{message.type}: {message.text}", *calls])
 
 
 def _role(message: BaseMessage) -> str:
@@ -88,6 +112,15 @@ def _role(message: BaseMessage) -> str:
     raise UnsupportedContentError(
         f"a {type(message).__name__} cannot be given to a model; expected human, AI, system, tool or chat messages"
     )
+
+
+@contextmanager
+def overflow_in_langchain_terms() -> Iterator[None]:
+    """A prompt that does not fit raises an error that is LangChain's as well."""
+    try:
+        yield
+    except ContextLengthError as error:
+        raise PromptOverflowError(str(error)) from error
 
 
 # ---- tools -----------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
 
+from .chat.response_format import wrapped_schema
 from .constraints.json_schema import read_schema, schema_text
 from .constraints.strict_schema import closed
 from .errors import ConstraintError, ParameterError
@@ -41,8 +42,10 @@ def _json_schema(schema: Any) -> dict[str, Any]:
         found = schema.model_json_schema() if issubclass(schema, BaseModel) else schema.schema()
         return {"title": schema.__name__, **found}
     if isinstance(schema, Mapping):
-        if isinstance(schema.get("schema"), Mapping):  # as OpenAI has it in its response_format
-            return {"title": schema.get("name", "answer"), **schema["schema"]}
+        wrapped = wrapped_schema(schema)
+        if wrapped is not None:  # as OpenAI has it in its response_format
+            name, inner, _ = wrapped
+            return {"title": name, **inner}
         if "function" not in schema and "name" not in schema and "toolSpec" not in schema:
             return dict(schema)
     try:

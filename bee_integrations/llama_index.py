@@ -29,6 +29,7 @@ from llama_index.core.constants import DEFAULT_NUM_OUTPUTS
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection, default_completion_to_prompt
+from llama_index.core.program.function_program import get_function_tool
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.types import Model, PydanticProgramMode
 from pydantic import PrivateAttr, model_validator
@@ -136,7 +137,7 @@ class Bee(FunctionCallingLLM, BeeParameters):
 
     def to_payload(self) -> dict[str, Any]:
         """This object for observers of events; unlike `metadata` it does not load the model."""
-        return {"class_name": self.class_name(), "model_name": self.model, **self.parameters()}
+        return {"class_name": self.class_name(), "model_name": self.model, **self.stored_parameters()}
 
     # ---- chat ----------------------------------------------------------------------------------------------
 
@@ -295,11 +296,16 @@ class Bee(FunctionCallingLLM, BeeParameters):
         **prompt_args: Any,
     ) -> Generator[Any, None, None]:  # fmt: skip
         constrained = self._constrained(output_cls, llm_kwargs)
-        if not self._answers_objects:
+        if not self._answers_objects and not self._calls_for_objects:
             yield from super()._structured_stream_call(output_cls, prompt, constrained, **prompt_args)
             return
-        messages = self._messages_for_object(output_cls, prompt, prompt_args)
-        with closing(self.stream_chat(messages, **constrained)) as responses:
+        if self._calls_for_objects:
+            responses = self.stream_chat_with_tools(
+                **self._call_for_object(output_cls, prompt, constrained, prompt_args)
+            )
+        else:
+            responses = self.stream_chat(self._messages_for_object(output_cls, prompt, prompt_args), **constrained)
+        with closing(responses):
             for response in responses:
                 known = partial_object(output_cls, response)
                 if known is not None:
@@ -311,9 +317,14 @@ class Bee(FunctionCallingLLM, BeeParameters):
     ) -> AsyncGenerator[Any, None]:  # fmt: skip
         await self._held.aopen(self)
         constrained = self._constrained(output_cls, llm_kwargs)
-        if not self._answers_objects:
+        if not self._answers_objects and not self._calls_for_objects:
             return await super()._structured_astream_call(output_cls, prompt, constrained, **prompt_args)
-        responses = await self.astream_chat(self._messages_for_object(output_cls, prompt, prompt_args), **constrained)
+        if self._calls_for_objects:
+            asked = self._call_for_object(output_cls, prompt, constrained, prompt_args)
+            responses = await self.astream_chat_with_tools(**asked)
+        else:
+            messages = self._messages_for_object(output_cls, prompt, prompt_args)
+            responses = await self.astream_chat(messages, **constrained)
 
         async def objects() -> AsyncGenerator[Any, None]:
             async with aclosing(responses):
@@ -336,6 +347,21 @@ class Bee(FunctionCallingLLM, BeeParameters):
     def _answers_objects(self) -> bool:
         """Otherwise one of LlamaIndex's programs asks for them in its way."""
         return self.pydantic_program_mode == PydanticProgramMode.DEFAULT and self.metadata.is_chat_model
+
+    @property
+    def _calls_for_objects(self) -> bool:
+        """The class is a tool that must be called. LlamaIndex's program demands the call only of answers that are not
+        streamed, and makes an empty object of one without."""
+        return self.pydantic_program_mode == PydanticProgramMode.FUNCTION and self.metadata.is_function_calling_model
+
+    def _call_for_object(
+        self, output_cls: type[Model], prompt: PromptTemplate, given: dict[str, Any], prompt_args: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The arguments of a streamed call of the tool that is the class."""
+        tool = get_function_tool(output_cls)
+        others = {name: value for name, value in given.items() if name not in _TOOL_ARGUMENTS}
+        messages = self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
+        return {"tools": [tool], "chat_history": messages, "tool_choice": tool.metadata.name, **others}
 
     def _messages_for_object(
         self, output_cls: type[Model], prompt: PromptTemplate, prompt_args: dict[str, Any]
@@ -398,7 +424,7 @@ class _TemplatePrompt:
     def _prompt(self, messages: list[dict[str, Any]]) -> str:
         engine = self._held.open(self._parameters)
         style = tool_format(engine, self._parameters)
-        return chat_prompt(engine, self._parameters, messages, ToolUse(), style)
+        return chat_prompt(engine, self._parameters, messages, ToolUse(), style).text
 
 
 class _MessagesToPrompt(_TemplatePrompt):

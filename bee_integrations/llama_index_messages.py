@@ -23,7 +23,7 @@ from llama_index.core.types import Model
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
-from .chat.messages import chat_message, tool_call, unsupported_content
+from .chat.messages import chat_message, left_out, tool_call, unsupported_content
 from .chat.prompt import response_metadata, token_usage
 from .chat.request import Piece, Reply, ToolUse
 from .constraints.strict_schema import closed
@@ -63,21 +63,35 @@ def template_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
 
 def _template_message(message: ChatMessage) -> dict[str, Any]:
     role = _ROLES.get(message.role, message.role.value)
-    reasoning: list[str] = []
-    for block in message.blocks:
-        if block.block_type == "thinking":
-            reasoning.append(block.content or "")
-        elif block.block_type not in ("text", "cache", "tool_call"):
-            raise unsupported_content(block.block_type, role)
+    parts = [_of_block(block, role) for block in message.blocks]
     return chat_message(
         role,
-        message.content or "",
-        reasoning="".join(reasoning),
+        "\n".join(text for text, _ in parts if text),  # as LlamaIndex joins them itself
+        reasoning="".join(thought for _, thought in parts),
         name=message.additional_kwargs.get("name"),
         tool_calls=[tool_call(name, arguments, call_id) for call_id, name, arguments in _calls(message)],
         # Agents put the id into the assistant's message as well that repeats a result.
         tool_call_id=message.additional_kwargs.get("tool_call_id") if role == "tool" else None,
     )
+
+
+def _of_block(block: Any, role: str) -> tuple[str, str]:
+    """(text, reasoning) of one content block. Raises as `template_messages` does."""
+    match block.block_type:
+        case "text":
+            return block.text, ""
+        case "thinking":
+            return "", block.content or ""
+        case "cache" | "tool_call":
+            return "", ""
+        case "citable":  # sources that an answer may cite, and the part of one that it did
+            return "".join(_of_block(inner, role)[0] for inner in block.content), ""
+        case "citation":
+            return _of_block(block.cited_content, role)
+    if role != "assistant":
+        raise unsupported_content(block.block_type, role)
+    left_out(block.block_type, role)
+    return "", ""
 
 
 def _calls(message: ChatMessage) -> list[tuple[str | None, str, Mapping[str, Any] | str]]:
@@ -252,10 +266,10 @@ def with_schema(messages: Sequence[ChatMessage], output_cls: type[BaseModel]) ->
 
 
 def parsed_object(output_cls: type[Model], response: ChatResponse) -> Model:
-    """The object that an answer is. Raises ConstraintError where the answer was cut off, and pydantic's
-    ValidationError where a check of the class that no schema expresses refuses it."""
+    """The object that an answer is, or the arguments of its call. Raises ConstraintError where the answer was cut off,
+    and pydantic's ValidationError where a check of the class that no schema expresses refuses it."""
     try:
-        return output_cls.model_validate_json(response.message.content or "")
+        return output_cls.model_validate_json(_object_text(response))
     except ValidationError as error:
         if all(finding["type"] != "json_invalid" for finding in error.errors()):
             raise
@@ -272,7 +286,7 @@ def partial_object(output_cls: type[Model], response: ChatResponse) -> Model | F
     if response.raw is not None:
         return parsed_object(output_cls, response)
     try:
-        known = from_json(response.message.content or "", allow_partial="trailing-strings")
+        known = from_json(_object_text(response), allow_partial="trailing-strings")
     except ValueError:
         return None
     for kind in (output_cls, create_flexible_model(output_cls)):
@@ -281,3 +295,8 @@ def partial_object(output_cls: type[Model], response: ChatResponse) -> Model | F
         except ValidationError:
             continue
     return None
+
+
+def _object_text(response: ChatResponse) -> str:
+    calls = response.message.additional_kwargs.get("tool_calls")
+    return str(calls[0]["function"]["arguments"] if calls else response.message.content or "")

@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
-from ..constraints.compiler import Constraint, JsonSchema, json_object
+from ..constraints.compiler import Constraint
 from ..engine.engine import GenerationParams, check_arguments
 from ..errors import BeeError, ParameterError
 from ..models.registry import DEFAULT_MODEL
 from ..parameter_checks import INT32_MAX, integer
+from .argument_words import own_arguments
+from .model_header import known_header
+from .response_format import constraint_of, in_openai_words
 
-__all__ = ["BeeParameters"]
+__all__ = ["BeeParameters", "stored_constraint"]
 
-# Other libraries' words for our arguments.
-_ALIASES = {
-    "model_name": "model",
-    "model_path": "model",
-    "num_ctx": "n_ctx",
-    "context_window": "n_ctx",
-    "n_threads": "threads",
-    "num_thread": "threads",
-    "num_predict": "max_tokens",
-    "max_new_tokens": "max_tokens",
-    "stop_sequences": "stop",
-    "repeat_penalty": "repetition_penalty",
-    "repeat_last_n": "penalty_window",
-}
-
-# Of use for hosted models only; taken and dropped, so that code written for those needs no change.
-_NOT_FOR_LOCAL_MODELS = frozenset({"api_key", "max_retries"})
-
-_TOOL_WORDS = frozenset({"tools", "tool_choice", "functions"})
+# Two ways to say what the answer must look like; a call's takes the place of the object's.
+_ANSWER_FORMS = frozenset({"constraint", "response_format"})
+# Fields of LangChain's and LlamaIndex's classes that change no answer when they come with a call.
+_SAY_NOTHING = frozenset({"streaming", "verbose"})
 
 
 class BeeParameters(BaseModel):
@@ -51,7 +40,8 @@ class BeeParameters(BaseModel):
     draft_length: int | None = None
     """Drafted tokens per cycle; None leaves it to the engine."""
     n_ctx: int | None = None
-    """Tokens of context, prompt and answer together; None takes what the model was trained for."""
+    """Tokens of context, prompt and answer together; None takes what the model was trained for, at most 8192, and 0
+    all of that."""
     threads: int | None = None
     """CPU threads; None takes the cores that this process may use."""
     device: str = "auto"
@@ -87,13 +77,16 @@ class BeeParameters(BaseModel):
     constraint: Constraint | None = None
     """What the answer must look like: a JsonSchema, Regex, Grammar or Choice of `bee_integrations.constraints`."""
     response_format: dict[str, Any] | None = None
-    """The same in OpenAI's words: `{"type": "json_object"}`, or `{"type": "json_schema", "json_schema": {...}}`."""
+    """The same in OpenAI's words: `{"type": "json_object"}`, or `{"type": "json_schema", "json_schema": {...}}`; a JSON
+    schema or a Pydantic class will do."""
     close_constraint: bool = False
     """Complete an answer that `max_tokens` cuts off under its constraint, so that it is valid all the same."""
     tool_format: str | None = None
     """How the model is told of tools and writes calls ("hermes", "mistral", ...); None: as its chat template says."""
     enable_thinking: bool | None = None
     """Switches a model's thinking through its chat template; None leaves that to the template."""
+    reasoning_effort: str | None = None
+    """How much a model thinks that knows "low", "medium" and "high"; goes to the chat template."""
     reasoning_span: str | tuple[str, str] | None = "auto"
     """What a model's thinking stands between: a tag such as "<think>", or two texts; "auto" asks the chat template, and
     None leaves the thinking in the text."""
@@ -105,22 +98,19 @@ class BeeParameters(BaseModel):
     """Source of a Jinja chat template, instead of the model's own."""
     chat_template_kwargs: dict[str, Any] | None = None
     """Further variables for the chat template, such as `{"enable_thinking": False}` for Qwen 3."""
+    parse_special: bool = False
+    """Read the texts of control tokens ("<|im_end|>") in users' and tools' messages as those tokens. By default they
+    are text, so that nobody who writes a message can end it, or begin another."""
 
     @model_validator(mode="before")
     @classmethod
     def _accept_names(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        accepted: dict[str, Any] = {}
-        for given, value in values.items():
-            name = str(given) if given in cls.model_fields else _ALIASES.get(given, str(given))
-            if name in accepted:
-                raise ParameterError(f"{name!r} is given twice, the second time as {given!r}; give it once")
-            if name in cls.model_fields:
-                accepted[name] = value
-            elif name not in _NOT_FOR_LOCAL_MODELS:
-                raise ParameterError(_unknown(name, set(cls.model_fields) | set(_ALIASES)))
-        return accepted
+        fields = cls.model_fields
+        arguments = own_arguments(values, fields)
+        # None is the default, also where no answer can be made with None itself.
+        return {name: value for name, value in arguments.items() if value is not None or _takes_none(fields[name])}
 
     @field_validator("model", mode="before")
     @classmethod
@@ -144,13 +134,25 @@ class BeeParameters(BaseModel):
             raise ParameterError(f"timeout is {timeout}, expected seconds greater than 0, or None")
         return timeout
 
+    @field_validator("response_format", mode="before")
+    @classmethod
+    def _openai_words(cls, asked: Any) -> Any:
+        return in_openai_words(asked)
+
     @model_validator(mode="after")
     def _in_range(self) -> BeeParameters:
         check_arguments(n_ctx=self.n_ctx, threads=self.threads, device=self.device)
+        self._check_context()
         self.generation_params()
         if self.reasoning_budget is not None:
             integer("reasoning_budget", self.reasoning_budget, 0, INT32_MAX, note=" (None: no bound)")
         return self
+
+    def _check_context(self) -> None:
+        """Tell a context that the model was not trained for now, where the file is here, and not when it is loaded."""
+        known = None if self.n_ctx is None else known_header(self.model)
+        if self.n_ctx is not None and known is not None and self.n_ctx > known.n_ctx_train:
+            integer("n_ctx", self.n_ctx, 1, known.n_ctx_train, note=", what the model was trained for")
 
     def generation_params(self) -> GenerationParams:
         """The part that concerns a generation, as the engine takes it. Raises ParameterError."""
@@ -177,7 +179,7 @@ class BeeParameters(BaseModel):
 
     def asked_constraint(self) -> Constraint | None:
         """`constraint`, or what `response_format` says. Raises ParameterError."""
-        asked = _constraint_of(self.response_format)
+        asked = constraint_of(self.response_format)
         if asked is not None and self.constraint is not None:
             raise ParameterError("constraint and response_format are both given; give one of them")
         return asked if self.constraint is None else self.constraint
@@ -185,6 +187,10 @@ class BeeParameters(BaseModel):
     def parameters(self) -> dict[str, Any]:
         """The arguments of `BeeParameters` alone, whatever class they are mixed into."""
         return {name: getattr(self, name) for name in BeeParameters.model_fields}
+
+    def stored_parameters(self) -> dict[str, Any]:
+        """As `parameters`, with a constraint in the form of `stored_constraint`."""
+        return self.parameters() | {"constraint": stored_constraint(self.constraint)}
 
     def for_call(self, stop: list[str] | None, overrides: Mapping[str, Any]) -> BeeParameters:
         """The parameters of one call: `overrides` win, under any name that the constructor takes.
@@ -194,41 +200,40 @@ class BeeParameters(BaseModel):
         values = self.parameters()
         if stop is not None:
             values["stop"] = stop
-        changed = {_ALIASES.get(name, name): value for name, value in overrides.items()}
+        changed = own_arguments(self._of_calls(overrides), BeeParameters.model_fields)
         if "model" in changed and "drafter" not in changed and self.drafter is not None:
             values["drafter"] = "auto"  # the object's drafter belongs to the object's model
+        if any(changed.get(name) is not None for name in _ANSWER_FORMS):
+            values |= dict.fromkeys(_ANSWER_FORMS)  # the call's takes the place of the object's
         try:
             return BeeParameters.model_validate(values | changed)
         except ValidationError as error:
             raise _parameter_error(error) from error
 
+    def _of_calls(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """`overrides` without what says nothing; what belongs to the object alone is named."""
+        for name in overrides.keys() & (type(self).model_fields.keys() - BeeParameters.model_fields.keys()):
+            if overrides[name] is not None and name not in _SAY_NOTHING:
+                kind = type(self).__name__
+                raise ParameterError(f"{name!r} belongs to the object, not to a call: give it as {kind}({name}=...)")
+        own = type(self).model_fields
+        return {
+            name: value for name, value in overrides.items() if name in BeeParameters.model_fields or name not in own
+        }
 
-def _constraint_of(response_format: Mapping[str, Any] | None) -> Constraint | None:
-    kind = "text" if response_format is None else response_format.get("type")
-    if response_format is None or kind == "text":
-        return None
-    if kind == "json_object":
-        return json_object()
-    named = response_format.get("json_schema")
-    schema = named.get("schema") if kind == "json_schema" and isinstance(named, Mapping) else None
-    if not isinstance(schema, Mapping):
-        raise ParameterError(
-            f"response_format is {response_format!r}; expected {{'type': 'text'}}, {{'type': 'json_object'}} or "
-            "{'type': 'json_schema', 'json_schema': {'name': ..., 'schema': {...}}}"
-        )
-    return JsonSchema(schema)
+
+def stored_constraint(constraint: Constraint | None) -> dict[str, Any] | None:
+    """A constraint as a dictionary that JSON can hold; `BeeParameters(constraint=...)` takes it."""
+    return None if constraint is None else dict(to_jsonable_python(constraint))
+
+
+def _takes_none(field: FieldInfo) -> bool:
+    kind = field.annotation
+    return kind is Any or type(None) in get_args(kind)
 
 
 def _path_text(path: Any) -> Any:
     return os.fspath(path) if isinstance(path, os.PathLike) else path
-
-
-def _unknown(name: str, known: set[str]) -> str:
-    if name in _TOOL_WORDS:
-        return f"{name!r} cannot be given here: tools belong to a call of a chat class; bind them there"
-    near = difflib.get_close_matches(name, known, n=1)
-    meant = f"; did you mean {_ALIASES.get(near[0], near[0])!r}?" if near else ""
-    return f"there is no parameter {name!r}{meant}"
 
 
 def _parameter_error(error: ValidationError) -> BeeError:

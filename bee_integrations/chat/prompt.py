@@ -23,15 +23,20 @@ from .parameters import BeeParameters
 __all__ = [
     "Answer",
     "HeldEngines",
+    "Prompt",
     "Request",
     "arun_all",
     "chat_text",
+    "guarded",
     "has_template",
     "response_metadata",
     "run_all",
     "template_source",
     "token_usage",
 ]
+
+_TRUSTED_ROLES = frozenset({"system", "developer", "assistant"})
+_PRIVATE_USE = range(0xE000, 0xF900)  # characters that mean nothing, so templates leave them where they are
 
 # More would only wait: an engine runs few requests at once, and the others queue in it.
 _BATCH_THREADS = 16
@@ -122,6 +127,7 @@ class Request:
     params: GenerationParams
     timeout: float | None = None
     steering: SteeringPlan | None = None
+    tokens: Sequence[int] | None = None  # of the prompt, where they are not what its text reads as
 
     @classmethod
     def of(cls, engine: Engine, parameters: BeeParameters, prompt: str) -> Request:
@@ -155,7 +161,7 @@ class Request:
 
     def _all_steps(self) -> Generator[Step, None, None]:
         if self.timeout is None:
-            return self.engine.generate(self.prompt, self.params, steering=self.steering)
+            return self.engine.generate(self._given, self.params, steering=self.steering)
         return steps_within_blocking(self.timeout, self._engine_asteps)
 
     def _all_asteps(self) -> AsyncGenerator[Step, None]:
@@ -163,7 +169,11 @@ class Request:
         return steps if self.timeout is None else steps_within(self.timeout, steps)
 
     def _engine_asteps(self) -> AsyncGenerator[Step, None]:
-        return self.engine.agenerate(self.prompt, self.params, steering=self.steering)
+        return self.engine.agenerate(self._given, self.params, steering=self.steering)
+
+    @property
+    def _given(self) -> str | Sequence[int]:
+        return self.prompt if self.tokens is None else self.tokens
 
 
 def _matters(step: Step) -> bool:
@@ -211,6 +221,40 @@ async def arun_all(requests: Sequence[Request]) -> list[Answer]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered conversation."""
+
+    rendered: str
+    guard: str = ""
+    """A character that stands in the texts of control tokens that somebody wrote: these are text."""
+
+    @property
+    def text(self) -> str:
+        """The prompt as it may be shown."""
+        return self.rendered.replace(self.guard, "") if self.guard else self.rendered
+
+    def tokens(self, engine: Engine) -> list[int]:
+        """The prompt as the model gets it."""
+        return engine.encode_prompt(self.rendered, guard=self.guard)
+
+
+def guarded(engine: Engine, messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+    """The messages with the texts of control tokens broken up by a character, and that character; "" where there are
+    none.
+
+    What the model and the developer wrote stays: a system message, and the model's own answers.
+    """
+    texts = [str(message.get("content", "")) for message in messages]
+    guard = next(character for character in map(chr, _PRIVATE_USE) if not any(character in text for text in texts))
+    result, found = [], False
+    for message, text in zip(messages, texts, strict=True):
+        broken = text if message.get("role") in _TRUSTED_ROLES else engine.tokenizer.guarded(text, guard)
+        found = found or broken != text
+        result.append({**message, "content": broken} if broken != text else dict(message))
+    return result, guard if found else ""
+
+
 def chat_text(
     engine: Engine,
     parameters: BeeParameters,
@@ -226,7 +270,8 @@ def chat_text(
     switch = parameters.enable_thinking
     # Templates know the switch by one of these names.
     thinking = {} if switch is None else {"enable_thinking": switch, "thinking": switch}
-    variables = thinking | (parameters.chat_template_kwargs or {})
+    effort = {} if parameters.reasoning_effort is None else {"reasoning_effort": parameters.reasoning_effort}
+    variables = thinking | effort | (parameters.chat_template_kwargs or {})
     return _template(engine, parameters).render(messages, tools=tools, **variables)
 
 

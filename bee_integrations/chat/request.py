@@ -35,7 +35,7 @@ from ..tools.tool_format import (
 )
 from . import reasoning
 from .parameters import BeeParameters
-from .prompt import Request, chat_text, template_source
+from .prompt import Prompt, Request, chat_text, guarded, template_source
 from .reasoning import ReasoningSpan, ReasoningSplitter
 
 __all__ = ["ChatRequest", "Piece", "Reply", "ReplyCall", "ToolUse"]
@@ -175,10 +175,11 @@ class ChatRequest(Request):
         prompt = chat_prompt(engine, parameters, messages, use, style)
         tools = use.callable_tools
         span = _span(engine, parameters)
-        opened = span is not None and reasoning.begins_open(span, prompt)
+        opened = span is not None and reasoning.begins_open(span, prompt.rendered)
         request = cls(
             engine=engine,
-            prompt=prompt,
+            prompt=prompt.text,
+            tokens=prompt.tokens(engine) if prompt.guard else None,
             params=parameters.generation_params(),
             timeout=parameters.timeout,
             format=style if tools or style.reads_all else None,
@@ -354,12 +355,21 @@ def tool_format(engine: Engine, parameters: BeeParameters) -> ToolFormat:
 
 def chat_prompt(
     engine: Engine, parameters: BeeParameters, messages: Sequence[Mapping[str, Any]], use: ToolUse, style: ToolFormat
-) -> str:
+) -> Prompt:
     """The conversation as a prompt that shows the tools. Raises TemplateError and ParameterError."""
+    given, guard = (
+        ([dict(message) for message in messages], "") if parameters.parse_special else guarded(engine, messages)
+    )
+    return Prompt(_rendered(engine, parameters, given, use, style), guard)
+
+
+def _rendered(
+    engine: Engine, parameters: BeeParameters, messages: list[dict[str, Any]], use: ToolUse, style: ToolFormat
+) -> str:
     shown = () if use.choice == "none" else use.tools
     touched = shown or any(message.get("tool_calls") or message.get("role") == "tool" for message in messages)
     if not touched:
-        return chat_text(engine, parameters, [dict(message) for message in messages])
+        return chat_text(engine, parameters, messages)
     prepared, tools = style.prompt(messages, shown)
     try:
         return chat_text(engine, parameters, prepared, tools=tools)

@@ -85,7 +85,7 @@ class Engine:
         model: a registered name or the path of a GGUF file; None is the default model, downloaded on first use.
         drafter: the path of a DFlash GGUF, None, or "auto": the one that belongs to the model, if any.
         n_ctx: tokens of context per request, prompt and answer together; None: what the model was trained for, at
-            most 8192. Memory for it is taken as it fills.
+            most 8192; 0: all of that. Memory for it is taken as it fills.
         threads: None: the cores that this process may use.
         device: "cpu"; "cuda": an NVIDIA card; "auto": the card where there is one and the plan for a session of n_ctx
             fits its free memory, otherwise the CPU. `info` tells where it runs: "device", "device_name", and with
@@ -136,7 +136,7 @@ class Engine:
             self.tokenizer: Tokenizer = model_tokenizer(file, plan)
             self._template, self._template_error = _read_template(file, self.tokenizer)
             self._architecture = file.architecture
-        self.n_ctx: int = _context_length(n_ctx, plan.n_ctx_train)
+        self.n_ctx: int = context_length(n_ctx, plan.n_ctx_train)
         self._n_ctx_train = plan.n_ctx_train
 
     @classmethod
@@ -179,11 +179,12 @@ class Engine:
             raise TemplateError(f"the model {self.model_name!r} has no chat template: give it plain text as the prompt")
         return template.render(list(messages), **template_kwargs)
 
-    def encode_prompt(self, text: str) -> list[int]:
-        """Tokens of a prompt. The beginning token is added where the model asks for it and the text lacks it."""
+    def encode_prompt(self, text: str, *, guard: str = "") -> list[int]:
+        """Tokens of a prompt. The beginning token is added where the model asks for it and the text lacks it. guard: as
+        of `Tokenizer.guarded`."""
         bos = self.tokenizer.bos_token_id
         begun = bos is not None and text.startswith(self.tokenizer.token_text(bos))
-        return self.tokenizer.encode(text, add_special=not begun)
+        return self.tokenizer.encode(text, add_special=not begun, guard=guard)
 
     # ---- generation --------------------------------------------------------------------------------------------------
 
@@ -490,7 +491,7 @@ class _Generation:
         if closing_text:  # it follows the last whole character
             text += self._stops.flush()
         elif stop_text is None and finish:
-            text, stop_text = self._last_text(text)
+            text, stop_text = self._last_text(text, cut=finish in _CUT)
         if used is not None:  # without speculation nothing would have followed, be it the token that ends the answer
             tokens = tokens[:used]
         self._n_tokens += len(tokens)
@@ -522,8 +523,10 @@ class _Generation:
                 return "".join(pieces), used, stop_text
         return "".join(pieces), None, None
 
-    def _last_text(self, text: str) -> tuple[str, str | None]:
-        piece, stop_text = self._stops.push(self._decoder.flush())
+    def _last_text(self, text: str, *, cut: bool) -> tuple[str, str | None]:
+        rest = self._decoder.flush()
+        # A part of a character is broken where the model ended with it; an answer that was cut ends before it.
+        piece, stop_text = self._stops.push("" if cut else rest)
         return text + piece + self._stops.flush(), stop_text
 
     def _closing_text(self) -> str:
@@ -712,10 +715,13 @@ def _read_template(file: ModelFile, tokenizer: Tokenizer) -> tuple[ChatTemplate 
         return None, error
 
 
-def _context_length(n_ctx: int | None, n_ctx_train: int) -> int:
+def context_length(n_ctx: int | None, n_ctx_train: int) -> int:
+    """Tokens of context for the argument `n_ctx`. Raises ParameterError."""
     if n_ctx is None:
         return min(n_ctx_train, DEFAULT_N_CTX)
-    return integer("n_ctx", n_ctx, 1, n_ctx_train, note=", what the model was trained for")
+    return (
+        integer("n_ctx", n_ctx, 0, n_ctx_train, note=", what the model was trained for (0: all of it)") or n_ctx_train
+    )
 
 
 def _too_long(n_tokens: int, n_ctx: int, n_ctx_train: int) -> str:
@@ -730,7 +736,7 @@ def check_arguments(*, n_ctx: int | None, threads: int | None, device: str) -> N
     check_device(device)
     _thread_count(threads)
     if n_ctx is not None:
-        integer("n_ctx", n_ctx, 1, INT32_MAX, note=", and at most what the model was trained for")
+        integer("n_ctx", n_ctx, 0, INT32_MAX, note=", and at most what the model was trained for (0: all of it)")
 
 
 def _thread_count(threads: int | None) -> int:

@@ -139,14 +139,20 @@ class Tokenizer:
         return self._ids.get(text)
 
     def encode(
-        self, text: str, *, add_special: bool = True, parse_special: bool = True, continues: bool = False
+        self,
+        text: str,
+        *,
+        add_special: bool = True,
+        parse_special: bool = True,
+        continues: bool = False,
+        guard: str = "",
     ) -> list[int]:
         """Token ids of `text`.
 
         add_special: put the beginning and ending tokens around it where the model asks for them. parse_special: read
         the texts of control tokens ("<|im_start|>") as those tokens; switch it off for text from outside. continues:
-        the text goes on from other text, so SentencePiece's blank is not put before it. Raises `ParameterError` for
-        text that cannot be UTF-8.
+        the text goes on from other text, so SentencePiece's blank is not put before it. guard: what `guarded` put into
+        parts of it. Raises `ParameterError` for text that cannot be UTF-8.
         """
         _check_text(text)
         ids: list[int] = []
@@ -159,12 +165,21 @@ class Tokenizer:
                 ids.append(piece)
                 begins = True
             else:
-                ids += self._encoder.encode(" " + piece if begins and self._encoder.space_prefix else piece)
+                plain = piece.replace(guard, "") if guard else piece
+                ids += self._encoder.encode(" " + plain if begins and self._encoder.space_prefix else plain)
                 begins = False
         if add_special and self._add_eos:
             assert self._eos is not None
             ids.append(self._eos)
         return ids
+
+    def guarded(self, text: str, guard: str) -> str:
+        """`text` with the character `guard`, which it must not hold, inside every text of a control token: `encode`
+        with the same `guard` reads those as text, and what is around them as ever."""
+        for special, _, is_control in self._partition:
+            if is_control and special in text:
+                text = text.replace(special, f"{special[0]}{guard}{special[1:]}")
+        return text
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True, continues: bool = False) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD. Control tokens are left out or spelled.

@@ -17,6 +17,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import numpy as np
 import pytest
 
 import bee_integrations
+from bee_integrations.constraints import Regex
 from bee_integrations.engine import Engine, GenerationParams, Step
 from bee_integrations.errors import EngineClosedError, ParameterError
 from bee_integrations.text.tokenizer import StreamDecoder
@@ -175,8 +177,24 @@ def test_broken_characters_are_never_split(tiny: Engine) -> None:
         steps = list(tiny.generate("héé", params))
         decoder = StreamDecoder(tiny.tokenizer)
         tokens = [token for token in tokens_of(steps) if token not in tiny.tokenizer.stop_token_ids]
-        assert text_of(steps) == tiny.tokenizer.decode(tokens)
-        assert text_of(steps) == "".join(decoder.push([token]) for token in tokens) + decoder.flush()
+        whole = "".join(decoder.push([token]) for token in tokens)
+        rest = decoder.flush()
+        assert whole + rest == tiny.tokenizer.decode(tokens)
+        assert text_of(steps) == whole + (rest if steps[-1].finish_reason == "stop" else "")
+
+
+@pytest.mark.parametrize("speculation", ["off", "copy", "dflash"])
+def test_a_cut_in_the_middle_of_a_character_ends_before_it(tiny: Engine, speculation: str) -> None:
+    """A model that says the four bytes of a bee again and again."""
+    bee = "\N{HONEYBEE}".encode()
+    say = GenerationParams(constraint=Regex("(\N{HONEYBEE})*"), speculation=speculation, logit_bias={bee[0]: 100.0})
+    for n in range(1, 10):
+        done = tiny.complete("Hi", replace(say, max_tokens=n))
+        assert list(done.tokens) == [bee[at % 4] for at in range(n)]
+        assert done.text == "\N{HONEYBEE}" * (n // 4)
+        assert done.finish_reason == "length"
+        stopped = tiny.complete("Hi", replace(say, max_tokens=n, stop=("\N{HONEYBEE}" * 2,)))
+        assert stopped.text == ("" if n >= 8 else done.text)
 
 
 # ---- stop strings ----------------------------------------------------------------------------------------------------

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import pickle
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from langchain.agents import create_agent
+from langchain.agents.middleware import SummarizationMiddleware
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
+from langchain_core.exceptions import ContextOverflowError
 from langchain_core.load import dumpd, dumps, load, loads
 from langchain_core.messages import (
     AIMessage,
@@ -28,12 +32,19 @@ from langchain_core.messages import (
     RemoveMessage,
     SystemMessage,
     ToolMessage,
+    trim_messages,
 )
 from langchain_core.output_parsers import StrOutputParser
-from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import ConfigurableField
+from langchain_core.prompts import (
+    ChatPromptTemplate,
+    HumanMessagePromptTemplate,
+    PromptTemplate,
+    SystemMessagePromptTemplate,
+)
+from langchain_core.runnables import ConfigurableField, RunnableBinding, RunnableSequence
 from pydantic import ValidationError
 
+from bee_integrations.constraints import Choice, Grammar, JsonSchema, Regex
 from bee_integrations.engine import Engine
 from bee_integrations.errors import (
     ContextLengthError,
@@ -46,6 +57,9 @@ from bee_integrations.langchain import BeeLLM, ChatBee
 from bee_integrations.langchain_messages import template_messages
 
 QUESTION = "Name three colours."
+STORABLE = [ChatBee, BeeLLM, RunnableBinding, RunnableSequence, StrOutputParser, ChatPromptTemplate, PromptTemplate,
+            SystemMessagePromptTemplate, HumanMessagePromptTemplate]  # fmt: skip
+STORED = Path(__file__).resolve().parents[1] / "golden" / "stored"
 PROMPTS = ["The capital of France is", "Once upon a time", "1, 2, 3, 4,", "Water is made of"]
 EVERY_PROMPT_EVERY_WAY = settings(
     max_examples=5,
@@ -106,7 +120,7 @@ def test_other_words_for_lengths_and_threads() -> None:
         ({"top_k": -3}, "top_k"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"timeout": 0}, "timeout"),
-        ({"n_ctx": 0}, "n_ctx is 0"),
+        ({"n_ctx": -1}, "n_ctx is -1"),
         ({"threads": 65}, "threads is 65"),
         ({"device": "tpu"}, "must be 'auto', 'cpu' or 'cuda'"),
         ({"speculation": "always"}, "speculation"),
@@ -174,6 +188,52 @@ def test_serialisation_round_trip(model: type[Any]) -> None:
         assert again.asdict() == original.asdict()
         assert again == original
     assert original.asdict()["_type"] == original._llm_type
+
+
+@pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
+@pytest.mark.parametrize("model", [ChatBee, BeeLLM])
+@pytest.mark.parametrize(
+    "constraint",
+    [Choice(["apple", "pear"]), Regex("a+"), Grammar('root ::= "a"', "gbnf"), JsonSchema({"type": "integer"})],  # type: ignore[arg-type]
+)
+def test_constraints_are_stored_and_part_of_the_cache_key(model: type[Any], constraint: Any) -> None:
+    original = model(model="x.gguf", constraint=constraint)
+    for again in (original, original.bind(max_tokens=3), model(model="x.gguf").bind(constraint=constraint)):
+        text = dumps(again)
+        assert "not_implemented" not in text
+        loaded = loads(text, allowed_objects=[model, RunnableBinding], valid_namespaces=["bee_integrations"])
+        assert dumps(loaded) == text
+        held = getattr(loaded, "bound", loaded).for_call(None, getattr(loaded, "kwargs", {})).constraint
+        assert getattr(held, "options", ()) == tuple(getattr(constraint, "options", ()))
+        assert type(held) is type(constraint)
+    others = [Choice(("seven", "eight")), Regex("b+"), Grammar("root: /a/"), JsonSchema({"type": "string"}), None]
+    keys = [_cache_key(model(model="x.gguf", constraint=other)) for other in [constraint, *others]]
+    assert len(set(keys)) == len(keys)
+    assert keys[0] == _cache_key(model(model="x.gguf", constraint=copy.deepcopy(constraint)))
+
+
+def _cache_key(llm: Any) -> str:
+    return str(llm._get_llm_string() if isinstance(llm, ChatBee) else sorted(llm.asdict().items()))
+
+
+@pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
+@pytest.mark.parametrize("path", sorted(STORED.glob("chains_*.json")), ids=lambda path: path.stem)
+def test_chains_that_earlier_versions_stored_load(path: Path) -> None:
+    chains = json.loads(path.read_text(encoding="utf-8"))
+    loaded = {
+        name: load(chain, allowed_objects=STORABLE, valid_namespaces=["bee_integrations"])
+        for name, chain in chains.items()
+    }
+    chat = loaded["chain"].steps[1]
+    assert type(chat) is ChatBee
+    assert (chat.model, chat.drafter, chat.temperature, chat.seed, chat.stop) == ("x.gguf", None, 0.5, 4, ["a", "b"])
+    assert (chat.max_tokens, chat.timeout) == (9, 5.0)
+    assert type(loaded["completion"]) is BeeLLM
+    assert (loaded["completion"].top_k, loaded["completion"].logit_bias) == (3, {5: 1.5})
+    assert loaded["thinking"].reasoning_span == ("<a>", "</a>")
+    bound = loaded["bound"]
+    assert bound.bound.for_call(None, bound.kwargs).asked_constraint() is not None
+    assert loaded["tools"].kwargs["tools"][0]["function"]["name"] == "add"
 
 
 def test_copies_of_a_used_model_work(chat: ChatBee) -> None:
@@ -543,6 +603,93 @@ def test_cache(model_path: Path) -> None:
     first = cached.invoke(QUESTION)
     assert cached.invoke(QUESTION).response_metadata["seed"] == first.response_metadata["seed"]
     assert cached.invoke(QUESTION, seed=1).response_metadata["seed"] == 1
+
+
+def test_the_cache_does_not_mix_up_constraints(tiny_path: Path) -> None:
+    cache = InMemoryCache()
+    for options in (("apple", "pear"), ("seven", "eight")):
+        for chat in (
+            ChatBee(model=tiny_path, constraint=Choice(options), cache=cache),
+            ChatBee(model=tiny_path, cache=cache).bind(constraint=Choice(options)),
+            BeeLLM(model=tiny_path, constraint=Choice(options), cache=cache) | (lambda text: AIMessage(text)),
+        ):
+            assert chat.invoke("Pick one word.").content in options
+
+
+def test_a_prompt_that_does_not_fit_is_langchains_error_too(tiny_path: Path) -> None:
+    chat, llm = ChatBee(model=tiny_path), BeeLLM(model=tiny_path)
+    long = "word " * 600
+
+    forms: list[Callable[[Any], Any]] = [
+        lambda model: model.invoke(long),
+        lambda model: list(model.stream(long)),
+        lambda model: model.batch([long, long]),
+        lambda model: asyncio.run(model.ainvoke(long)),
+        lambda model: asyncio.run(collected(model.astream(long))),
+    ]
+    for model in (chat, llm):
+        for form in forms:
+            with pytest.raises(ContextOverflowError, match="the context holds 512") as raised:
+                form(model)
+            assert isinstance(raised.value, ContextLengthError)
+
+
+# As Gemma's and Mistral's templates have it: turns alternate and begin with the user's.
+STRICT = (
+    "{% for m in messages %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns') }}{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
+
+
+@pytest.mark.parametrize("template", [None, STRICT, "{{ raise_exception('never') }}"])
+def test_any_list_of_messages_can_be_counted(chat: ChatBee, template: str | None) -> None:
+    counting = chat.model_copy(update={"chat_template": template})
+    call = {"name": "add", "args": {"a": 1}, "id": "c1", "type": "tool_call"}
+    image = HumanMessage([{"type": "image", "base64": "AAAA", "mime_type": "image/png"}])
+    lists: list[list[BaseMessage]] = [
+        [AIMessage("Hi")],
+        [SystemMessage("s"), AIMessage("Hi")],
+        [AIMessage("", tool_calls=[call])],
+        [ToolMessage("2", tool_call_id="c1")],
+        [HumanMessage("a"), HumanMessage("b")],
+        [image],
+        [RemoveMessage(id="1")],
+        [ChatMessage(role="judge", content="j")],
+    ]
+    assert counting.get_num_tokens_from_messages([]) == 0
+    for messages in lists:
+        assert counting.get_num_tokens_from_messages(messages) > 0, messages
+    with_tools = counting.get_num_tokens_from_messages([HumanMessage("a")], tools=[_add])
+    assert with_tools > counting.get_num_tokens_from_messages([HumanMessage("a")]) + 10
+    turns = [HumanMessage("Question " * 12), AIMessage("Answer " * 12)] * 6 + [HumanMessage("Last?")]
+    for options in (
+        {"strategy": "last"},
+        {"strategy": "last", "start_on": "human"},
+        {"strategy": "first"},
+        {"strategy": "last", "include_system": True, "start_on": "human"},
+    ):
+        kept = trim_messages([SystemMessage("s"), *turns], max_tokens=150, token_counter=counting, **options)
+        assert 0 < len(kept) < len(turns)
+        if "start_on" in options and template is None:  # a conversation
+            assert counting.get_num_tokens_from_messages(kept) <= 150
+    assert trim_messages([], max_tokens=10, token_counter=counting) == []
+    assert trim_messages([HumanMessage("word " * 500)], max_tokens=9, token_counter=counting, strategy="last") == []
+
+
+def _add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+def test_summarization_middleware_shortens_what_does_not_fit(model_path: Path) -> None:
+    options = {"trigger": ("messages", 6), "keep": ("messages", 2), "trim_tokens_to_summarize": None}
+    summarizer = SummarizationMiddleware(ChatBee(model=model_path, n_ctx=1536, max_tokens=8, threads=1), **options)
+    agent = create_agent(ChatBee(model=model_path, n_ctx=1024, max_tokens=8, threads=1), [], middleware=[summarizer])
+    history: list[BaseMessage] = []
+    for n in range(10):
+        history += [HumanMessage(f"Tell me about {n}. " + "blah " * 60), AIMessage("It is a number. " * 20)]
+    assert agent.invoke({"messages": [*history, HumanMessage("Say hi.")]})["messages"][-1].text
 
 
 def test_token_counts(chat: ChatBee, llm: BeeLLM) -> None:

@@ -572,6 +572,22 @@ def test_values_that_only_the_class_refuses(chat: ChatBee) -> None:
     assert isinstance(raw["parsing_error"], OutputParserException)
 
 
+@pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        {"type": "json_schema", "json_schema": {"name": "verdict", "schema": VERDICT_SCHEMA, "strict": True}},
+        {"type": "json_schema", "name": "verdict", "schema": VERDICT_SCHEMA},
+        {"type": "json_object", "schema": VERDICT_SCHEMA},
+        {"name": "verdict", "schema": VERDICT_SCHEMA},
+    ],
+)
+def test_schemas_in_openais_wrappers(chat: ChatBee, wrapper: dict[str, Any], method: Any) -> None:
+    expected = chat.with_structured_output({"title": "verdict", **VERDICT_SCHEMA}, method=method).invoke(FILM)
+    assert expected.keys() == VERDICT_SCHEMA["properties"].keys()
+    assert chat.with_structured_output(wrapper, method=method).invoke(FILM) == expected
+
+
 def test_wrong_schemas(chat: ChatBee) -> None:
     with pytest.raises(ConstraintError, match="/properties/a/type"):
         chat.with_structured_output({"title": "x", "type": "object", "properties": {"a": {"type": "strin"}}})

@@ -358,11 +358,26 @@ def test_structured_llm(llm: Bee) -> None:
 @pytest.mark.parametrize("mode", [PydanticProgramMode.FUNCTION, PydanticProgramMode.LLM])
 def test_objects_by_the_programs_of_llamaindex(model_path: Path, mode: PydanticProgramMode) -> None:
     llm = Bee(model=model_path, n_ctx=1024, threads=1, max_tokens=200, pydantic_program_mode=mode)
-    assert type(llm.structured_predict(Address, PROMPT, text=TEXT)) is Address
-    assert type(asyncio.run(llm.astructured_predict(Address, PROMPT, text=TEXT))) is Address
-    if mode == PydanticProgramMode.FUNCTION:  # its streams demand no call, so the model's choice must
-        llm.tool_choice = "any"
-    assert type(list(llm.stream_structured_predict(Address, PROMPT, text=TEXT))[-1]) is Address
+    expected = llm.structured_predict(Address, PROMPT, text=TEXT)
+    assert type(expected) is Address
+    assert asyncio.run(llm.astructured_predict(Address, PROMPT, text=TEXT)) == expected
+
+    async def streamed() -> list[Any]:
+        return [part async for part in await llm.astream_structured_predict(Address, PROMPT, text=TEXT)]
+
+    for parts in (list(llm.stream_structured_predict(Address, PROMPT, text=TEXT)), asyncio.run(streamed())):
+        assert type(parts[-1]) is Address
+        if mode == PydanticProgramMode.FUNCTION:  # the class is a tool, whose arguments grow
+            assert parts[-1] == expected
+            assert len(parts) > 2
+            assert all(getattr(part, "street", None) in (None, "") or part.street in expected.street for part in parts)
+
+
+def test_a_call_for_an_object_that_is_cut_off(model_path: Path) -> None:
+    function = PydanticProgramMode.FUNCTION
+    llm = Bee(model=model_path, n_ctx=1024, threads=1, max_tokens=9, pydantic_program_mode=function)
+    with pytest.raises(ConstraintError, match=r"Person.*cut off.*'length'"):
+        list(llm.stream_structured_predict(Person, PROMPT, text=TEXT))
 
 
 def test_objects_of_a_model_without_template(llm: Bee, monkeypatch: pytest.MonkeyPatch) -> None:
