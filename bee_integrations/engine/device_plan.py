@@ -17,6 +17,7 @@ from rich.table import Table
 from ..errors import BeeError, DeviceError, ParameterError
 from ..library import check, ffi, lib, new_error
 from ..models.file import ModelFile
+from ..models.memory import size_text
 
 __all__ = [
     "CPU",
@@ -72,11 +73,6 @@ def parse_size(text: str) -> int:
             "as m or g), or with MB or GB (powers of 1000), such as 24GiB"
         )
     return size
-
-
-def size_text(size: int) -> str:
-    """Bytes for people: "1.25 GB", "135.0 MB" (powers of 1000)."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 # ---- devices -----------------------------------------------------------------------------------------------------

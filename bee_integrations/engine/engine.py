@@ -43,6 +43,7 @@ from ..errors import (
 from ..generation import Completion, GenerationParams, Statistics, Step, TokenLogprob
 from ..library import check, ffi, lib, new_error
 from ..models import registry as models
+from ..models.drafters import Drafter, find_drafter
 from ..models.file import ModelFile, Plan
 from ..parameter_checks import INT32_MAX, integer, token_ids
 from ..text.chat_template import ChatTemplate
@@ -70,9 +71,9 @@ class Engine:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | None = None,
+        model: str | os.PathLike[str] | models.Located | None = None,
         *,
-        drafter: str | os.PathLike[str] | None = "auto",
+        drafter: str | os.PathLike[str] | Drafter | None = "auto",
         n_ctx: int | None = None,
         threads: int | None = None,
         device: str = "auto",
@@ -82,8 +83,11 @@ class Engine:
     ) -> None:
         """Load a model.
 
-        model: a registered name or the path of a GGUF file; None is the default model, downloaded on first use.
-        drafter: the path of a DFlash GGUF, None, or "auto": the one that belongs to the model, if any.
+        model: a name (docs/models.md): a registered one, hf:owner/repo:Q4_K_M, ollama:model:tag,
+            lmstudio:publisher/model, or the path of a GGUF file or of a folder with one; None is the default model.
+            What is not here is downloaded on first use. `info` has in "model_note" why this file was chosen.
+        drafter: the path or name of a DFlash GGUF, None, or "auto": the first that fits of those beside the model, of
+            the same repository, and of this package; `info` has in "drafter_note" which, and why not another.
         n_ctx: tokens of context per request, prompt and answer together; None: what the model was trained for, at
             most 8192; 0: all of that. Memory for it is taken as it fills.
         threads: None: the cores that this process may use.
@@ -104,9 +108,11 @@ class Engine:
         if progress is not None and not callable(progress):
             raise ParameterError(f"progress is {progress!r}; it must be a function of two numbers, or None")
         n_parallel = integer("n_parallel", n_parallel, 1, _MAX_PARALLEL)
-        self.model_path: Path = models.resolve_model(model)
-        self.drafter_path: Path | None = models.resolve_drafter(drafter, self.model_path)
-        self.model_name: str = models.model_name(self.model_path)
+        located = models.locate_model(model)
+        found = find_drafter(drafter, located)
+        self.model_path: Path = located.path
+        self.model_name: str = located.name
+        self.drafter_path: Path | None = found.path
         self._read_model_file(n_ctx)
         handle = _open_engine(
             self.model_path,
@@ -120,6 +126,7 @@ class Engine:
         self._scheduler = Scheduler(handle, self.n_ctx, n_parallel)  # owns the handle from here on
         self.info: dict[str, Any] = self._scheduler.call(_describe)
         self.info |= {"n_ctx": self.n_ctx, "architecture": self._architecture, "n_parallel": n_parallel}
+        self.info |= {"model_note": located.note, "drafter_note": found.note}
         self._block_size = int(self.info["block_size"])
         self.grammars = GrammarCompiler(self.tokenizer)
         # A collected engine stops its thread; at the interpreter's exit the scheduler module does it.
@@ -142,9 +149,9 @@ class Engine:
     @classmethod
     def shared(
         cls,
-        model: str | os.PathLike[str] | None = None,
+        model: str | os.PathLike[str] | models.Located | None = None,
         *,
-        drafter: str | os.PathLike[str] | None = "auto",
+        drafter: str | os.PathLike[str] | Drafter | None = "auto",
         n_ctx: int | None = None,
         threads: int | None = None,
         device: str = "auto",
@@ -153,12 +160,13 @@ class Engine:
     ) -> Engine:
         """The engine of this process for these arguments, loaded at the first call and kept while anybody uses it."""
         device = _device(device, instruction_set)
-        path = models.resolve_model(model)
-        key = (path, models.resolve_drafter(drafter, path), n_ctx, threads, device, instruction_set, n_parallel)
+        located = models.locate_model(model)
+        found = find_drafter(drafter, located)
+        key = (located.path, found.path, n_ctx, threads, device, instruction_set, n_parallel)
         with _shared.lock:
             engine = _shared.engines.get(key)
             if engine is None or engine.closed:
-                engine = cls(path, drafter=key[1], n_ctx=n_ctx, threads=threads, device=device,
+                engine = cls(located, drafter=found, n_ctx=n_ctx, threads=threads, device=device,
                              instruction_set=instruction_set, n_parallel=n_parallel)  # fmt: skip
                 _shared.engines[key] = engine
             return engine

@@ -41,11 +41,11 @@ class PassCosts:
             "device": device,
             "version": __version__,
         }
-        self._memo = memo_path("pass_costs", json.dumps(held, sort_keys=True).encode())
+        self._path = memo_path("pass_costs", json.dumps(held, sort_keys=True).encode())
 
     def load(self) -> Any:
         """A `bee_costs *`, or NULL where nothing is remembered, or nothing that could have been measured."""
-        known = recall(self._memo)
+        known = recall(self._path)
         measured, passes, drafts = known.get("measured"), known.get("pass"), known.get("draft")
         if not (_is_number(measured) and 0 <= time.time() - measured < _LIFETIME_S):
             return ffi.NULL
@@ -60,7 +60,7 @@ class PassCosts:
         costs = ffi.new("bee_costs *")
         lib.bee_engine_costs(engine, costs)
         content = {"measured": time.time(), "pass": list(getattr(costs, "pass")), "draft": list(costs.draft)}
-        remember(self._memo, content)
+        remember(self._path, content)
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

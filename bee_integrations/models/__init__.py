@@ -4,8 +4,10 @@ from .cache import cache_directory, remember, sha256_of
 from .registry import (
     DEFAULT_MODEL,
     REGISTRY,
+    Located,
     NamedModel,
     default_model_path,
+    locate_model,
     model_name,
     pull,
     resolve_drafter,
@@ -15,9 +17,11 @@ from .registry import (
 __all__ = [
     "DEFAULT_MODEL",
     "REGISTRY",
+    "Located",
     "NamedModel",
     "cache_directory",
     "default_model_path",
+    "locate_model",
     "model_name",
     "pull",
     "remember",

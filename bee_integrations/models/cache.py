@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import ModelFileError
+from .located import Progress
 
 __all__ = ["cache_directory", "disk_error", "memo_path", "read_chunks", "recall", "remember", "sha256_of"]
 
@@ -92,7 +93,7 @@ def remember(memo: Path | None, content: Mapping[str, object]) -> None:
             raise
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: Path, progress: Progress | None = None) -> str:
     """SHA-256 of a file in hex; remembered in the cache directory for as long as the file stays the same."""
     path = path.absolute()
     state = path.stat()
@@ -103,9 +104,13 @@ def sha256_of(path: Path) -> str:
     if isinstance(digest, str) and known == _checksum_memo(stamp, digest):
         return digest
     computed = hashlib.sha256()
+    done = 0
     with path.open("rb") as file:
         for chunk in read_chunks(file):
             computed.update(chunk)
+            done += len(chunk)
+            if progress is not None:
+                progress(min(done, state.st_size), state.st_size, "check")
     digest = computed.hexdigest()
     remember(memo, _checksum_memo(stamp, digest))
     return digest

@@ -20,19 +20,24 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ModelDownloadError, ModelFileError, ParameterError
+from . import folder, hub, lmstudio, ollama
 from .cache import cache_directory, disk_error, read_chunks, remember, sha256_of
+from .gguf_names import split_of
+from .located import Located, Progress
 
 __all__ = [
     "DEFAULT_MODEL",
+    "PLACES",
     "REGISTRY",
+    "Located",
     "NamedModel",
     "cache_directory",
     "default_model_path",
+    "locate_model",
     "model_name",
     "pull",
     "remember",
@@ -40,9 +45,6 @@ __all__ = [
     "resolve_model",
     "sha256_of",
 ]
-
-# Called with (bytes done, bytes in total, stage); the stages are "download" and "extract".
-Progress = Callable[[int, int, str], None]
 
 _log = logging.getLogger(__name__)
 _ABANDONED_AFTER_S = 24 * 3600
@@ -82,6 +84,13 @@ class NamedModel:
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
+# What stands before a colon in a name, and the forms of what follows.
+PLACES = {"hf": hub.FORMS, "ollama": ollama.FORMS, "lmstudio": lmstudio.FORMS}
+_HINT = (
+    "give the path of a GGUF file, a name such as hf:owner/repo:Q4_K_M, ollama:model:tag or lmstudio:publisher/model, "
+    "or one of these names: {}"
+)
+
 REGISTRY: dict[str, NamedModel] = {
     model.name: model
     for model in (
@@ -104,28 +113,67 @@ REGISTRY: dict[str, NamedModel] = {
 # ---- where files are ---------------------------------------------------------------------------------------------
 
 
+def locate_model(
+    name: str | os.PathLike[str] | Located | None = None,
+    *,
+    download: bool = True,
+    refresh: bool = False,
+    progress: Progress | None = None,
+) -> Located:
+    """The GGUF of a name, and what its place knows about it.
+
+    name: one of the registry (None: the default model); "hf:", "ollama:" or "lmstudio:" and a name there; the path of a
+    file, of any part of a split one, or of a folder with one model. download: whether what is not here may be fetched.
+    refresh: ask where the model comes from for a newer one, even if it is here.
+
+    Raises ParameterError for what is no name, ModelFileError where there is no such file, ModelDownloadError where the
+    download fails.
+    """
+    if isinstance(name, Located):
+        return name
+    if name is None:
+        name = DEFAULT_MODEL
+    if isinstance(name, str):
+        if name in REGISTRY:
+            return Located(_registered(REGISTRY[name], download, progress), name, "registry")
+        place, colon, rest = name.partition(":")
+        if colon and place in PLACES:
+            return _in_place(place, rest, download, refresh, progress)
+    path = _usable_path(name, "model", _HINT.format(", ".join(sorted(REGISTRY))))
+    if _why_no_file(path) == _KINDS[stat.S_IFDIR]:
+        return _in_folder(path, name)
+    return Located(_existing_file(name, "model", _HINT.format(", ".join(sorted(REGISTRY)))), model_name(path), "path")
+
+
 def resolve_model(
     name_or_path: str | os.PathLike[str] | None = None, *, download: bool = True, progress: Progress | None = None
 ) -> Path:
-    """The GGUF of a registered name (None: the default model) or of a path.
+    """The path of the GGUF that `locate_model` finds for a name; raises what that raises."""
+    return locate_model(name_or_path, download=download, progress=progress).path
 
-    A registered model that is not here yet is downloaded, unless `download` is False.
 
-    Raises ModelFileError where there is no such file, ModelDownloadError where the download fails.
-    """
-    if name_or_path is None:
-        name_or_path = DEFAULT_MODEL
-    if isinstance(name_or_path, str) and name_or_path in REGISTRY:
-        model = REGISTRY[name_or_path]
-        found = _find_local(model)
-        if found is not None:
-            return found
-        if not download:
-            raise ModelFileError(f"the model {model.name!r} is not here yet: get it with 'bee pull {model.name}'")
-        return pull(model.name, progress=progress)
-    return _existing_file(
-        name_or_path, "model", f"give the path of a GGUF file or one of these names: {', '.join(sorted(REGISTRY))}"
-    )
+def _registered(model: NamedModel, download: bool, progress: Progress | None) -> Path:
+    found = _find_local(model)
+    if found is not None:
+        return found
+    if not download:
+        raise ModelFileError(f"the model {model.name!r} is not here yet: get it with 'bee pull {model.name}'")
+    return pull(model.name, progress=progress)
+
+
+def _in_place(place: str, name: str, download: bool, refresh: bool, progress: Progress | None) -> Located:
+    if place == "hf":
+        return hub.locate(name, download=download, refresh=refresh, progress=progress)
+    if place == "ollama":
+        return ollama.locate(name, progress=progress)
+    return lmstudio.locate(name)
+
+
+def _in_folder(path: Path, given: str | os.PathLike[str]) -> Located:
+    if not folder.gguf_files(path):
+        hint = _HINT.format(", ".join(sorted(REGISTRY)))
+        raise ModelFileError(f"the model file {str(given)!r} is a directory without a GGUF file: {hint}")
+    return folder.locate(path)
 
 
 def default_model_path() -> Path:
@@ -141,7 +189,8 @@ def model_name(path: Path) -> str:
                 return model.name
         if path == _installed_path(model):
             return model.name
-    return path.stem
+    split = split_of(path.name)
+    return path.stem if split is None else split[0]
 
 
 def resolve_drafter(drafter: str | os.PathLike[str] | None, model_path: str | os.PathLike[str]) -> Path | None:
@@ -153,11 +202,22 @@ def resolve_drafter(drafter: str | os.PathLike[str] | None, model_path: str | os
     if drafter is None:
         return None
     if drafter != "auto":
-        return _existing_file(drafter, "drafter", "give the path of a DFlash GGUF file, 'auto' or None")
+        return named_drafter(drafter)
     model_path = Path(model_path)
     beside = model_path.with_name(f"{model_path.stem}.dflash.gguf")
-    if beside.is_file():
-        return beside
+    return beside if beside.is_file() else bundled_drafter(model_path)
+
+
+def named_drafter(drafter: str | os.PathLike[str]) -> Path:
+    """The file of a drafter's path, or of its name at one of the PLACES."""
+    place, colon, rest = str(drafter).partition(":")
+    if isinstance(drafter, str) and colon and place in PLACES:
+        return _in_place(place, rest, True, False, None).path
+    return _existing_file(drafter, "drafter", "give the path of a DFlash GGUF file, 'auto' or None")
+
+
+def bundled_drafter(model_path: Path) -> Path | None:
+    """The drafter that comes with this package for a registered model, recognised by its SHA-256, or None."""
     for model in REGISTRY.values():
         bundled = model.drafter_path
         if bundled is None or not _is(model, model_path):
@@ -168,7 +228,7 @@ def resolve_drafter(drafter: str | os.PathLike[str] | None, model_path: str | os
     return None
 
 
-def _existing_file(path: str | os.PathLike[str], what: str, hint: str) -> Path:
+def _usable_path(path: str | os.PathLike[str], what: str, hint: str) -> Path:
     if path == "":
         raise ParameterError(f"the path of the {what} is empty: {hint}")
     try:
@@ -177,6 +237,11 @@ def _existing_file(path: str | os.PathLike[str], what: str, hint: str) -> Path:
         raise ParameterError(f"the {what} {path!r} is not a usable path ({error}): {hint}") from error
     if "\0" in str(resolved):
         raise ParameterError(f"the {what} {path!r} is not a usable path, it has a NUL character: {hint}")
+    return resolved
+
+
+def _existing_file(path: str | os.PathLike[str], what: str, hint: str) -> Path:
+    resolved = _usable_path(path, what, hint)
     reason = _why_no_file(resolved)
     if reason is None:
         return resolved

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..engine.device_plan import describe_device_memory, print_device_memory, size_text
+from ..engine.device_plan import describe_device_memory, print_device_memory
 from ..engine.engine import DEFAULT_N_CTX, model_tokenizer
 from ..errors import ModelFormatError, ParameterError, UnsupportedModelError
 from .file import ModelFile, TensorInfo
+from .memory import available_memory, size_text
 from .registry import resolve_drafter
 
 __all__ = ["describe_model_file", "print_model_report"]
@@ -72,7 +73,7 @@ def _on_device(
     if context is None or context > report["n_ctx_train"]:
         return None
     return describe_device_memory(
-        path, resolve_drafter(drafter, path), device, context, stated=memory, free=_available_memory()
+        path, resolve_drafter(drafter, path), device, context, stated=memory, free=available_memory()
     )
 
 
@@ -91,7 +92,7 @@ def _running(file: ModelFile, n_ctx: int | None) -> dict[str, Any]:
         "weight_bytes": plan.weight_bytes,
         "cache_bytes": cache,
         "total_bytes": plan.weight_bytes + cache,
-        "available_bytes": _available_memory(),
+        "available_bytes": available_memory(),
     }
     model = {
         "kind": "drafter" if plan.is_drafter else "target",
@@ -113,17 +114,6 @@ def _what_stands_against(memory: Mapping[str, Any], n_ctx_train: int) -> str | N
             f"it takes {size_text(memory['total_bytes'])} with a context of {memory['n_ctx']} tokens, and "
             f"{size_text(available)} of memory are free: give a smaller context"
         )
-    return None
-
-
-def _available_memory() -> int | None:
-    """Bytes that could be had without swapping; None where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
     return None
 
 

@@ -83,11 +83,11 @@ DAMAGE: dict[str, Any] = {
 def test_a_broken_memo_counts_for_nothing(model: Path, damage: Any) -> None:
     memory = PassCosts(model, None, 1, None)
     content = {"measured": time.time(), "pass": GOOD, "draft": [0.0] * 16}
-    assert memory._memo is not None
-    memory._memo.parent.mkdir(parents=True)
-    memory._memo.write_text(json.dumps(content))
+    assert memory._path is not None
+    memory._path.parent.mkdir(parents=True)
+    memory._path.write_text(json.dumps(content))
     assert list(getattr(memory.load(), "pass")) == GOOD
-    memory._memo.write_text(json.dumps(content | damage) if isinstance(damage, dict) else damage)
+    memory._path.write_text(json.dumps(content | damage) if isinstance(damage, dict) else damage)
     assert memory.load() == ffi.NULL
 
 
@@ -104,12 +104,12 @@ def test_a_broken_memo_is_measured_anew(model: Path) -> None:
 )
 def test_something_else_in_the_place_of_a_memo(model: Path, make: Callable[[Path], None]) -> None:
     memory = PassCosts(model, None, 1, None)
-    assert memory._memo is not None
-    memory._memo.parent.mkdir(parents=True)
-    make(memory._memo)
+    assert memory._path is not None
+    memory._path.parent.mkdir(parents=True)
+    make(memory._path)
     with Engine(model, drafter=None, threads=1) as engine:
         assert engine.complete([1], GenerationParams(max_tokens=1)).tokens
-    assert len(list(memory._memo.parent.iterdir())) == 1  # and no half of a memo beside it
+    assert len(list(memory._path.parent.iterdir())) == 1  # and no half of a memo beside it
 
 
 def test_no_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
