@@ -176,9 +176,9 @@ class Tokenizer:
     def guarded(self, text: str, guard: str) -> str:
         """`text` with the character `guard`, which it must not hold, inside every text of a control token: `encode`
         with the same `guard` reads those as text, and what is around them as ever."""
-        for special, _, is_control in self._partition:
-            if is_control and special in text:
-                text = text.replace(special, f"{special[0]}{guard}{special[1:]}")
+        for special in self._partition:
+            if special.is_control and special.text in text:
+                text = text.replace(special.text, f"{special.text[0]}{guard}{special.text[1:]}")
         return text
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True, continues: bool = False) -> str:
