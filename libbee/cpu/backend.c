@@ -957,6 +957,11 @@ static const char *instruction_set(const Backend *backend) { return backend->ker
 
 static int n_threads(const Backend *backend) { return thread_pool_size(backend->pool); }
 
+static const char *note(const Backend *backend) {
+    (void)backend;
+    return "";
+}
+
 static bee_status describe(bee_device_info *out, bee_error *error) {
     (void)error;
     *out = (bee_device_info){.name = "CPU"};
@@ -995,6 +1000,7 @@ const Device bee_cpu_device = {
     .backend_free = backend_free,
     .instruction_set = instruction_set,
     .n_threads = n_threads,
+    .note = note,
     .matrix_bytes = matrix_bytes,
     .buffer_bytes = buffer_bytes,
     .operand_bytes = operand_bytes,

@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <new>
 
 /* ---- operations --------------------------------------------------------------------------------- */
 
@@ -111,8 +112,8 @@ static bool measure_copies(Backend *b, size_t bytes, double *rate) {
     }
     if (begin) cudaEventDestroy(begin);
     if (end) cudaEventDestroy(end);
-    give_back(b, from, bytes);
-    give_back(b, to, bytes);
+    give_back(b, from);
+    give_back(b, to);
     return ok;
 }
 
@@ -225,11 +226,15 @@ static bee_status describe(bee_device_info *out, bee_error *error) {
 
 static void backend_free(Backend *b) {
     if (!b) return;
+    if (!b->taken) {
+        free(b);
+        return;
+    }
     if (b->stream) cudaStreamSynchronize(b->stream);
     drop_graphs(b);
     staging_free(b);
     Scratch *scratch[] = {&b->masks, &b->edits, &b->partials, &b->tickets, &b->attention, &b->choosing, &b->gates};
-    for (size_t i = 0; i < sizeof scratch / sizeof *scratch; i++) cudaFree(scratch[i]->memory);
+    for (size_t i = 0; i < sizeof scratch / sizeof *scratch; i++) give_back(b, scratch[i]->memory);
     for (int i = 0; i < 2; i++)
         if (b->staged[i]) cudaEventDestroy(b->staged[i]);
     for (int i = 0; i < N_SLOTS; i++) {
@@ -237,25 +242,21 @@ static void backend_free(Backend *b) {
         if (b->slots[i].input) cudaFreeHost(b->slots[i].input);
     }
     if (b->read) cudaFreeHost(b->read);
-    cudaFree(b->input);
-    cudaFree(b->output);
-    cudaFree(b->drafts);
+    void *own[] = {b->input, b->output, b->drafts};
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++) give_back(b, own[i]);
     if (b->stream) cudaStreamDestroy(b->stream);
+    delete b->taken;
     free(b);
 }
 
 static bool open_slots(Backend *b) {
-    void *memory = NULL;
-    bool ok = cudaHostAlloc(&memory, sizeof *b->read, cudaHostAllocDefault) == cudaSuccess;
-    b->read = (OutputBlock *)memory;
+    bool ok = (b->read = (OutputBlock *)take_pinned(b, sizeof *b->read));
     for (int i = 0; i < N_SLOTS; i++) {
-        memory = NULL;
-        ok = cudaHostAlloc(&memory, sizeof(InputBlock), cudaHostAllocDefault) == cudaSuccess && ok;
-        b->slots[i].input = (InputBlock *)memory;
-        ok = cudaEventCreateWithFlags(&b->slots[i].uploaded, cudaEventDisableTiming) == cudaSuccess && ok;
+        ok = (b->slots[i].input = (InputBlock *)take_pinned(b, sizeof(InputBlock))) && ok;
+        ok = succeeded(b, cudaEventCreateWithFlags(&b->slots[i].uploaded, cudaEventDisableTiming), "opened") && ok;
     }
     for (int i = 0; i < 2; i++)
-        ok = cudaEventCreateWithFlags(&b->staged[i], cudaEventDisableTiming) == cudaSuccess && ok;
+        ok = succeeded(b, cudaEventCreateWithFlags(&b->staged[i], cudaEventDisableTiming), "opened") && ok;
     b->input = (InputBlock *)take_zeroed(b, sizeof *b->input);
     b->output = (OutputBlock *)take_zeroed(b, sizeof *b->output);
     b->drafts = (int32_t *)take_zeroed(b, BEE_MAX_PASS_ROWS * sizeof *b->drafts);
@@ -278,19 +279,26 @@ static bool overlaps_kernels() {
 
 static Backend *backend_new(bee_error *error) {
     Backend *b = (Backend *)calloc(1, sizeof *b);
-    const bool ok = b && cudaSetDevice(0) == cudaSuccess &&
-                    cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking) == cudaSuccess && open_slots(b);
+    if (b) b->taken = new (std::nothrow) std::unordered_map<void *, size_t>;
+    const bool ok = b && b->taken && succeeded(b, cudaSetDevice(0), "opened") &&
+                    succeeded(b, cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking), "opened") &&
+                    open_slots(b);
     cudaGetLastError();
     if (ok) b->overlaps = overlaps_kernels();
     if (ok) return b;
+    if (b && b->failure == BEE_ERROR_DEVICE)
+        bee_fail(error, BEE_ERROR_DEVICE, "%s", b->message);
+    else
+        bee_fail(error, BEE_ERROR_MEMORY, "the device has no memory left for the work space of an engine");
     backend_free(b);
-    bee_fail(error, BEE_ERROR_MEMORY, "the device has no memory left for the work space of an engine");
     return NULL;
 }
+
+static const char *note(const Backend *b) { return b->note; }
 
 static uint64_t bytes_taken(const Backend *b) { return b->bytes_taken; }
 
 extern "C" __attribute__((visibility("default"))) const CudaLibrary *bee_cuda_library(void) {
-    static const CudaLibrary library = {BEE_VERSION, &cuda_ops, describe, backend_new, backend_free, bytes_taken};
+    static const CudaLibrary library = {BEE_VERSION, &cuda_ops, describe, backend_new, backend_free, bytes_taken, note};
     return &library;
 }

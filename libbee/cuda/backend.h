@@ -3,6 +3,8 @@
 #ifndef BEE_CUDA_BACKEND_H
 #define BEE_CUDA_BACKEND_H
 
+#include <unordered_map>
+
 #include "kernels.h"
 #include "work_sizes.h"
 
@@ -90,8 +92,10 @@ typedef struct Scratch {
 struct Backend {
     cudaStream_t stream;
     bool overlaps; /* kernels of a pass begin before the one before them has ended: device.h */
+    char note[256];
     bee_status failure;
     char message[512];
+    std::unordered_map<void *, size_t> *taken; /* of the device's memory, and how much it is */
     uint64_t bytes_taken;
     Slot slots[N_SLOTS];
     int next_slot;
@@ -117,7 +121,9 @@ bool wait_for_stream(Backend *b);
 /* NULL where there is not enough; that fails nothing but the call. */
 void *take(Backend *b, size_t bytes);
 void *take_zeroed(Backend *b, size_t bytes);
-void give_back(Backend *b, void *memory, size_t bytes);
+void give_back(Backend *b, void *memory);
+/* The same of the host's memory that the device reads and writes itself. */
+void *take_pinned(Backend *b, size_t bytes);
 /* Memory whose address is told anew with every run, and what all passes so far asked for. */
 bool reserve_changes(Backend *b, Scratch *scratch, size_t bytes);
 bool reserve_needs(Backend *b);

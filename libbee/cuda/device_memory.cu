@@ -30,15 +30,23 @@ bool wait_for_stream(Backend *b) { return succeeded(b, cudaStreamSynchronize(b->
 
 /* ---- memory ------------------------------------------------------------------------------------- */
 
-/* NULL where there is not enough; that fails nothing but the call. Others may have chosen another device for this
- * thread. */
+/* NULL where there is not enough; that fails nothing but the call. What else goes wrong fails the backend. */
+static void *taken(Backend *b, cudaError_t error, void *memory) {
+    if (error == cudaSuccess) return memory;
+    cudaGetLastError(); /* or the next question would find it again */
+    if (error != cudaErrorMemoryAllocation) succeeded(b, error, "made room");
+    return NULL;
+}
+
+/* Others may have chosen another device for this thread. */
 void *take(Backend *b, size_t bytes) {
     void *memory = NULL;
     bytes = device_bytes(bytes);
-    if (b->failure || cudaSetDevice(0) != cudaSuccess || cudaMalloc(&memory, bytes) != cudaSuccess) {
-        cudaGetLastError(); /* or the next question would find it again */
-        return NULL;
-    }
+    if (b->failure) return NULL;
+    cudaError_t error = cudaSetDevice(0);
+    if (error == cudaSuccess) error = cudaMalloc(&memory, bytes);
+    if (!taken(b, error, memory)) return NULL;
+    (*b->taken)[memory] = bytes;
     b->bytes_taken += bytes;
     return memory;
 }
@@ -49,17 +57,26 @@ void *take_zeroed(Backend *b, size_t bytes) {
     return memory;
 }
 
-void give_back(Backend *b, void *memory, size_t bytes) {
-    if (!memory) return;
+void give_back(Backend *b, void *memory) {
+    const auto found = b->taken->find(memory);
+    if (found == b->taken->end()) return;
     cudaFree(memory);
-    b->bytes_taken -= device_bytes(bytes);
+    b->bytes_taken -= found->second;
+    b->taken->erase(found);
+}
+
+void *take_pinned(Backend *b, size_t bytes) {
+    void *memory = NULL;
+    if (b->failure) return NULL;
+    const cudaError_t error = cudaHostAlloc(&memory, bytes, cudaHostAllocDefault);
+    return taken(b, error, memory);
 }
 
 /* True where it has grown, or was large enough. Graphs know the old address. */
 static bool reserve(Backend *b, Scratch *scratch, size_t bytes, bool zeroed) {
     if (scratch->bytes >= bytes) return true;
     wait_for_stream(b);
-    give_back(b, scratch->memory, scratch->bytes);
+    give_back(b, scratch->memory);
     drop_graphs(b);
     scratch->memory = zeroed ? take_zeroed(b, bytes) : take(b, bytes);
     scratch->bytes = scratch->memory ? bytes : 0;
@@ -70,7 +87,7 @@ static bool reserve(Backend *b, Scratch *scratch, size_t bytes, bool zeroed) {
 bool reserve_changes(Backend *b, Scratch *scratch, size_t bytes) {
     if (scratch->bytes >= bytes) return true;
     wait_for_stream(b);
-    give_back(b, scratch->memory, scratch->bytes);
+    give_back(b, scratch->memory);
     scratch->memory = take(b, bytes);
     scratch->bytes = scratch->memory ? bytes : 0;
     if (!scratch->memory) succeeded(b, cudaErrorMemoryAllocation, "made room for masks");
@@ -90,10 +107,7 @@ bool reserve_needs(Backend *b) {
 
 float *buffer_new(Backend *b, size_t count) { return (float *)take_zeroed(b, count * sizeof(float)); }
 
-void buffer_free(Backend *b, void *buffer) {
-    cudaFree(buffer);
-    (void)b;
-}
+void buffer_free(Backend *b, void *buffer) { give_back(b, buffer); }
 
 void buffer_write(Backend *b, void *to, const void *from, size_t bytes) {
     if (succeeded(b, cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, b->stream), "took data"))
@@ -114,7 +128,7 @@ void buffer_move(Backend *b, void *to, const void *from, size_t bytes) {
 void staging_free(Backend *b) {
     for (int i = 0; i < 2; i++) {
         if (b->staging[i]) cudaFreeHost(b->staging[i]);
-        give_back(b, b->raw[i], b->staging_bytes);
+        give_back(b, b->raw[i]);
         b->staging[i] = b->raw[i] = NULL;
     }
     b->staging_bytes = 0;
@@ -126,14 +140,11 @@ static bool reserve_staging(Backend *b, size_t bytes) {
     staging_free(b);
     bool ok = true;
     for (int i = 0; i < 2; i++) {
-        void *pinned = NULL;
-        ok = cudaHostAlloc(&pinned, bytes, cudaHostAllocDefault) == cudaSuccess && ok;
-        b->staging[i] = (uint8_t *)pinned;
+        b->staging[i] = (uint8_t *)take_pinned(b, bytes);
         b->raw[i] = (uint8_t *)take(b, bytes);
-        ok = ok && b->raw[i];
+        ok = ok && b->staging[i] && b->raw[i];
     }
     b->staging_bytes = bytes;
-    if (!ok) cudaGetLastError();
     if (!ok) staging_free(b);
     return ok;
 }
@@ -164,7 +175,7 @@ static bool upload_weight(Backend *b, const DeviceWeight *w, const Tensor *tenso
 
 void weight_free(Backend *b, Weight *weight) {
     if (!weight) return;
-    give_back(b, weight->weight.data, device_weight_bytes(&weight->weight));
+    give_back(b, weight->weight.data);
     free(weight);
 }
 
@@ -194,7 +205,7 @@ int operand_format(const Weight *weight) { return weight_format(weight->weight.t
 
 void table_free(Backend *b, Table *table) {
     if (!table) return;
-    give_back(b, table->raw, table->bytes);
+    give_back(b, table->raw);
     free(table);
 }
 
@@ -224,8 +235,7 @@ void operand_free(Backend *b, Operand *operand) {
     if (!operand) return;
     DeviceOperand *o = &operand->operand;
     void *parts[] = {o->codes, o->scales, o->f16, o->bf16, o->f16_factors, o->bf16_factors, o->values};
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) cudaFree(parts[i]);
-    (void)b;
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) give_back(b, parts[i]);
     free(operand);
 }
 
@@ -259,8 +269,8 @@ Operand *operand_new(Backend *b, int columns, int max_rows, int formats) {
 
 void cache_free(Backend *b, Cache *cache) {
     for (int r = 0; cache && r < CACHE_REGIONS; r++) {
-        give_back(b, cache->keys[r], cache_half_bytes(cache, r));
-        give_back(b, cache->values[r], cache_half_bytes(cache, r));
+        give_back(b, cache->keys[r]);
+        give_back(b, cache->values[r]);
     }
     free(cache);
 }

@@ -330,7 +330,9 @@ void emulated_enqueue_grid(cudaStream_t stream, dim3 grid, dim3 block, size_t sh
 }
 
 /* BEE_EMULATED_CAPABILITY: "major.minor"; _MEMORY: bytes; _DEVICES: how many, -1 for a driver that is missing or older
- * than _DRIVER (as cudaDriverGetVersion has it); _GRAPHS: that there is memory for; _FAILURE: see wait_for. */
+ * than _DRIVER (as cudaDriverGetVersion has it); _GRAPHS: that there is memory for; _FAILURE: see wait_for;
+ * _FAILED_LAUNCH: the so manieth launch since this was set fails; _REFUSED_OVERLAP: of kernels that may overlap, 1: the
+ * launch, 2: the end of a capture, 3: the graph. */
 static long setting(const char *name, long otherwise) {
     const char *value = getenv(name);
     return value ? atol(value) : otherwise;
@@ -447,14 +449,24 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
     stream->captured = new EmulatedGraph{};
     return cudaSuccess;
 }
+static bool has_overlap(const Work &work) {
+    for (const Task &task : work)
+        if (task.overlaps) return true;
+    return false;
+}
+static bool refuses_overlap(long where) { return setting("BEE_EMULATED_REFUSED_OVERLAP", 0) == where; }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *out) {
     *out = stream->captured;
     stream->captured = nullptr;
-    return cudaSuccess;
+    if (!has_overlap((*out)->work) || !refuses_overlap(2)) return cudaSuccess;
+    delete *out;
+    *out = nullptr;
+    return last_error = cudaErrorStreamCaptureInvalidated;
 }
 static std::atomic<long> n_graphs;
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsigned long long) {
     if (n_graphs >= setting("BEE_EMULATED_GRAPHS", LONG_MAX)) return last_error = cudaErrorMemoryAllocation;
+    if (has_overlap(graph->work) && refuses_overlap(3)) return last_error = cudaErrorNotSupported;
     n_graphs++;
     *out = new EmulatedGraph(*graph);
     return cudaSuccess;
@@ -468,15 +480,24 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
 static std::mutex allowed_lock;
 static std::map<const void *, int> allowed_shared;
 
-bool emulated_launch_allowed(const void *kernel, dim3 grid, dim3 block, size_t shared_bytes) {
+static bool launch_fails() {
+    static long launches, counted_for;
+    const long failing = setting("BEE_EMULATED_FAILED_LAUNCH", 0);
+    launches = failing == counted_for ? launches + 1 : 1;
+    counted_for = failing;
+    return failing && launches == failing;
+}
+
+cudaError_t emulated_launch(const void *kernel, dim3 grid, dim3 block, size_t shared_bytes, bool overlaps) {
     enum { OWN_VARIABLES = 1024, USUAL = 48 << 10 };
     const std::lock_guard<std::mutex> guard(allowed_lock);
+    if (launch_fails()) return last_error = cudaErrorNoKernelImageForDevice;
+    if (overlaps && refuses_overlap(1)) return last_error = cudaErrorNotSupported;
     const auto found = allowed_shared.find(kernel);
     const size_t most = found == allowed_shared.end() ? (size_t)USUAL - OWN_VARIABLES : (size_t)found->second;
     const bool ok = grid.x && grid.y && grid.z && grid.y <= 65535 && grid.z <= 65535 && block.x && block.y && block.z &&
                     block.x * block.y * block.z <= 1024 && shared_bytes <= most;
-    if (!ok) last_error = cudaErrorInvalidValue;
-    return ok;
+    return ok ? cudaSuccess : last_error = cudaErrorInvalidValue;
 }
 cudaError_t emulated_allow_shared(const void *kernel, int bytes) {
     const std::lock_guard<std::mutex> guard(allowed_lock);
@@ -490,9 +511,24 @@ cudaError_t cudaGetLastError() {
     return error;
 }
 cudaError_t cudaPeekAtLastError() { return last_error; }
-const char *cudaGetErrorName(cudaError_t) { return "cudaErrorEmulated"; }
+const char *cudaGetErrorName(cudaError_t error) {
+    switch (error) {
+    case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
+    case cudaErrorInitializationError: return "cudaErrorInitializationError";
+    case cudaErrorNoKernelImageForDevice: return "cudaErrorNoKernelImageForDevice";
+    case cudaErrorIllegalAddress: return "cudaErrorIllegalAddress";
+    case cudaErrorNotSupported: return "cudaErrorNotSupported";
+    case cudaErrorStreamCaptureInvalidated: return "cudaErrorStreamCaptureInvalidated";
+    default: return "cudaErrorEmulated";
+    }
+}
 const char *cudaGetErrorString(cudaError_t error) {
-    return error == cudaErrorMemoryAllocation ? "out of memory" : "emulated error";
+    switch (error) {
+    case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorNoKernelImageForDevice: return "no kernel image is available for execution on the device";
+    case cudaErrorIllegalAddress: return "an illegal memory access was encountered";
+    default: return "emulated error";
+    }
 }
 
 /* ---- device.h ----------------------------------------------------------------------------------- */

@@ -128,10 +128,14 @@ typedef enum cudaError_t {
     cudaSuccess = 0,
     cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
+    cudaErrorInitializationError = 3,
     cudaErrorInsufficientDriver = 35,
     cudaErrorNoDevice = 100,
+    cudaErrorNoKernelImageForDevice = 209,
     cudaErrorNotReady = 600,
     cudaErrorIllegalAddress = 700,
+    cudaErrorNotSupported = 801,
+    cudaErrorStreamCaptureInvalidated = 901,
 } cudaError_t;
 typedef enum cudaMemcpyKind {
     cudaMemcpyHostToDevice = 1,
@@ -203,7 +207,7 @@ void emulated_enqueue_grid(cudaStream_t stream, dim3 grid, dim3 block, size_t sh
                            std::function<void()> kernel);
 /* Of a card: sizes of grids and blocks, and 48 KiB of shared memory, of which the kernel's own variables take a part,
  * unless a function asked for up to 99. A launch that is refused is the last error. */
-bool emulated_launch_allowed(const void *kernel, dim3 grid, dim3 block, size_t shared_bytes);
+cudaError_t emulated_launch(const void *kernel, dim3 grid, dim3 block, size_t shared_bytes, bool overlaps);
 cudaError_t emulated_allow_shared(const void *kernel, int bytes);
 
 /* As the runtime library's: the arguments are copied at the launch. */
@@ -213,7 +217,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(
     const dim3 grid = config->gridDim, block = config->blockDim;
     const size_t shared = config->dynamicSmemBytes;
     const bool overlaps = config->numAttrs && config->attrs->val.programmaticStreamSerializationAllowed;
-    if (!emulated_launch_allowed((const void *)kernel, grid, block, shared)) return cudaErrorInvalidValue;
+    const cudaError_t error = emulated_launch((const void *)kernel, grid, block, shared, overlaps);
+    if (error != cudaSuccess) return error;
     emulated_enqueue_grid(config->stream, grid, block, shared, overlaps, std::bind(kernel, (Parameters)(arguments)...));
     return cudaSuccess;
 }

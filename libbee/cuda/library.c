@@ -82,6 +82,8 @@ static int n_threads(const Backend *backend) {
     return 1;
 }
 
+static const char *note(const Backend *backend) { return load_library(NULL)->note(backend); }
+
 /* ---- bytes -------------------------------------------------------------------------------------- */
 
 enum { OPERAND_PARTS = 7 };
@@ -124,6 +126,7 @@ const Device bee_cuda_device = {
     .backend_free = backend_free,
     .instruction_set = instruction_set,
     .n_threads = n_threads,
+    .note = note,
     .matrix_bytes = matrix_bytes,
     .buffer_bytes = buffer_bytes,
     .operand_bytes = operand_bytes,

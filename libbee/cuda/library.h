@@ -16,7 +16,8 @@ typedef struct CudaLibrary {
     bee_status (*describe)(bee_device_info *out, bee_error *error);
     Backend *(*backend_new)(bee_error *error);
     void (*backend_free)(Backend *backend);
-    uint64_t (*bytes_taken)(const Backend *backend); /* of the device's memory, so far */
+    uint64_t (*bytes_taken)(const Backend *backend); /* of the device's memory, now */
+    const char *(*note)(const Backend *backend);     /* as a Device's */
 } CudaLibrary;
 
 typedef const CudaLibrary *(*CudaLibraryFunction)(void);

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstddef>
+#include <cstdio>
 #include <cstdlib>
 
 /* ---- runs --------------------------------------------------------------------------------------- */
@@ -96,31 +97,58 @@ static Graph *place_for_graph(Backend *b) {
 }
 
 /* Graphs take memory of the device; where there is no more, the others are given up for the new one. */
-static cudaGraphExec_t instantiate(Backend *b, cudaGraph_t graph) {
-    cudaGraphExec_t made = NULL;
-    cudaError_t error = cudaGraphInstantiate(&made, graph, 0);
+static cudaError_t instantiate(Backend *b, cudaGraph_t graph, cudaGraphExec_t *out) {
+    cudaError_t error = cudaGraphInstantiate(out, graph, 0);
     if (error == cudaErrorMemoryAllocation) {
         cudaGetLastError();
         wait_for_stream(b);
         drop_graphs(b);
-        error = cudaGraphInstantiate(&made, graph, 0);
+        error = cudaGraphInstantiate(out, graph, 0);
     }
-    return succeeded(b, error, "recorded a pass") ? made : NULL;
+    return error;
 }
 
-static Graph *capture(Backend *b, Worker *worker, void *argument) {
-    Graph *place = place_for_graph(b);
+/* What failed, if anything did; `what` completes "the device failed while it". */
+static cudaError_t record(Backend *b, Worker *worker, void *argument, cudaGraphExec_t *out, const char **what) {
+    *what = "recorded a pass";
     /* Relaxed: a kernel's code may be loaded while it is first recorded, which other modes could forbid. */
-    cudaGraph_t graph = NULL;
-    if (!succeeded(b, cudaStreamBeginCapture(b->stream, cudaStreamCaptureModeRelaxed), "recorded a pass")) return NULL;
+    cudaError_t error = cudaStreamBeginCapture(b->stream, cudaStreamCaptureModeRelaxed);
+    if (error != cudaSuccess) return error;
     launch_overlap = {b->overlaps, false};
     worker->key.body(worker, argument);
     launch_overlap = {};
     /* A kernel that could not be queued would be missing from the graph, without a word. */
     const cudaError_t queued = cudaGetLastError();
-    if (!succeeded(b, cudaStreamEndCapture(b->stream, &graph), "recorded a pass")) return NULL;
-    if (succeeded(b, queued, "queued a kernel")) place->graph = instantiate(b, graph);
-    cudaGraphDestroy(graph);
+    cudaGraph_t graph = NULL;
+    error = cudaStreamEndCapture(b->stream, &graph);
+    if (queued != cudaSuccess) {
+        *what = "queued a kernel";
+        error = queued;
+    }
+    if (error == cudaSuccess) error = instantiate(b, graph, out);
+    if (graph) cudaGraphDestroy(graph);
+    return error;
+}
+
+/* From now on this engine's kernels wait for each other. */
+static void give_up_overlap(Backend *b, cudaError_t error) {
+    cudaGetLastError();
+    b->overlaps = false;
+    snprintf(b->note, sizeof b->note, "kernels do not overlap: the device could not record them so: %s (%s)",
+             cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+/* What fails with kernels that overlap may work without (seen on cards of the RTX 50 series, the cause is unknown), and
+ * is recorded once more. */
+static Graph *capture(Backend *b, Worker *worker, void *argument) {
+    Graph *place = place_for_graph(b);
+    const char *what;
+    cudaError_t error = record(b, worker, argument, &place->graph, &what);
+    if (error != cudaSuccess && error != cudaErrorMemoryAllocation && b->overlaps) {
+        give_up_overlap(b, error);
+        error = record(b, worker, argument, &place->graph, &what);
+    }
+    if (!succeeded(b, error, what)) place->graph = NULL;
     place->key = worker->key;
     return place->graph ? place : NULL;
 }
@@ -202,7 +230,7 @@ void cycle_free(Backend *b, DeviceCycle *cycle) {
         cudaGraphExecDestroy(graph->graph);
         graph->graph = NULL;
     }
-    give_back(b, cycle->session, sizeof *cycle->session);
+    give_back(b, cycle->session);
     if (cycle->staged) cudaFreeHost(cycle->staged);
     if (cycle->results) cudaFreeHost(cycle->results);
     free(cycle);
@@ -211,17 +239,13 @@ void cycle_free(Backend *b, DeviceCycle *cycle) {
 DeviceCycle *cycle_new(Backend *b) {
     DeviceCycle *cycle = (DeviceCycle *)calloc(1, sizeof *cycle);
     if (!cycle) return NULL;
-    void *staged = NULL, *results = NULL;
     cycle->session = (DeviceSession *)take_zeroed(b, sizeof *cycle->session);
-    const bool ok = cudaHostAlloc(&staged, sizeof *cycle->staged, cudaHostAllocDefault) == cudaSuccess &&
-                    cudaHostAlloc(&results, 2 * sizeof *cycle->results, cudaHostAllocDefault) == cudaSuccess;
-    cycle->staged = (DeviceSession *)staged;
-    cycle->results = (CycleResult *)results;
-    if (ok && cycle->session) {
-        memset(results, 0, 2 * sizeof *cycle->results);
+    cycle->staged = (DeviceSession *)take_pinned(b, sizeof *cycle->staged);
+    cycle->results = (CycleResult *)take_pinned(b, 2 * sizeof *cycle->results);
+    if (cycle->session && cycle->staged && cycle->results) {
+        memset(cycle->results, 0, 2 * sizeof *cycle->results);
         return cycle;
     }
-    cudaGetLastError();
     cycle_free(b, cycle);
     return NULL;
 }

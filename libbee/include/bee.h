@@ -206,7 +206,8 @@ typedef struct bee_engine_info {
     const char *instruction_set; /* of the CPU; "cuda" on a card */
     bee_device device;           /* where it runs: CPU or CUDA */
     bee_device_info device_info;
-    char device_note[256]; /* AUTO: why the card is not used; empty where it is, or where there is none */
+    /* AUTO: why the card is not used, empty where there is none; on a card: what it had to do without so far. */
+    char device_note[256];
 } bee_engine_info;
 
 /* `drafter_path` may be NULL; `params` may be NULL for the defaults. */

@@ -19,6 +19,8 @@ typedef struct Device {
     void (*backend_free)(Backend *backend);
     const char *(*instruction_set)(const Backend *backend);
     int (*n_threads)(const Backend *backend); /* of the host */
+    /* What a backend had to do without since it was opened, for its user; empty: nothing. */
+    const char *(*note)(const Backend *backend);
 
     /* What is taken of its memory: for a matrix's weights, */
     uint64_t (*matrix_bytes)(TensorType type, int rows, int columns);
@@ -37,5 +39,9 @@ extern const Device bee_cpu_device, bee_cuda_device;
 
 /* NULL where `kind` is no device. */
 const Device *device_of(bee_device kind);
+
+/* Why a backend could not make something: what made it unusable, or else that memory ran out, as `format` has it. */
+bee_status fail_to_make(const Ops *ops, Backend *backend, bee_error *error, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
 
 #endif

@@ -282,6 +282,113 @@ static void test_failing_card(void) {
     bee_engine_close(cpu);
 }
 
+/* Launches that an engine makes until it is open, or has answered. */
+static void play_number(const char *name, int number) {
+    char text[16];
+    snprintf(text, sizeof text, "%d", number);
+    play(name, text);
+}
+
+/* The n-th launch fails while the engine opens: that is what the error says, whatever could not be made because of it,
+ * and what "auto" says when it takes the CPU. */
+static void test_failed_launch(void) {
+    static const char cause[] =
+        "no kernel image is available for execution on the device (cudaErrorNoKernelImageForDevice)";
+    play("BEE_CUDA_OVERLAP", "0"); /* else the pass would be recorded once more, without it */
+    int n = 1, packing = 0, recording = 0;
+    for (bool opened = false; !opened && n < 1000; n += n < 36 ? 5 : 61) {
+        bee_error error = {BEE_OK, ""};
+        play_number("BEE_EMULATED_FAILED_LAUNCH", n);
+        bee_engine *engine = open_on(BEE_DEVICE_CUDA, &error);
+        play("BEE_EMULATED_FAILED_LAUNCH", NULL);
+        opened = engine != NULL;
+        bee_engine_close(engine);
+        if (opened) break;
+        CHECK_EQ(error.status, BEE_ERROR_DEVICE);
+        CHECK_CONTAINS(error.message, cause);
+        packing += strstr(error.message, "packed weights") != NULL;
+        recording += strstr(error.message, "queued a kernel") != NULL;
+    }
+    CHECK(n > 36 && packing > 4 && recording > 0); /* all weights are packed, then passes are measured */
+    for (int after = 1; after < 400; after *= 7) {
+        bee_error error = {BEE_OK, ""};
+        play_number("BEE_EMULATED_FAILED_LAUNCH", after);
+        bee_engine *engine = open_on(BEE_DEVICE_AUTO, &error);
+        play("BEE_EMULATED_FAILED_LAUNCH", NULL);
+        if (!CHECK(engine != NULL)) continue;
+        bee_engine_info info;
+        bee_engine_describe(engine, &info);
+        CHECK_EQ(info.device, after < n ? BEE_DEVICE_CPU : BEE_DEVICE_CUDA);
+        if (info.device == BEE_DEVICE_CPU) CHECK_CONTAINS(info.device_note, cause);
+        bee_engine_close(engine);
+    }
+    play("BEE_CUDA_OVERLAP", NULL);
+}
+
+/* The device fails while weights wait for it: nobody takes that for want of memory. */
+static void test_failure_while_loading(void) {
+    for (int after = 1; after < 60; after += after < 8 ? 1 : 9) {
+        bee_error error = {BEE_OK, ""};
+        play_number("BEE_EMULATED_FAILURE", after);
+        bee_engine *engine = open_on(BEE_DEVICE_CUDA, &error);
+        play("BEE_EMULATED_FAILURE", NULL);
+        if (!engine) {
+            CHECK_EQ(error.status, BEE_ERROR_DEVICE);
+            CHECK_CONTAINS(error.message, "an illegal memory access was encountered (cudaErrorIllegalAddress)");
+        }
+        CHECK(!engine || after > 8);
+        bee_engine_close(engine);
+    }
+}
+
+/* A session for which there is a device no more. */
+static void test_session_on_failed_card(void) {
+    bee_error error = {BEE_OK, ""};
+    bee_engine *engine = open_on(BEE_DEVICE_CUDA, &error);
+    if (!CHECK(engine != NULL)) return;
+    const bee_request request = greedy_request();
+    bee_session *session = open_session(engine, N_CTX);
+    CHECK_EQ(bee_session_begin(session, &request, NULL), BEE_OK);
+    play("BEE_EMULATED_FAILURE", "1");
+    bee_step step = {.finish = BEE_FINISH_NONE};
+    bee_status status = BEE_OK;
+    for (int i = 0; i < 100 && !status && !step.finish; i++)
+        status = bee_engine_step(engine, &session, 1, &step, &error);
+    CHECK_EQ(status, BEE_ERROR_DEVICE);
+    CHECK(!bee_session_open(engine, N_CTX, false, &error));
+    CHECK_EQ(error.status, BEE_ERROR_DEVICE);
+    CHECK_CONTAINS(error.message, "cudaErrorIllegalAddress");
+    bee_session_close(session);
+    bee_engine_close(engine);
+    play("BEE_EMULATED_FAILURE", NULL);
+}
+
+/* A driver that cannot record kernels that overlap: they are recorded without, and the engine says so. */
+static void test_refused_overlap(void) {
+    const bee_request request = greedy_request();
+    bee_engine_info info;
+    Output expected = {.n = 0};
+    for (int where = 0; where <= 3; where++) { /* 0: nowhere */
+        bee_error error = {BEE_OK, ""};
+        play_number("BEE_EMULATED_REFUSED_OVERLAP", where);
+        bee_engine *engine = open_on(BEE_DEVICE_CUDA, &error);
+        if (CHECK(engine != NULL)) {
+            const Output out = generate_fresh(engine, &request);
+            if (!where) expected = out;
+            CHECK(same_output(&out, &expected));
+            bee_engine_describe(engine, &info);
+            CHECK_EQ(info.device, BEE_DEVICE_CUDA);
+            if (where)
+                CHECK_CONTAINS(info.device_note, "kernels do not overlap: the device could not record them so: ");
+            else
+                CHECK_TEXT(info.device_note, "");
+            if (where) CHECK_CONTAINS(info.device_note, where == 2 ? "CaptureInvalidated" : "cudaErrorNotSupported");
+        }
+        bee_engine_close(engine);
+        play("BEE_EMULATED_REFUSED_OVERLAP", NULL);
+    }
+}
+
 int main(void) {
     test_no_library();
     test_progress(BEE_DEVICE_CPU);
@@ -295,6 +402,10 @@ int main(void) {
         test_progress(BEE_DEVICE_CUDA);
         test_progress(BEE_DEVICE_AUTO);
         test_failing_card();
+        test_failed_launch();
+        test_failure_while_loading();
+        test_session_on_failed_card();
+        test_refused_overlap();
     }
     return check_report();
 }

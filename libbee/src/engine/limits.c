@@ -8,7 +8,8 @@ bee_status bee_engine_limits(bee_engine *engine, bee_limits *out, bee_error *err
     pthread_mutex_lock(&engine->mutex);
     const bool measured = engine->ops->measure_rates(engine->backend, target.weight_bytes, &rates);
     pthread_mutex_unlock(&engine->mutex);
-    if (!measured) return bee_fail(error, BEE_ERROR_MEMORY, "out of memory while measuring the memory's speed");
+    if (!measured)
+        return fail_to_make(engine->ops, engine->backend, error, "out of memory while measuring the memory's speed");
     *out = (bee_limits){.read_bytes_per_second = rates.read_bytes_per_second,
                         .reread_bytes_per_second = rates.reread_bytes_per_second,
                         .multiply_adds_per_second = rates.multiply_adds_per_second,

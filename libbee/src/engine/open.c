@@ -120,7 +120,7 @@ static bee_status open_parts(bee_engine *e, const char *model_path, const char *
     if (status) return status;
     if (!workspace_new(e->ops, e->backend, e->target, e->n_taps, &e->work) ||
         (e->drafter && !workspace_new(e->ops, e->backend, e->drafter, e->n_taps, &e->draft_work)))
-        return bee_fail(error, BEE_ERROR_MEMORY, "out of memory for the activations of a pass");
+        return fail_to_make(e->ops, e->backend, error, "out of memory for the activations of a pass");
     /* The host's part of a cycle is some 0.1 ms, its caller's with it: estimated, not measured. */
     e->short_cycle = 2e-3;
     status = calibrate(e, params->costs, error);
@@ -225,6 +225,7 @@ void bee_engine_describe(const bee_engine *e, bee_engine_info *out) {
         .device = e->device->kind,
         .device_info = e->device_info,
     };
-    memcpy(out->device_note, e->device_note, sizeof e->device_note);
+    const char *note = *e->device_note ? e->device_note : e->device->note(e->backend);
+    snprintf(out->device_note, sizeof out->device_note, "%s", note);
     memcpy(out->taps, e->taps, sizeof e->taps);
 }

@@ -51,11 +51,13 @@ bee_session *bee_session_open(bee_engine *engine, int32_t n_ctx, bool keep_featu
     s->n_ctx = n_ctx;
     pthread_mutex_lock(&engine->mutex);
     const bool ok = session_allocate(s, keep_features);
-    if (!ok) session_free(s);
+    if (!ok) {
+        session_free(s);
+        fail_to_make(engine->ops, engine->backend, error,
+                     "out of memory for a context of %d tokens; ask for a smaller n_ctx", n_ctx);
+    }
     pthread_mutex_unlock(&engine->mutex);
-    if (ok) return s;
-    bee_fail(error, BEE_ERROR_MEMORY, "out of memory for a context of %d tokens; ask for a smaller n_ctx", n_ctx);
-    return NULL;
+    return ok ? s : NULL;
 }
 
 void bee_session_close(bee_session *s) {

@@ -10,7 +10,9 @@
 #include "file/tensor.h"
 
 void fail_memory(Loader *l, const char *name) {
-    l->status = bee_fail(l->error, BEE_ERROR_MEMORY, "out of memory while loading tensor '%s'", name);
+    static const char format[] = "out of memory while loading tensor '%s'";
+    l->status = l->backend ? fail_to_make(l->ops, l->backend, l->error, format, name)
+                           : bee_fail(l->error, BEE_ERROR_MEMORY, format, name);
 }
 
 bool is_bound(const Loader *l, const char *name) {

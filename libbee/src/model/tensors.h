@@ -25,6 +25,7 @@ typedef struct Loader {
     bee_status status;
 } Loader;
 
+/* A tensor could not be loaded: because of the device, where that failed, or for want of memory. */
 void fail_memory(Loader *l, const char *name);
 /* The names that a model has used. */
 bool is_bound(const Loader *l, const char *name);

@@ -7,6 +7,7 @@ extern "C" {
 
 #include "../check.h"
 #include "../random.h"
+#include "must.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -16,27 +17,22 @@ extern "C" {
 
 static cudaStream_t stream;
 
-static bool check_cuda(cudaError_t error) {
-    if (error != cudaSuccess) printf("    %s\n", cudaGetErrorString(error));
-    return CHECK(error == cudaSuccess);
-}
-
 template <class T> struct DeviceArray {
     T *at = nullptr;
     size_t n = 0;
-    explicit DeviceArray(size_t count) : n(count) { check_cuda(cudaMalloc((void **)&at, (n ? n : 1) * sizeof(T))); }
+    explicit DeviceArray(size_t count) : n(count) { MUST(cudaMalloc((void **)&at, (n ? n : 1) * sizeof(T))); }
     explicit DeviceArray(const std::vector<T> &values) : DeviceArray(values.size()) { put(values); }
     DeviceArray(const DeviceArray &) = delete;
     ~DeviceArray() { cudaFree(at); }
     void put(const std::vector<T> &values) {
         if (values.empty()) return;
-        check_cuda(cudaMemcpyAsync(at, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice, stream));
-        check_cuda(cudaStreamSynchronize(stream));
+        MUST(cudaMemcpyAsync(at, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice, stream));
+        MUST(cudaStreamSynchronize(stream));
     }
     std::vector<T> get() const {
         std::vector<T> values(n);
-        if (n) check_cuda(cudaMemcpyAsync(values.data(), at, n * sizeof(T), cudaMemcpyDeviceToHost, stream));
-        check_cuda(cudaStreamSynchronize(stream));
+        if (n) MUST(cudaMemcpyAsync(values.data(), at, n * sizeof(T), cudaMemcpyDeviceToHost, stream));
+        MUST(cudaStreamSynchronize(stream));
         return values;
     }
 };
@@ -193,7 +189,7 @@ static Outcome chosen_on_device(const Case &c) {
     DeviceArray<int32_t> ids(c.ids), tokens((size_t)c.n);
     DeviceArray<DeviceReport> reports((size_t)c.n);
     DeviceArray<unsigned char> scratch(choice_scratch_size(c.n, c.n_vocab));
-    check_cuda(cudaMemsetAsync(scratch.at, 0, scratch.n, stream));
+    MUST(cudaMemsetAsync(scratch.at, 0, scratch.n, stream));
     std::vector<DeviceChoice> choices = c.choices;
     std::vector<DeviceArray<uint32_t> *> masks;
     std::vector<DeviceArray<DeviceEdit> *> edits;
@@ -211,7 +207,7 @@ static Outcome chosen_on_device(const Case &c) {
     queue_choose(stream, logits.at, c.stride, c.n_vocab, c.ids.empty() ? nullptr : ids.at, on_device.at, c.n,
                  c.truncates, c.edited, scratch.at, tokens.at, reports.at);
     Outcome out = {tokens.get(), reports.get()};
-    check_cuda(cudaGetLastError());
+    MUST(cudaGetLastError());
     for (auto *mask : masks) delete mask;
     for (auto *edit : edits) delete edit;
     return out;
@@ -424,7 +420,7 @@ struct Stage {
     DeviceArray<DeviceChoice> choices{BEE_MAX_BLOCK};
     DeviceArray<int32_t> drafts{BEE_MAX_BLOCK}, chosen{BEE_MAX_BLOCK};
     CycleResult *results = nullptr;
-    Stage() { check_cuda(cudaHostAlloc((void **)&results, 2 * sizeof *results, cudaHostAllocDefault)); }
+    Stage() { MUST(cudaHostAlloc((void **)&results, 2 * sizeof *results, cudaHostAllocDefault)); }
     ~Stage() { cudaFreeHost(results); }
 };
 
@@ -602,7 +598,7 @@ static void test_profile() {
         stage.chosen.put(chosen);
         stage.drafts.put(std::vector<int32_t>(BEE_MAX_BLOCK, 5));
         queue_accept(stream, stage.session.at, N_DRAFTS, stage.drafts.at, stage.chosen.at, stage.results, nullptr);
-        check_cuda(cudaStreamSynchronize(stream));
+        MUST(cudaStreamSynchronize(stream));
         const CycleResult &result = stage.results[(cycle + 1) % 2];
         const int accepted = result.n_new - 1;
         if (!CHECK(accepted >= 0 && accepted <= N_DRAFTS && !result.finished)) return;
@@ -626,7 +622,7 @@ static void test_profile() {
 }
 
 int main() {
-    check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    MUST(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     test_plain();
     test_untruncated();
     test_crowded();

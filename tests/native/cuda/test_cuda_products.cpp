@@ -10,6 +10,7 @@
 #include "cuda/kernels.h"
 
 #include "../check.h"
+#include "must.h"
 
 extern "C" {
 #include "../ggml_blocks.h"
@@ -34,24 +35,28 @@ static void *allocate(size_t bytes) {
 
 static float *new_floats(size_t count) { return (float *)allocate(count * sizeof(float)); }
 
-static bool finished() { return cudaStreamSynchronize(stream) == cudaSuccess && cudaGetLastError() == cudaSuccess; }
+static bool finished() {
+    MUST(cudaStreamSynchronize(stream));
+    MUST(cudaGetLastError());
+    return true;
+}
 
 /* Device memory, all NaN. */
 static void *device_memory(size_t bytes) {
     void *memory = nullptr;
-    if (cudaMalloc(&memory, bytes ? bytes : 1) != cudaSuccess) abort();
+    MUST(cudaMalloc(&memory, bytes ? bytes : 1));
     cudaMemsetAsync(memory, 0xff, bytes, stream);
     return memory;
 }
 
 static void upload(void *to, const void *from, size_t bytes) {
     cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream);
-    if (!finished()) abort();
+    finished();
 }
 
 static void download(void *to, const void *from, size_t bytes) {
     cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream);
-    if (!finished()) abort();
+    finished();
 }
 
 /* ---- operands --------------------------------------------------------------------------------------- */
@@ -105,7 +110,7 @@ static void fill_operand(const DeviceOperand *o, const float *x, int first, int 
     float *const rows = (float *)device_memory(bytes);
     upload(rows, x + (size_t)first * (size_t)o->columns, bytes);
     launch(stream, dim3((unsigned)o->n_groups, (unsigned)n), dim3(WARP_SIZE), 0, fill_kernel, *o, (const float *)rows);
-    if (!finished()) abort();
+    finished();
     cudaFree(rows);
 }
 
@@ -715,7 +720,7 @@ static void test_swiglu() {
 }
 
 int main() {
-    if (cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) != cudaSuccess) abort();
+    MUST(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     test_products();
     test_parts();
     test_largest_codes();

@@ -23,6 +23,7 @@ extern "C" {
 /* pack.h cannot be included: the CPU backend has names of its own for the same things. */
 void dequantize_row(const Tensor *tensor, int64_t row, float *out);
 }
+#include "must.h"
 #include "types/float16.h"
 
 static const double U = 0x1p-24, U16 = 0x1p-11, TINY16 = 0x1p-25, MATRIX = 0x1.2p-23, SECOND_ORDER = 1.01;
@@ -31,7 +32,10 @@ static const double EXP_ERROR = 0x1p-22;
 
 static cudaStream_t stream;
 
-static void wait() { CHECK_EQ(cudaStreamSynchronize(stream), cudaSuccess); }
+static void wait() {
+    MUST(cudaStreamSynchronize(stream));
+    MUST(cudaGetLastError());
+}
 
 /* Device memory; fresh, it holds NaN. */
 template <class T> struct Device {
@@ -39,7 +43,7 @@ template <class T> struct Device {
     size_t n;
     explicit Device(size_t count) : n(count) {
         void *memory = nullptr;
-        if (cudaMalloc(&memory, (n ? n : 1) * sizeof(T)) != cudaSuccess) abort();
+        MUST(cudaMalloc(&memory, (n ? n : 1) * sizeof(T)));
         data = (T *)memory;
         cudaMemsetAsync(data, 0xff, n * sizeof(T), stream);
         wait();
