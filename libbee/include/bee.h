@@ -91,10 +91,11 @@ typedef struct bee_tensor_info {
     bool supported;        /* this library can run the type */
     int32_t n_dimensions;
     uint64_t shape[4]; /* as in the file: shape[0] is contiguous; 1 beyond n_dimensions */
-    uint64_t offset;   /* of the data, from the start of the file */
+    uint64_t offset;   /* of the data, from the start of the file, or of the part of a split model that holds it */
     uint64_t size;     /* bytes of data; 0 for a type of unknown layout */
 } bee_tensor_info;
 
+/* A GGUF file. Any part of a split model (NAME-00002-of-00005.gguf) opens the whole: all parts must lie beside it. */
 BEE_API bee_file *bee_file_open(const char *path, bee_error *error);
 BEE_API void bee_file_close(bee_file *file);
 BEE_API uint64_t bee_file_size(const bee_file *file);

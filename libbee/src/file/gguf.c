@@ -10,6 +10,7 @@
 #include "gguf.h"
 
 #include "error.h"
+#include "split.h"
 #include "tensor_types.h"
 
 #include <errno.h>
@@ -44,6 +45,7 @@ enum {
     MAX_NAME_LENGTH = 255,  /* of a tensor; the specification says 64, some converters write more */
     MAX_ENTRIES = 1 << 20,  /* of metadata, and of tensors: far beyond any model */
     MAX_DIMENSIONS = 4,
+    MAX_PARTS = 99999, /* what fits their names */
     DEFAULT_ALIGNMENT = 32,
     MIN_ALIGNMENT = 8,                      /* the specification wants a multiple of 8 */
     MAX_TENSOR_TYPE = 255,                  /* leaves room for types that ggml will add; a larger number is damage */
@@ -71,8 +73,11 @@ struct bee_file {
     uint64_t metadata_count;
     NameIndex metadata_index;
     bee_tensor_info *tensors;
+    const uint8_t **tensor_data; /* where each tensor's data lies: in this file, or in a part */
     uint64_t tensor_count;
     NameIndex tensor_index;
+    bee_file **parts; /* of a split model, those after this first one, whose tensors are this file's, too */
+    int part_count;
 };
 
 /* ---- text in messages ----------------------------------------------------------------------------- */
@@ -471,6 +476,7 @@ static bee_status read_tensors(bee_file *file, Reader *reader, uint64_t alignmen
         reader->name_length = file->tensors[i].name_length;
         bee_status status = place_tensor(reader, data_start, &file->tensors[i]);
         if (status != BEE_OK) return status;
+        file->tensor_data[i] = file->data + file->tensors[i].offset;
     }
     return BEE_OK;
 }
@@ -565,7 +571,9 @@ static bee_status parse(bee_file *file, bee_error *error) {
     file->metadata_index.entries = new_array(file->metadata_count, sizeof *file->metadata_index.entries);
     file->tensors = new_array(file->tensor_count, sizeof *file->tensors);
     file->tensor_index.entries = new_array(file->tensor_count, sizeof *file->tensor_index.entries);
-    if (!file->metadata || !file->metadata_index.entries || !file->tensors || !file->tensor_index.entries) {
+    file->tensor_data = new_array(file->tensor_count, sizeof *file->tensor_data);
+    if (!file->metadata || !file->metadata_index.entries || !file->tensors || !file->tensor_index.entries ||
+        !file->tensor_data) {
         return fail(&reader, BEE_ERROR_MEMORY, "no memory for %llu metadata and %llu tensor entries",
                     (unsigned long long)file->metadata_count, (unsigned long long)file->tensor_count);
     }
@@ -633,11 +641,7 @@ static bee_status map_file(bee_file *file, const char *path, bee_error *error) {
     return status;
 }
 
-bee_file *bee_file_open(const char *path, bee_error *error) {
-    if (!path || !*path) {
-        bee_fail(error, BEE_ERROR_ARGUMENT, "the path is empty; the path of a GGUF file is needed");
-        return NULL;
-    }
+static bee_file *open_one(const char *path, bee_error *error) {
     bee_file *file = calloc(1, sizeof *file);
     if (!file) {
         bee_fail(error, BEE_ERROR_MEMORY, "no memory to open a file");
@@ -649,8 +653,137 @@ bee_file *bee_file_open(const char *path, bee_error *error) {
     return NULL;
 }
 
+/* ---- split models ----------------------------------------------------------------------------------- */
+
+typedef struct Split {
+    int64_t number, count; /* of a part, from 0, and of all; a count of 0 or 1: the file is whole */
+} Split;
+
+static bee_status read_split(const bee_file *file, Split *out, bee_error *error) {
+    *out = (Split){0, 1};
+    bee_status status = gguf_int(file, "split.count", false, 0, MAX_PARTS, &out->count, error);
+    if (status != BEE_OK || out->count <= 1) return status;
+    return gguf_int(file, "split.no", true, 0, out->count - 1, &out->number, error);
+}
+
+static bee_status check_split_name(const bee_file *file, const char *path, Split split, bee_error *error) {
+    int number, count;
+    if (split_numbers(path, &number, &count) && number == split.number + 1 && count == split.count) return BEE_OK;
+    return bee_fail(error, BEE_ERROR_FORMAT,
+                    "%s: it is part %lld of %lld of a split model; its name must end in -%05lld-of-%05lld.gguf for the "
+                    "others to be found",
+                    file->label, (long long)split.number + 1, (long long)split.count, (long long)split.number + 1,
+                    (long long)split.count);
+}
+
+/* Part `number`, from 0, of the model that `path` is a part of; NULL: failed. */
+static bee_file *open_part(const char *path, int64_t number, int64_t count, bee_error *error) {
+    char *part_path = split_part_path(path, (int)number + 1);
+    if (!part_path) {
+        bee_fail(error, BEE_ERROR_MEMORY, "no memory for the path of a part");
+        return NULL;
+    }
+    bee_file *part = open_one(part_path, error);
+    free(part_path);
+    if (!part) return NULL;
+    Split split;
+    bee_status status = read_split(part, &split, error);
+    if (status == BEE_OK && (split.number != number || split.count != count))
+        status = bee_fail(error, BEE_ERROR_FORMAT, "%s: by its metadata it is part %lld of %lld", part->label,
+                          (long long)split.number + 1, (long long)split.count);
+    if (status == BEE_OK) return part;
+    bee_file_close(part);
+    return NULL;
+}
+
+/* Room for `more` tensors beside those that are there. */
+static bool make_room(bee_file *file, uint64_t more) {
+    const uint64_t count = file->tensor_count + more;
+    void *tensors = realloc(file->tensors, count * sizeof *file->tensors);
+    if (tensors) file->tensors = tensors;
+    void *data = realloc(file->tensor_data, count * sizeof *file->tensor_data);
+    if (data) file->tensor_data = data;
+    void *entries = realloc(file->tensor_index.entries, count * sizeof *file->tensor_index.entries);
+    if (entries) file->tensor_index.entries = entries;
+    return tensors && data && entries;
+}
+
+/* The part's tensors become the file's, too. */
+static bee_status join_part(bee_file *file, const bee_file *part, bee_error *error) {
+    if (part->tensor_count == 0) return BEE_OK;
+    if (part->tensor_count > MAX_ENTRIES - file->tensor_count)
+        return bee_fail(error, BEE_ERROR_FORMAT, "%s: its parts have more than %d tensors", file->label, MAX_ENTRIES);
+    if (!make_room(file, part->tensor_count))
+        return bee_fail(error, BEE_ERROR_MEMORY, "%s: no memory for the tensors of its parts", file->label);
+    for (uint64_t i = 0; i < part->tensor_count; i++) {
+        const bee_tensor_info *tensor = &part->tensors[i];
+        const uint64_t place = file->tensor_count++;
+        file->tensors[place] = *tensor;
+        file->tensor_data[place] = part->tensor_data[i];
+    }
+    return BEE_OK;
+}
+
+static bee_status check_whole(bee_file *file, bee_error *error) {
+    Reader reader = {.file = file, .section = "tensor", .error = error};
+    file->tensor_index.count = file->tensor_count;
+    for (uint64_t i = 0; i < file->tensor_count; i++)
+        file->tensor_index.entries[i] = (IndexEntry){file->tensors[i].name, file->tensors[i].name_length, i};
+    if (!sort_index(&file->tensor_index, &reader))
+        return fail(&reader, BEE_ERROR_FORMAT, "the name occurs twice, in two parts of the model");
+    int64_t stated = (int64_t)file->tensor_count;
+    bee_status status = gguf_int(file, "split.tensors.count", false, 0, MAX_ENTRIES, &stated, error);
+    if (status != BEE_OK || (uint64_t)stated == file->tensor_count) return status;
+    return bee_fail(error, BEE_ERROR_FORMAT, "%s: its parts have %llu tensors; there should be %lld", file->label,
+                    (unsigned long long)file->tensor_count, (long long)stated);
+}
+
+/* The first part becomes the whole model: its metadata, and the tensors of all parts. */
+static bee_status open_parts(bee_file *file, const char *path, int64_t count, bee_error *error) {
+    file->parts = new_array((uint64_t)count, sizeof *file->parts);
+    if (!file->parts) return bee_fail(error, BEE_ERROR_MEMORY, "no memory for %lld parts", (long long)count);
+    file->part_count = 1;
+    while (file->part_count < count) {
+        bee_file *part = open_part(path, file->part_count, count, error);
+        if (!part) return BEE_ERROR_FILE; /* or another: *error has it */
+        file->parts[file->part_count++] = part;
+        bee_status status = join_part(file, part, error);
+        if (status != BEE_OK) return status;
+    }
+    return check_whole(file, error);
+}
+
+/* The whole model that `file`, opened from `path`, is a part of, or `file` itself; NULL, and it is closed: failed. */
+static bee_file *open_whole(bee_file *file, const char *path, bee_error *error) {
+    Split split;
+    bee_status status = read_split(file, &split, error);
+    if (status == BEE_OK && split.count <= 1) return file;
+    if (status == BEE_OK) status = check_split_name(file, path, split, error);
+    if (status == BEE_OK && split.number > 0) {
+        bee_file_close(file);
+        file = open_part(path, 0, split.count, error);
+        if (!file) return NULL;
+    }
+    if (status == BEE_OK) status = open_parts(file, path, split.count, error);
+    if (status == BEE_OK) return file;
+    bee_file_close(file);
+    return NULL;
+}
+
+bee_file *bee_file_open(const char *path, bee_error *error) {
+    if (!path || !*path) {
+        bee_fail(error, BEE_ERROR_ARGUMENT, "the path is empty; the path of a GGUF file is needed");
+        return NULL;
+    }
+    bee_file *file = open_one(path, error);
+    return file ? open_whole(file, path, error) : NULL;
+}
+
 void bee_file_close(bee_file *file) {
     if (!file) return;
+    for (int i = 1; i < file->part_count; i++) bee_file_close(file->parts[i]);
+    free(file->parts);
+    free(file->tensor_data);
     unmap(file);
     free(file->metadata);
     free(file->metadata_index.entries);
@@ -661,7 +794,11 @@ void bee_file_close(bee_file *file) {
 
 /* ---- by number -------------------------------------------------------------------------------------- */
 
-uint64_t bee_file_size(const bee_file *file) { return file->size; }
+uint64_t bee_file_size(const bee_file *file) {
+    uint64_t size = file->size;
+    for (int i = 1; i < file->part_count; i++) size += file->parts[i]->size;
+    return size;
+}
 
 uint64_t bee_file_metadata_count(const bee_file *file) { return file->metadata_count; }
 
@@ -710,7 +847,7 @@ bee_status gguf_tensor(const bee_file *file, const char *name, Tensor *out, bee_
         .n_dimensions = info->n_dimensions,
         .columns = (int64_t)info->shape[0],
         .rows = (int64_t)(info->shape[1] * info->shape[2] * info->shape[3]),
-        .data = file->data + info->offset,
+        .data = file->tensor_data[position],
         .size = info->size,
     };
     for (int i = 0; i < MAX_DIMENSIONS; i++) out->shape[i] = (int64_t)info->shape[i];
