@@ -474,7 +474,9 @@ static void norm(Worker *w, const Norm *norm, const float *x, size_t stride, con
 static void norm_in_place(Worker *w, const Norm *norm, float *x, size_t stride, int columns, int parts, int n) {
     for (int unit = w->index; unit < n * parts; unit += w->count) {
         float *part = x + unit / parts * stride + (size_t)(unit % parts) * columns;
-        w->backend->kernels->norm(part, norm->gain, norm->centred, norm->eps, columns, part);
+        /* By way of the scratch memory, as the kernel writes whole vectors, and the next slice is another worker's. */
+        w->backend->kernels->norm(part, norm->gain, norm->centred, norm->eps, columns, w->scratch);
+        memcpy(part, w->scratch, (size_t)columns * sizeof(float));
     }
     barrier(w);
 }

@@ -223,6 +223,15 @@ BEE_API void bee_engine_costs(const bee_engine *engine, bee_costs *out);
 /* Names of the instruction sets that this machine can run, best first, NULL-terminated. */
 BEE_API const char *const *bee_instruction_sets(void);
 
+typedef struct bee_architecture {
+    const char *name; /* general.architecture of its files */
+    const char *runs; /* the models that are built like this, in words */
+    bool is_drafter;
+} bee_architecture;
+
+/* The families that can be run, by name: NULL from the `index` on that is their number. */
+BEE_API const bee_architecture *bee_architecture_at(size_t index);
+
 /* ---- sessions ----------------------------------------------------------------------------------- */
 
 /* One sequence: its tokens and the key-value caches of target and drafter. */

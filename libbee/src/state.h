@@ -39,6 +39,7 @@ struct bee_session {
     float *features; /* [n_ctx][n_taps * n_embd], NULL unless kept */
     int32_t *tokens; /* [n_ctx] */
     int32_t n_tokens, n_cached;
+    int32_t n_written; /* positions from here on were never written since the first one was: what windows forgot */
     void *drafting[N_DRAFT_SOURCES]; /* each source's own state */
     DeviceCycle *cycle;              /* on a device */
     const float *profile; /* of accepted drafts, in place of the drafter's merit: bee_engine_measure_cycles */

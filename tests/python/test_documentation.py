@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bee_integrations.models import families
+
 ROOT = Path(__file__).resolve().parents[2]
 LIBBEE = ROOT / "libbee"
 SUFFIXES = {".c", ".h", ".cu", ".cpp"}
@@ -42,6 +44,9 @@ def test_every_c_file_has_its_row() -> None:
     files = c_files()
     assert [name for name in named if name not in files] == [], "rows of docs/library.md without a file"
     documented = [module(name) for name in named]
+    # Each family is a file, which the README's table of families names (below).
+    families = {name for name in files if name.startswith("src/architectures/")} - set(named)
+    files = {name: path for name, path in files.items() if name not in families}
     assert sorted(set(documented)) == sorted(documented), "docs/library.md names a file twice"
     assert sorted(set(map(module, files)) - set(documented)) == [], "files without a row in docs/library.md"
 
@@ -94,3 +99,11 @@ def test_no_circle_of_files() -> None:
 
     for name in sorted(graph):
         visit(name, [])
+
+
+def test_the_readme_lists_the_families() -> None:
+    assert families.markdown() in (ROOT / "README.md").read_text(encoding="utf-8"), (
+        "python -m bee_integrations.models.families prints the table for the README"
+    )
+    sources = {path.stem for path in (LIBBEE / "src" / "architectures").glob("*.c")} - {"registry"}
+    assert {family.architecture.replace("-", "_") for family in families.families()} == sources

@@ -98,10 +98,6 @@ def changed(document: Document, *changes: Change) -> Document:
 
 UNSUPPORTED = {
     "mixture of experts": (key("llama.expert_count", integer(8)), "llama.expert_count"),
-    "sliding window": (key("llama.attention.sliding_window", integer(128)), "llama.attention.sliding_window"),
-    "yarn": (key("llama.rope.scaling.type", text("yarn")), "llama.rope.scaling.type"),
-    "longrope": (key("llama.rope.scaling.type", text("longrope")), "llama.rope.scaling.type"),
-    "scaled attention": (key("llama.rope.scaling.attn_factor", number(1.25)), "llama.rope.scaling.attn_factor"),
     "negative rope scale": (key("llama.rope.scaling.factor", number(-2.0)), "llama.rope.scaling.factor"),
     "not causal": (key("llama.attention.causal", Value(BOOL, False)), "llama.attention.causal"),
     "head size": (key("llama.attention.key_length", integer(24)), "llama.attention.key_length"),
@@ -115,8 +111,7 @@ UNSUPPORTED = {
     "odd rotation": (key("llama.rope.dimension_count", integer(15)), "llama.rope.dimension_count"),
     "rope base": (key("llama.rope.freq_base", number(0.0)), "llama.rope.freq_base"),
     "epsilon": (key("llama.attention.layer_norm_rms_epsilon", number(0.0)), "llama.attention.layer_norm_rms_epsilon"),
-    "architecture": (key("general.architecture", text("mamba")), "'mamba'.*llama, qwen3"),
-    "query bias": (tensor("blk.0.attn_q.bias", N_EMBD), "'blk.0.attn_q.bias'"),
+    "architecture": (key("general.architecture", text("mamba")), "'mamba'.*llama.*qwen3"),
     "fused projection": (tensor("blk.1.attn_qkv.weight", 2 * N_EMBD, N_EMBD), "'blk.1.attn_qkv.weight'"),
     "more layers than stated": (key("llama.block_count", integer(1)), r"'blk\.1\."),
     "integers as weights": (tensor("output.weight", N_VOCAB, N_EMBD, type_name="I64"), "'output.weight'.*I64"),
@@ -131,7 +126,7 @@ BROKEN = {
     "zero heads": (key("llama.attention.head_count", integer(0)), "llama.attention.head_count"),
     "zero key-value heads": (key("llama.attention.head_count_kv", integer(0)), "llama.attention.head_count_kv"),
     "heads of each layer": (
-        key("llama.attention.head_count_kv", Value(ARRAY, [2, 2], INT32)), "llama.attention.head_count_kv",
+        key("llama.attention.head_count_kv", Value(ARRAY, [2, 2, 2], INT32)), "llama.attention.head_count_kv",
     ),
     "huge width": (key("llama.embedding_length", integer(2**32 - 1)), "llama.embedding_length"),
     "width as text": (key("llama.embedding_length", text("64")), "llama.embedding_length"),
@@ -351,13 +346,11 @@ BROKEN_DRAFTERS = {
     "missing norm": (changed(tiny_drafter(), without_tensor("blk.0.attn_q_norm.weight")), "'blk.0.attn_q_norm.weight'"),
 }  # fmt: skip
 UNSUPPORTED_DRAFTERS = {
-    "sliding window": (key("dflash.attention.sliding_window", integer(64)), "dflash.attention.sliding_window"),
-    "logit scale": (key("dflash.logit_scale", number(0.5)), "dflash.logit_scale"),
-    "softcapping": (key("dflash.final_logit_softcapping", number(30.0)), "dflash.final_logit_softcapping"),
-    "embedding scale": (key("dflash.embedding_scale", number(8.0)), "dflash.embedding_scale"),
-    "sectioned rope": (
-        key("dflash.rope.dimension_sections", Value(ARRAY, [4, 4], INT32)), "dflash.rope.dimension_sections",
+    "a window without a pattern": (
+        key("dflash.attention.sliding_window", integer(64)), "dflash.attention.sliding_window_pattern",
     ),
+    "scaled values": (key("dflash.attention.value_scale", number(0.5)), "dflash.attention.value_scale"),
+    "activation": (key("dflash.hidden_activation", text("relu")), "dflash.hidden_activation"),
     "markov head": (tensor("markov_w1.weight", N_VOCAB, 8), "'markov_w1.weight'"),
 }  # fmt: skip
 

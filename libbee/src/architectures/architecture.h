@@ -85,9 +85,7 @@ typedef struct TensorSlot {
 typedef enum Head { HEAD_IF_PRESENT, HEAD_REQUIRED, HEAD_TIED } Head;
 
 struct Architecture {
-    const char *name; /* general.architecture */
-    const char *runs; /* who is built like this, for lists */
-    bool is_drafter;
+    bee_architecture about;
     /* Fills in everything but n_layer and architecture, which are known; layers are zeroed. */
     void (*read)(MetadataReader *r, Shape *shape);
     const TensorSlot *slots;

@@ -1,4 +1,6 @@
 /* DFlash drafters (arXiv 2602.06036), as llama.cpp stores them: docs/drafter.md. */
+#include <string.h>
+
 #include "architecture.h"
 #include "error.h"
 
@@ -21,26 +23,52 @@ static void read_taps(MetadataReader *r, Shape *shape) {
                              "inputs the drafter reads");
 }
 
-static void refuse_scalings(MetadataReader *r) {
-    static const char *const scalings[] = {"logit_scale", "final_logit_softcapping", "embedding_scale"};
-    for (int i = 0; i < 3; i++) {
-        const double value = read_float(r, scalings[i], false, 0);
-        if (value != 0 && !(value == 1 && i != 1)) refuse(r, scalings[i], "drafters with this scaling cannot be run");
-    }
-    if (has_key(r, "rope.dimension_sections")) refuse(r, "rope.dimension_sections", "sectioned RoPE cannot be run");
+/* Sections of a target that sees pictures: for text they turn what plain pairs do, and factors are not looked at. */
+static void read_positions(MetadataReader *r, Shape *shape) {
+    int32_t sections[4] = {0};
+    int n = 0;
+    RopeShape *rope = read_rope(r, shape, true);
+    if (!r->status) r->status = gguf_ints(r->file, "dflash.rope.dimension_sections", false, sections, 4, &n, r->error);
+    if (sections[0] || sections[1] || sections[2]) rope->factors = NULL;
+    if (read_int(r, "attention.sliding_window", false, 0, 0, INT32_MAX) > 0) read_windows(r, shape, 0, -1);
+}
+
+static void read_activation(MetadataReader *r, Shape *shape) {
+    char name[32] = "silu";
+    read_string(r, "hidden_activation", name, sizeof name);
+    if (!strcmp(name, "gelu") || !strcmp(name, "gelu_pytorch_tanh"))
+        set_activation(shape, ACTIVATION_GELU);
+    else if (strcmp(name, "silu"))
+        refuse(r, "hidden_activation", "must be 'silu', 'gelu' or 'gelu_pytorch_tanh'");
+}
+
+static void read_scale(MetadataReader *r, Shape *shape) {
+    const double embedding = read_float(r, "embedding_scale", false, 0),
+                 scale = read_float(r, "attention.scale", false, 0);
+    if (embedding != 0) shape->embedding_scale = (float)embedding;
+    for (int i = 0; scale != 0 && i < shape->n_layer; i++) shape->layers[i].heads.scale = (float)scale;
+    const double value = read_float(r, "attention.value_scale", false, 0);
+    if (value != 0 && value != 1) refuse(r, "attention.value_scale", "drafters with scaled values cannot be run");
 }
 
 static void read(MetadataReader *r, Shape *shape) {
     read_decoder(r, shape);
-    read_rope(r, shape, true);
+    read_positions(r, shape);
     read_taps(r, shape);
     read_block(r, shape);
+    read_activation(r, shape);
+    read_scale(r, shape);
     refuse_experts(r);
-    refuse_window(r, shape);
-    refuse_scalings(r);
 }
 
-static const TensorSlot slots[] = {PRE_NORM_SLOTS, QKV_SLOTS, HEAD_NORM_SLOTS, GATED_SLOTS};
+static const TensorSlot slots[] = {
+    PRE_NORM_SLOTS,
+    QKV_SLOTS,
+    HEAD_NORM_SLOTS,
+    GATED_SLOTS,
+    VECTOR("post_attention_norm", attn_post_norm, EXTENT_EMBD, .when = OPTIONAL),
+    VECTOR("post_ffw_norm", ffn_post_norm, EXTENT_EMBD, .when = OPTIONAL),
+    NUMBER("layer_output_scale", output_scale),
+};
 
-const Architecture dflash = {
-    .name = "dflash", .runs = "DFlash drafters", .is_drafter = true, .read = read, SLOTS(slots)};
+const Architecture dflash = {.about = {"dflash", "DFlash drafters", true}, .read = read, SLOTS(slots)};

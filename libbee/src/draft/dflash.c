@@ -36,6 +36,11 @@ static void forget(bee_session *s, int n) {
 
 static int known(const bee_session *s) { return dflash_of(s)->n_injected + dflash_of(s)->n_waiting; }
 
+static bool reaches_back(const bee_session *s, int n, int written) {
+    const CacheShape shape = shape_cache(&s->engine->drafter->shape);
+    return cache_reaches_back(dflash_of(s)->cache, &shape, n, written);
+}
+
 /* Rows 0 .. n_rows - 1 of the workspace's features go to the places in the drafter's caches that `rows` name. */
 static void inject(bee_engine *e, const Row *rows, int n_rows) {
     int32_t feature_rows[BEE_MAX_PASS_ROWS];
@@ -203,6 +208,7 @@ const DraftSource dflash_source = {
     .session_free = session_free,
     .forget = forget,
     .known = known,
+    .reaches_back = reaches_back,
     .offer = offer,
     .propose = propose,
     .instead = instead,

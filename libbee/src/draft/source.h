@@ -51,6 +51,10 @@ typedef struct DraftSource {
     /* How many positions it knows what it must know of; a prefix is reused as far as all sources know it. NULL: any. */
     int (*known)(const bee_session *session);
 
+    /* Whether it could go on behind the first n positions, where those before `written` have been written. NULL: yes.
+     */
+    bool (*reaches_back)(const bee_session *session, int n, int written);
+
     /* What it promises for the next cycle, which shares its pass with others; false where it has nothing to draft
      * behind `n_forced` tokens that are not among the session's yet. Not NULL. */
     bool (*offer)(bee_session *session, int n_sessions, int n_forced, DraftOffer *out);

@@ -62,7 +62,7 @@ bee_status bee_session_evaluate(bee_session *s, const int32_t *tokens, int32_t n
     s->active = false;
     memmove(s->tokens, tokens, (size_t)n * sizeof *tokens);
     s->n_tokens = n;
-    s->n_cached = 0;
+    s->n_cached = s->n_written = 0;
     drafts_forget(s, 0);
     while (s->n_cached < n) {
         const int from = s->n_cached, rows = n - from < rows_per_pass ? n - from : rows_per_pass;

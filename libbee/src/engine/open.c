@@ -26,7 +26,7 @@ static bee_status open_target(bee_engine *e, const char *path, const bee_engine_
     const bee_status status = shape_read(e->file, &shape, error);
     if (status) return status;
     shape_free(&shape); /* the numbers stay */
-    if (shape.architecture->is_drafter)
+    if (shape.architecture->about.is_drafter)
         return bee_fail(error, BEE_ERROR_UNSUPPORTED,
                         "'%s' is a DFlash drafter, not a model: give it as the drafter of the model it was trained for",
                         path);
@@ -52,7 +52,7 @@ static bee_status open_drafter(bee_engine *e, const char *path, const bee_engine
     const bee_status status = shape_read(e->drafter_file, &shape, error);
     if (status) return status;
     shape_free(&shape);
-    if (!shape.architecture->is_drafter)
+    if (!shape.architecture->about.is_drafter)
         return bee_fail(error, BEE_ERROR_MISMATCH, "'%s' is not a DFlash drafter (its architecture is not 'dflash')",
                         path);
     e->drafter = model_load(e->device, e->ops, e->backend, e->drafter_file, e->target, e->file, params->made_up_weights,

@@ -142,6 +142,17 @@ static void set_speculation(bee_session *s, const bee_request *r) {
     }
 }
 
+/* Whether a token behind the first n positions finds all that it sees: layers with a window have forgotten what lies
+ * far behind. */
+static bool reaches_back(const bee_session *s, int n) {
+    const CacheShape shape = shape_cache(&s->engine->target->shape);
+    bool reaches = cache_reaches_back(s->cache, &shape, n, s->n_written);
+    for (int i = 0; i < N_DRAFT_SOURCES; i++)
+        if (s->uses[i] && draft_sources[i]->reaches_back)
+            reaches = reaches && draft_sources[i]->reaches_back(s, n, s->n_written);
+    return reaches;
+}
+
 /* How many tokens of the prompt the caches already hold. The last one always runs again: its logits are wanted. */
 static int reusable_prefix(const bee_session *s, const bee_request *r) {
     int limit = s->n_cached < r->n_prompt - 1 ? s->n_cached : r->n_prompt - 1;
@@ -152,7 +163,7 @@ static int reusable_prefix(const bee_session *s, const bee_request *r) {
     }
     int n = 0;
     while (n < limit && s->tokens[n] == r->prompt[n]) n++;
-    return n;
+    return reaches_back(s, n) ? n : 0;
 }
 
 /* What the masked and the full logit path need beyond logits. */
@@ -165,7 +176,10 @@ static bool prepare_paths(bee_session *s, const bee_request *r) {
 static void start_request(bee_session *s, const bee_request *r) {
     device_cycle_drop(s);
     set_speculation(s, r);
+    /* A pass may have written as many rows behind what was committed. */
+    if (s->n_written < s->n_cached + BEE_MAX_PASS_ROWS) s->n_written = s->n_cached + BEE_MAX_PASS_ROWS;
     const int reused = reusable_prefix(s, r);
+    if (!reused) s->n_written = 0;
     s->n_cached = reused;
     drafts_forget(s, reused);
     memmove(s->tokens, r->prompt, (size_t)r->n_prompt * sizeof *s->tokens);

@@ -132,9 +132,8 @@ static double yarn_share(const RopeShape *s, int pair) {
 
 /* Interleaved sections: text has the same position in the first three, and 0 in what none of them covers. */
 static bool is_turned(const RopeShape *s, int pair) {
-    const int *n = s->sections;
-    if (!n[0] && !n[1] && !n[2]) return true;
-    return pair < 3 * n[pair % 3];
+    const int *n = s->sections, all = n[0] + n[1] + n[2] + n[3];
+    return !all || pair % all < 3 * n[pair % all % 3];
 }
 
 static double frequency_of(const RopeShape *s, int pair, double factor) {
@@ -189,12 +188,22 @@ static void load_ropes(Loader *l, Model *m) {
 
 /* ---- the whole model ---------------------------------------------------------------------------- */
 
+/* Of a block behind the layers. */
+static bool is_beyond_layers(const Shape *s, const bee_tensor_info *tensor) {
+    int block = 0;
+    if (tensor->name_length < 5 || memcmp(tensor->name, "blk.", 4)) return false;
+    for (uint64_t i = 4;
+         i < tensor->name_length && tensor->name[i] >= '0' && tensor->name[i] <= '9' && block < MAX_LAYERS; i++)
+        block = 10 * block + tensor->name[i] - '0';
+    return block >= s->n_layer && block < s->n_blocks;
+}
+
 /* A tensor that nothing reads would be a part of the model left out. */
-static void check_leftovers(Loader *l) {
+static void check_leftovers(Loader *l, const Shape *s) {
     for (uint64_t i = 0; !l->status && i < bee_file_tensor_count(l->file); i++) {
         bee_tensor_info tensor;
         l->status = bee_file_tensor(l->file, i, &tensor, l->error);
-        if (!l->status && !is_bound(l, tensor.name))
+        if (!l->status && !is_bound(l, tensor.name) && !is_beyond_layers(s, &tensor))
             l->status = bee_fail(l->error, BEE_ERROR_UNSUPPORTED,
                                  "tensor '%.*s' has no place in this architecture; models with adapters, experts or "
                                  "parts of another family cannot be run",
@@ -210,14 +219,14 @@ static void load_model(Loader *l, Model *m, const Model *target, const bee_file 
         fail_memory(l, "blk.0");
         return;
     }
-    if (s->architecture->is_drafter)
+    if (s->architecture->about.is_drafter)
         load_drafter(l, m, target, target_file);
     else
         load_target(l, m);
     for (int i = 0; i < s->n_layer && !l->status; i++) load_layer(l, s, i, &m->layers[i]);
     m->output_norm = load_vector(l, "output_norm.weight", s->n_embd);
     load_ropes(l, m);
-    check_leftovers(l);
+    check_leftovers(l, s);
     m->weight_bytes = l->weight_bytes;
 }
 
@@ -313,7 +322,7 @@ bee_status bee_file_plan(const bee_file *file, bee_plan *out, bee_error *error) 
         .n_ctx_train = m.shape.n_ctx_train,
         .n_layer = m.shape.n_layer,
         .n_embd = m.shape.n_embd,
-        .is_drafter = m.shape.architecture->is_drafter,
+        .is_drafter = m.shape.architecture->about.is_drafter,
     };
     shape_free(&m.shape);
     return BEE_OK;

@@ -66,11 +66,11 @@ bee_status bee_plan_memory(const bee_file *target_file, const bee_file *drafter_
     const Device *device = device_of(kind);
     if (!device) return bee_fail(error, BEE_ERROR_ARGUMENT, "device is %d; a plan is for the CPU or CUDA", (int)kind);
     bee_status status = model_plan(target_file, device, NULL, NULL, &target, error);
-    if (!status && target.shape.architecture->is_drafter)
+    if (!status && target.shape.architecture->about.is_drafter)
         status = bee_fail(error, BEE_ERROR_UNSUPPORTED, "the plan's target is a DFlash drafter, not a model");
     if (!status && drafter_file) {
         status = model_plan(drafter_file, device, &target, target_file, &drafter, error);
-        if (!status && !drafter.shape.architecture->is_drafter)
+        if (!status && !drafter.shape.architecture->about.is_drafter)
             status = bee_fail(error, BEE_ERROR_MISMATCH, "the plan's drafter is not a DFlash drafter");
     }
     if (!status && (n_ctx < 0 || n_ctx > target.shape.n_ctx_train))

@@ -49,70 +49,182 @@ void refuse(MetadataReader *r, const char *suffix, const char *why) {
     if (!r->status) r->status = bee_fail(r->error, BEE_ERROR_UNSUPPORTED, "%s.%s: %s", r->prefix, suffix, why);
 }
 
-/* ---- what most architectures have in common -------------------------------------------------------- */
-
-static void read_heads(MetadataReader *r, const Shape *shape, Heads *heads) {
-    heads->n_head = (int)read_int(r, "attention.head_count", true, 1, 1, 4096);
-    heads->n_head_kv = (int)read_int(r, "attention.head_count_kv", false, heads->n_head, 1, 4096);
-    if (!r->status && heads->n_head % heads->n_head_kv)
-        refuse(r, "attention.head_count_kv", "must divide attention.head_count");
-    heads->head_size = (int)read_int(r, "attention.key_length", false, shape->n_embd / heads->n_head, 1, MAX_HEAD_SIZE);
-    if (read_int(r, "attention.value_length", false, heads->head_size, 1, MAX_HEAD_SIZE) != heads->head_size)
-        refuse(r, "attention.value_length", "must equal attention.key_length");
-    /* Without the key the size follows from other numbers, which are in range where it may not be. */
-    if (heads->head_size < 16 || heads->head_size > MAX_HEAD_SIZE || heads->head_size % 16)
-        refuse(r, "attention.key_length", "heads must have a multiple of 16 dimensions, at most 1024");
-    heads->scale = 1 / sqrtf((float)heads->head_size);
-    heads->eps = shape->eps;
-}
-
-void read_decoder(MetadataReader *r, Shape *shape) {
-    LayerShape layer = shape->layers[0];
-    shape->n_ctx_train = (int)read_int(r, "context_length", true, 1, 1, 1 << 26);
-    shape->n_embd = (int)read_int(r, "embedding_length", true, 1, 1, 65536);
-    layer.n_ff = (int)read_int(r, "feed_forward_length", true, 1, 1, 1 << 20);
-    shape->n_vocab = (int)read_int(r, "vocab_size", false, 0, 1, 1 << 24);
-    shape->eps = (float)read_float(r, "attention.layer_norm_rms_epsilon", true, 1e-5);
-    if (!r->status && !(shape->eps > 0 && shape->eps < 1))
-        refuse(r, "attention.layer_norm_rms_epsilon", "must lie between 0 and 1");
-    read_heads(r, shape, &layer.heads);
+void read_layer_ints(MetadataReader *r, const Shape *shape, const char *suffix, bool required, int fallback, int low,
+                     int high, int *out) {
+    char key[128];
+    int32_t values[MAX_LAYERS];
+    int n = 0;
+    for (int i = 0; i < shape->n_layer; i++) out[i] = fallback;
+    if (!r->status)
+        r->status = gguf_ints(r->file, full_key(r, suffix, key), required, values, MAX_LAYERS, &n, r->error);
+    if (r->status || !n) return;
+    if (n != 1 && n != shape->n_blocks) {
+        r->status = bee_fail(r->error, BEE_ERROR_FORMAT,
+                             "metadata '%s' has %d entries; it needs one, or one for each of "
+                             "the %d layers",
+                             key, n, shape->n_layer);
+        return;
+    }
     for (int i = 0; i < shape->n_layer; i++) {
-        shape->layers[i] = layer;
-        shape->layers[i].cache_of = i;
+        const int value = values[n == 1 ? 0 : i];
+        if (value >= low && value <= high) {
+            out[i] = value;
+            continue;
+        }
+        r->status =
+            bee_fail(r->error, BEE_ERROR_FORMAT, "metadata '%s' is %d for layer %d; it must lie between %d and %d", key,
+                     value, i, low, high);
+        return;
     }
 }
 
-void read_rope(MetadataReader *r, Shape *shape, bool neox) {
-    RopeShape *rope = &shape->ropes[shape->n_ropes];
+/* ---- what most architectures have in common -------------------------------------------------------- */
+
+/* Sizes of heads are the same for all layers, their numbers need not be. */
+static void read_heads(MetadataReader *r, Shape *shape) {
+    int n_head[MAX_LAYERS], n_head_kv[MAX_LAYERS];
+    read_layer_ints(r, shape, "attention.head_count", true, 1, 1, 4096, n_head);
+    read_layer_ints(r, shape, "attention.head_count_kv", false, 0, 1, 4096, n_head_kv);
+    const int size = (int)read_int(r, "attention.key_length", false, shape->n_embd / n_head[0], 1, MAX_HEAD_SIZE);
+    if (read_int(r, "attention.value_length", false, size, 1, MAX_HEAD_SIZE) != size)
+        refuse(r, "attention.value_length", "must equal attention.key_length");
+    /* Without the key the size follows from other numbers, which are in range where it may not be. */
+    if (size < 16 || size > MAX_HEAD_SIZE || size % 16)
+        refuse(r, "attention.key_length", "heads must have a multiple of 16 dimensions, at most 1024");
+    for (int i = 0; i < shape->n_layer && !r->status; i++) {
+        Heads *heads = &shape->layers[i].heads;
+        heads->n_head = n_head[i];
+        heads->n_head_kv = n_head_kv[i] ? n_head_kv[i] : n_head[i];
+        if (heads->n_head % heads->n_head_kv) refuse(r, "attention.head_count_kv", "must divide attention.head_count");
+        heads->head_size = size;
+        heads->scale = 1 / sqrtf((float)size);
+        heads->eps = shape->eps;
+    }
+}
+
+void read_decoder_with_eps(MetadataReader *r, Shape *shape, const char *eps) {
+    int n_ff[MAX_LAYERS];
+    shape->n_ctx_train = (int)read_int(r, "context_length", true, 1, 1, 1 << 26);
+    shape->n_embd = (int)read_int(r, "embedding_length", true, 1, 1, 65536);
+    read_layer_ints(r, shape, "feed_forward_length", true, 1, 1, 1 << 20, n_ff);
+    shape->n_vocab = (int)read_int(r, "vocab_size", false, 0, 1, 1 << 24);
+    shape->eps = (float)read_float(r, eps, true, 1e-5);
+    if (!r->status && !(shape->eps > 0 && shape->eps < 1)) refuse(r, eps, "must lie between 0 and 1");
+    read_heads(r, shape);
+    for (int i = 0; i < shape->n_layer; i++) shape->layers[i].n_ff = n_ff[i];
+}
+
+void read_decoder(MetadataReader *r, Shape *shape) {
+    read_decoder_with_eps(r, shape, "attention.layer_norm_rms_epsilon");
+}
+
+/* A number that must be above 0 and finite. */
+static double read_positive(MetadataReader *r, const char *suffix, double fallback) {
+    const double value = read_float(r, suffix, false, fallback);
+    if (!r->status && !(value > 0 && isfinite(value))) refuse(r, suffix, "must be a number above 0");
+    return value;
+}
+
+static double read_scaling_factor(MetadataReader *r) {
+    const double former = read_float(r, "rope.scale_linear", false, 0); /* its name in old files */
+    const double factor = read_float(r, "rope.scaling.factor", false, former);
+    if (!r->status && !(factor >= 0 && isfinite(factor))) refuse(r, "rope.scaling.factor", "must be a number above 0");
+    return factor == 0 ? 1 : factor; /* as llama.cpp reads it */
+}
+
+/* The magnitude grows with the logarithm of the factor, less what the file takes off again. */
+static void read_yarn(MetadataReader *r, const Shape *shape, RopeShape *rope) {
+    const double logarithm = 0.1 * log(rope->scale);
+    const double off = read_float(r, "rope.scaling.yarn_log_multiplier", false, 0);
+    if (!r->status && !isfinite(off)) refuse(r, "rope.scaling.yarn_log_multiplier", "must be a number");
+    rope->yarn_context =
+        (int)read_int(r, "rope.scaling.original_context_length", false, shape->n_ctx_train, 1, INT32_MAX);
+    rope->magnitude *= (float)((1 + logarithm) / (1 + off * logarithm));
+    rope->yarn_fast = 32;
+    rope->yarn_slow = 1;
+}
+
+RopeShape *read_rope(MetadataReader *r, Shape *shape, bool neox) {
+    RopeShape *rope = &shape->ropes[shape->n_ropes++];
     const int head_size = shape->layers[0].heads.head_size;
     *rope = (RopeShape){.neox = neox, .scale = 1, .magnitude = 1, .factors = "rope_freqs.weight"};
     rope->n_rotated = (int)read_int(r, "rope.dimension_count", false, head_size, 2, head_size);
     if (rope->n_rotated % 2) refuse(r, "rope.dimension_count", "an odd number of dimensions cannot be rotated");
-    rope->base = read_float(r, "rope.freq_base", false, 10000);
-    if (!r->status && !(rope->base > 0)) refuse(r, "rope.freq_base", "must be above 0");
-    /* As llama.cpp reads it: a factor without a type is linear; "rope.scale_linear" is the factor's former key. */
+    rope->base = read_positive(r, "rope.freq_base", 10000);
+    rope->magnitude = (float)read_positive(r, "rope.scaling.attn_factor", 1);
+    /* As llama.cpp reads it: a factor without a type is linear. */
     char type[32] = "linear";
     read_string(r, "rope.scaling.type", type, sizeof type);
-    if (!strcmp(type, "linear"))
-        rope->scale = read_float(r, "rope.scaling.factor", false, read_float(r, "rope.scale_linear", false, 1));
-    else if (strcmp(type, "none"))
-        refuse(r, "rope.scaling.type", "only the types 'none' and 'linear' can be run");
-    if (read_float(r, "rope.scaling.attn_factor", false, 1) != 1)
-        refuse(r, "rope.scaling.attn_factor", "scaled attention cannot be run");
-    if (!r->status && !(rope->scale > 0)) refuse(r, "rope.scaling.factor", "must be above 0");
-    for (int i = 0; i < shape->n_layer; i++) shape->layers[i].rope = shape->n_ropes;
-    shape->n_ropes++;
+    if (strcmp(type, "none")) rope->scale = read_scaling_factor(r);
+    if (!strcmp(type, "yarn"))
+        read_yarn(r, shape, rope);
+    else if (strcmp(type, "none") && strcmp(type, "linear") && strcmp(type, "longrope"))
+        refuse(r, "rope.scaling.type", "the types are 'none', 'linear', 'yarn' and 'longrope'");
+    for (int i = 0; i < shape->n_layer; i++) shape->layers[i].rope = shape->n_ropes - 1;
+    return rope;
+}
+
+int add_plain_rope(MetadataReader *r, Shape *shape, const char *base, double fallback) {
+    RopeShape *rope = &shape->ropes[shape->n_ropes];
+    *rope =
+        (RopeShape){.n_rotated = shape->ropes[0].n_rotated, .neox = shape->ropes[0].neox, .scale = 1, .magnitude = 1};
+    rope->base = read_positive(r, base, fallback);
+    return shape->n_ropes++;
+}
+
+void read_long_rope(MetadataReader *r, Shape *shape, bool in_any_case) {
+    char type[32] = "";
+    RopeShape *rope = &shape->ropes[0];
+    read_string(r, "rope.scaling.type", type, sizeof type);
+    if (!in_any_case && strcmp(type, "longrope")) return;
+    rope->factors = "rope_factors_short.weight";
+    rope->long_factors = "rope_factors_long.weight";
+    rope->long_beyond =
+        (int)read_int(r, "rope.scaling.original_context_length", false, shape->n_ctx_train, 1, INT32_MAX);
+}
+
+bool read_windows(MetadataReader *r, Shape *shape, int window, int pattern) {
+    int of_layer[MAX_LAYERS];
+    char key[128];
+    bee_metadata found;
+    const bool has_pattern = gguf_find(r->file, full_key(r, "attention.sliding_window_pattern", key), &found);
+    window = (int)read_int(r, "attention.sliding_window", window < 0, window, 0, INT32_MAX);
+    if (!r->status && window > shape->n_ctx_train)
+        refuse(r, "attention.sliding_window", "a window cannot be wider than context_length");
+    if (has_pattern && found.type == BEE_VALUE_ARRAY) {
+        read_layer_ints(r, shape, "attention.sliding_window_pattern", true, 0, INT32_MIN, INT32_MAX, of_layer);
+    } else {
+        if (pattern < 0 && !has_pattern)
+            refuse(r, "attention.sliding_window_pattern", "is missing: an array of booleans");
+        pattern = (int)read_int(r, "attention.sliding_window_pattern", false, pattern, 0, MAX_LAYERS);
+        for (int i = 0; i < shape->n_layer; i++) of_layer[i] = !pattern || i % pattern < pattern - 1;
+    }
+    for (int i = 0; i < shape->n_layer && !r->status; i++) shape->layers[i].heads.window = of_layer[i] ? window : 0;
+    return window > 0;
+}
+
+/* 0 means none. */
+static float read_scale(MetadataReader *r, const char *suffix, bool required, double fallback) {
+    const double scale = read_float(r, suffix, required, fallback);
+    if (!r->status && !isfinite(scale)) refuse(r, suffix, "must be a number");
+    return scale == 0 ? 1 : (float)scale;
+}
+
+void read_scales(MetadataReader *r, Shape *shape, double embedding, double residual, double logit) {
+    shape->embedding_scale = read_scale(r, "embedding_scale", false, embedding);
+    shape->residual_scale = read_scale(r, "residual_scale", false, residual);
+    shape->logit_scale = 1 / read_scale(r, "logit_scale", !logit, logit);
+    const double attention = read_float(r, "attention.scale", false, 0);
+    for (int i = 0; attention && i < shape->n_layer; i++) shape->layers[i].heads.scale = (float)attention;
+}
+
+void set_activation(Shape *shape, Activation activation) {
+    for (int i = 0; i < shape->n_layer; i++) shape->layers[i].activation = activation;
 }
 
 void refuse_experts(MetadataReader *r) {
     if (read_int(r, "expert_count", false, 0, 0, INT32_MAX) > 0)
         refuse(r, "expert_count", "mixtures of experts cannot be run");
-}
-
-void refuse_window(MetadataReader *r, const Shape *shape) {
-    const int64_t window = read_int(r, "attention.sliding_window", false, 0, 0, INT32_MAX);
-    if (window > 0 && window < shape->n_ctx_train)
-        refuse(r, "attention.sliding_window", "attention over a sliding window cannot be run");
 }
 
 void refuse_not_causal(MetadataReader *r) {

@@ -20,15 +20,32 @@ void read_string(MetadataReader *r, const char *suffix, char *out, size_t capaci
 /* Fails with the key and a reason, unless something has failed before. */
 void refuse(MetadataReader *r, const char *suffix, const char *why);
 
+/* A number for every layer: one for all of them, or an array of as many. */
+void read_layer_ints(MetadataReader *r, const Shape *shape, const char *suffix, bool required, int fallback, int low,
+                     int high, int *out);
+
 /* ---- what most architectures have in common -------------------------------------------------------- */
 
-/* Sizes, norms, heads and feed-forward of a decoder whose layers are all alike. */
-void read_decoder(MetadataReader *r, Shape *shape);
-/* Rotation of all layers' heads; pairs (i, i + n_rotated / 2) where `neox`, else (2 i, 2 i + 1). */
-void read_rope(MetadataReader *r, Shape *shape, bool neox);
+/* Sizes, the eps of norms (from the key `eps`), heads and feed-forward. */
+void read_decoder_with_eps(MetadataReader *r, Shape *shape, const char *eps);
+void read_decoder(MetadataReader *r, Shape *shape); /* eps of RMS norms */
+/* Rotation of the heads of all layers, scaled as the file says; pairs (i, i + n_rotated / 2) where `neox`, else
+ * (2 i, 2 i + 1). Returns it, for what a family does otherwise. */
+RopeShape *read_rope(MetadataReader *r, Shape *shape, bool neox);
+/* A second rotation, like the first but for base (from the key `base`) and without scaling; no layer uses it yet. */
+int add_plain_rope(MetadataReader *r, Shape *shape, const char *base, double fallback);
+/* Windows of so many positions for layers i with i % pattern < pattern - 1 (`sliding_window_pattern` may say
+ * otherwise); false where the file has a window of 0. Fallbacks below 0: the key is required. */
+bool read_windows(MetadataReader *r, Shape *shape, int window, int pattern);
+/* Factors of rope_factors_short and rope_factors_long, for contexts up to the original one and beyond; where the type
+ * is "longrope", or in any case. */
+void read_long_rope(MetadataReader *r, Shape *shape, bool in_any_case);
+/* Embedding, residual and logit scales (which divides), and that of attention; absent or 0: the fallback, or none. The
+ * logit scale is required where its fallback is 0. */
+void read_scales(MetadataReader *r, Shape *shape, double embedding, double residual, double logit);
+void set_activation(Shape *shape, Activation activation);
 /* Features that other families have and this library does not compute here: better refused than ignored. */
 void refuse_experts(MetadataReader *r);
-void refuse_window(MetadataReader *r, const Shape *shape);
 void refuse_not_causal(MetadataReader *r);
 
 #endif

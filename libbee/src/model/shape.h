@@ -37,19 +37,20 @@ typedef struct RopeShape {
     const char *factors;         /* name of the tensor; the file may lack it; NULL: none is looked for */
     const char *long_factors;    /* of contexts of more than long_beyond positions */
     int long_beyond;
-    int sections[3]; /* interleaved multimodal RoPE: pairs of positions, rows, columns; all 0: none */
+    int sections[4]; /* interleaved multimodal RoPE: pairs of positions, rows, columns; all 0: none */
 } RopeShape;
 
-enum { MAX_ROPES = 2 };
+enum { MAX_ROPES = 2, MAX_LAYERS = 1024 };
 
 typedef struct Shape {
     const Architecture *architecture;
     int n_vocab; /* 0 for a drafter that brings neither embedding nor vocabulary size */
     int n_ctx_train;
     int n_layer, n_embd;
-    float eps;                                          /* of all norms */
-    bool centred;                                       /* norms are layer norms: they take the mean away */
-    bool parallel;                                      /* attention and feed-forward read the same normed row */
+    int n_blocks;  /* of the file: the layers, and behind them blocks that predict further tokens, which are not run */
+    float eps;     /* of all norms */
+    bool centred;  /* norms are layer norms: they take the mean away */
+    bool parallel; /* attention and feed-forward read the same normed row */
     float embedding_scale, residual_scale, logit_scale; /* of rows, of what a layer adds, of logits; 1: none */
     float logit_softcap;                                /* 0: none */
     int n_token;                                        /* values of a layer's own embedding of each token; 0: none */

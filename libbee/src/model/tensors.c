@@ -150,7 +150,7 @@ Table *load_table(Loader *l, const char *name, const Tensor *tensor) {
 
 void load_embedding(Loader *l, Model *m) {
     if (!find_tensor(l, "token_embd.weight", -1, m->shape.n_embd, &m->embedding)) return;
-    if (m->shape.n_vocab && m->shape.architecture->is_drafter && m->embedding.rows != m->shape.n_vocab)
+    if (m->shape.n_vocab && m->shape.architecture->about.is_drafter && m->embedding.rows != m->shape.n_vocab)
         l->status = bee_fail(l->error, BEE_ERROR_FORMAT, "tensor 'token_embd.weight': %" PRId64 " rows for %d tokens",
                              m->embedding.rows, m->shape.n_vocab);
     m->shape.n_vocab = (int)m->embedding.rows;

@@ -1,0 +1,17 @@
+#include <math.h>
+
+#include "architecture.h"
+
+/* Granite with defaults, whose logit scale is the reciprocal of what newer files carry. */
+static void read(MetadataReader *r, Shape *shape) {
+    read_decoder(r, shape);
+    read_rope(r, shape, false);
+    read_long_rope(r, shape, false);
+    read_scales(r, shape, 12, 1.4 / sqrt(shape->n_layer), 256.0 / shape->n_embd);
+    refuse_experts(r);
+    refuse_not_causal(r);
+}
+
+static const TensorSlot slots[] = {PRE_NORM_SLOTS, QKV_SLOTS, GATED_SLOTS};
+
+const Architecture minicpm = {.about = {"minicpm", "MiniCPM 1 to 4", false}, .read = read, SLOTS(slots)};

@@ -1,0 +1,265 @@
+"""Tiny models of every family, with random weights that are made from their names: nothing is stored but logits.
+
+Written from what the families' files hold, not from libbee: each case lists its metadata and its tensors. Weights have
+deviations at which a mistake in the structure changes the logits by far more than any rounding; the golden logits are
+llama.cpp's (tests/golden/make_family_golden.py).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from gguf_document import ARRAY, BOOL, INT32, Document, Stored, Value, integer, number, text
+
+N_VOCAB = 64
+N_CTX = 256
+N_POSITIONS = 108  # 100 beyond a window of 8
+LONG = 800  # positions: beyond what a layer with a window remembers
+WINDOW = 8
+
+
+def tokens(n: int = N_POSITIONS) -> list[int]:
+    return [int(token) for token in np.random.RandomState(1).randint(0, N_VOCAB, n)]
+
+
+def _value(content: Any) -> Value:
+    if isinstance(content, bool):
+        return Value(BOOL, content)
+    if isinstance(content, list):
+        return Value(ARRAY, content, BOOL if isinstance(content[0], bool) else INT32)
+    return {str: text, int: integer, float: number}[type(content)](content)
+
+
+class Model:
+    """A document in the making."""
+
+    def __init__(self, architecture: str, layers: int, *, size: int = 16, **keys: Any) -> None:
+        self.document = Document()
+        self.architecture, self.layers = architecture, layers
+        self.embd, self.heads, self.kv, self.size, self.ff = 64, 4, 2, size, 96
+        self.document.metadata["general.architecture"] = text(architecture)
+        self.document.metadata["tokenizer.ggml.model"] = text("none")
+        common = {
+            "vocab_size": N_VOCAB, "context_length": N_CTX, "embedding_length": self.embd, "block_count": layers,
+            "feed_forward_length": self.ff, "attention.head_count": self.heads, "attention.head_count_kv": self.kv,
+            "attention.key_length": size, "attention.value_length": size,
+            "attention.layer_norm_rms_epsilon": 1e-5, "rope.freq_base": 500.0,
+        }  # fmt: skip
+        for key, content in {**common, **{key.replace("__", "."): value for key, value in keys.items()}}.items():
+            if content is not None:
+                self.document.metadata[f"{architecture}.{key}"] = _value(content)
+
+    def add(self, name: str, rows: int | None, columns: int, *, kind: str = "weight") -> None:
+        """A matrix, or a vector where rows is None, of gains ("norm"), "bias" or "factors"."""
+        random = np.random.RandomState(zlib.crc32(f"{self.architecture} {name}".encode()))
+        values = random.standard_normal((columns,) if rows is None else (rows, columns))
+        if kind == "norm":
+            values = 1 + 0.2 * values
+        elif kind == "bias":
+            values = 0.3 * values
+        elif kind == "factors":
+            values = 0.5 + 3 * np.abs(values)
+        elif "token_embd" not in name:
+            values *= 1.4 / np.sqrt(columns)
+        self.document.tensors[name] = Stored.of(values.astype(np.float32))
+
+    def layer_tensors(self, names: Iterable[str], layers: Iterable[int] | None = None, **sizes: int) -> None:
+        """By name, "_norm" for gains, "+bias" behind those of matrices with one. Sizes: query, key, ff, head."""
+        query = sizes.get("query", self.heads * self.size)
+        key = sizes.get("key", self.kv * self.size)
+        ff, head = sizes.get("ff", self.ff), sizes.get("head", self.size)
+        shapes = {
+            "attn_q": (query, self.embd), "attn_k": (key, self.embd), "attn_v": (key, self.embd),
+            "attn_qkv": (query + 2 * key, self.embd), "attn_output": (self.embd, query),
+            "ffn_gate": (ff, self.embd), "ffn_up": (ff, self.embd), "ffn_gate_up": (2 * ff, self.embd),
+            "ffn_down": (self.embd, ff),
+        }  # fmt: skip
+        gains = {"attn_q_norm": head, "attn_k_norm": head, "q_row_norm": query, "k_row_norm": key}
+        for i in range(self.layers) if layers is None else layers:
+            for wanted in names:
+                name, _, bias = wanted.partition("+")
+                place = f"blk.{i}." + {
+                    "ffn_gate_up": "ffn_up",
+                    "q_row_norm": "attn_q_norm",
+                    "k_row_norm": "attn_k_norm",
+                }.get(name, name)
+                if name.endswith("_norm"):
+                    self.add(place + ".weight", None, gains.get(name, self.embd), kind="norm")
+                    continue
+                self.add(place + ".weight", *shapes[name])
+                if bias:
+                    self.add(place + ".bias", None, shapes[name][0], kind="bias")
+
+    def ends(self, *, tied: bool = False, bias: bool = False) -> Document:
+        self.add("token_embd.weight", N_VOCAB, self.embd)
+        self.add("output_norm.weight", None, self.embd, kind="norm")
+        if not tied:
+            self.add("output.weight", N_VOCAB, self.embd)
+        if bias:
+            self.add("output.bias", None, N_VOCAB, kind="bias")
+        return self.document
+
+
+QKV = ("attn_q", "attn_k", "attn_v", "attn_output")
+BIASED_QKV = ("attn_q+bias", "attn_k+bias", "attn_v+bias", "attn_output")
+GATED = ("ffn_gate", "ffn_up", "ffn_down")
+PRE = ("attn_norm", "ffn_norm")
+POST = ("post_attention_norm", "post_ffw_norm")
+HEAD_NORMS = ("attn_q_norm", "attn_k_norm")
+YARN: dict[str, Any] = {
+    "rope__scaling__type": "yarn", "rope__scaling__factor": 4.0, "rope__scaling__original_context_length": 64,
+}  # fmt: skip
+
+
+def decoder(
+    architecture: str, names: Iterable[str], *, layers: int = 2, tied: bool = False, bias: bool = False,
+    factors: Iterable[str] = (), **keys: Any,
+) -> Callable[[], Document]:  # fmt: skip
+    """A case of layers that are all alike."""
+
+    def make() -> Document:
+        model = Model(architecture, layers, **keys)
+        model.layer_tensors(names)
+        for name in factors:
+            model.add(name, None, int(keys.get("rope__dimension_count", model.size)) // 2, kind="factors")
+        return model.ends(tied=tied, bias=bias)
+
+    return make
+
+
+def _gemma4(*, own_embeddings: bool, shared: int, fused: bool = False) -> Document:
+    layers, per_token = 8, 12 if own_embeddings else 0
+    windowed = [i % 4 != 3 for i in range(layers)]
+    own = layers - shared
+    model = Model(
+        "gemma4", layers, size=32, attention__head_count_kv=[2 if window else 1 for window in windowed],
+        feed_forward_length=[96 if i < own else 128 for i in range(layers)], attention__key_length_swa=16,
+        attention__value_length_swa=16, rope__dimension_count=32, rope__dimension_count_swa=16, rope__freq_base=1e5,
+        rope__freq_base_swa=1e3, attention__sliding_window=WINDOW, attention__sliding_window_pattern=windowed,
+        attention__shared_kv_layers=shared, embedding_length_per_layer_input=per_token, final_logit_softcapping=25.0,
+    )  # fmt: skip
+    for i, window in enumerate(windowed):
+        sizes = {"query": 4 * 16 if window else 4 * 32, "key": 2 * 16 if window else 32, "head": 16 if window else 32}
+        names = [*PRE, *POST, "attn_q_norm", "attn_output", *GATED]
+        if i >= own:
+            names.append("attn_q")
+        elif fused and window:
+            names += ["attn_qkv", "attn_k_norm"]
+        else:  # full layers have no values of their own
+            names += ["attn_q", "attn_k", "attn_k_norm", *(["attn_v"] if window else [])]
+        model.layer_tensors(names, [i], ff=96 if i < own else 128, **sizes)
+        model.add(f"blk.{i}.layer_output_scale.weight", None, 1, kind="norm")
+        if own_embeddings:
+            model.add(f"blk.{i}.inp_gate.weight", per_token, model.embd)
+            model.add(f"blk.{i}.proj.weight", model.embd, per_token)
+            model.add(f"blk.{i}.post_norm.weight", None, model.embd, kind="norm")
+    if own_embeddings:
+        model.add("per_layer_token_embd.weight", N_VOCAB, per_token * layers)
+        model.add("per_layer_model_proj.weight", per_token * layers, model.embd)
+        model.add("per_layer_proj_norm.weight", None, per_token, kind="norm")
+    # A quarter of the pairs turn, the others hardly.
+    factors = np.array([1.0] * 4 + [1e30] * 12, np.float32)
+    model.document.tensors["rope_freqs.weight"] = Stored.of(factors)
+    return model.ends(tied=True)
+
+
+LONG_FACTORS = ("rope_factors_long.weight", "rope_factors_short.weight")
+ALL_BIASES = (
+    "attn_q+bias",
+    "attn_k+bias",
+    "attn_v+bias",
+    "attn_output+bias",
+    "ffn_gate+bias",
+    "ffn_up+bias",
+    "ffn_down+bias",
+)
+WINDOWED: dict[str, Any] = {"attention__sliding_window": WINDOW}
+
+# Name -> how it is made. The name begins with the architecture's.
+CASES: dict[str, Callable[[], Document]] = {
+    "llama-biases-factors-tied": decoder("llama", [*PRE, *ALL_BIASES], tied=True, factors=["rope_freqs.weight"]),
+    "llama-yarn": decoder("llama", [*PRE, *QKV, *GATED], **YARN),
+    "llama-longrope": decoder(
+        "llama", [*PRE, *QKV, *GATED], factors=LONG_FACTORS, rope__scaling__type="longrope",
+        rope__scaling__original_context_length=64, rope__scaling__attn_factor=1.2,
+    ),
+    "llama-fused-qkv": decoder("llama", [*PRE, "attn_qkv+bias", "attn_output", *GATED]),
+    "llama-factor-0": decoder("llama", [*PRE, *QKV, *GATED], rope__scaling__factor=0.0),
+    "llama-window-ignored": decoder("llama", [*PRE, *QKV, *GATED], **WINDOWED),
+    "qwen2": decoder("qwen2", [*PRE, *BIASED_QKV, *GATED], bias=True),
+    "qwen2-yarn": decoder("qwen2", [*PRE, *BIASED_QKV, *GATED], tied=True, **YARN),
+    "qwen3-yarn": decoder("qwen3", [*PRE, *QKV, *HEAD_NORMS, *GATED], size=32, **YARN),
+    "qwen3vl": decoder("qwen3vl", [*PRE, *QKV, *HEAD_NORMS, *GATED], rope__dimension_sections=[3, 2, 2, 0]),
+    "gemma": decoder("gemma", [*PRE, *QKV, *GATED], tied=True, size=32),
+    "gemma2": decoder(
+        "gemma2", [*PRE, *POST, *QKV, *GATED], tied=True, layers=4, attn_logit_softcapping=5.0,
+        final_logit_softcapping=6.0, **WINDOWED,
+    ),
+    "gemma2-defaults": decoder("gemma2", [*PRE, *POST, *QKV, *GATED], tied=True, **WINDOWED),
+    "gemma3": decoder(
+        "gemma3", [*PRE, *POST, *QKV, *HEAD_NORMS, *GATED], tied=True, layers=7, rope__scaling__type="linear",
+        rope__scaling__factor=8.0, rope__freq_base=1e5, **WINDOWED,
+    ),
+    "gemma3-softcap-pattern": decoder(
+        "gemma3", [*PRE, *POST, *QKV, *HEAD_NORMS, *GATED], layers=4, final_logit_softcapping=3.0,
+        attention__sliding_window_pattern=2, rope__freq_base_swa=300.0, **WINDOWED,
+    ),
+    "gemma4-dense": lambda: _gemma4(own_embeddings=False, shared=0),
+    "gemma4-fused-qkv": lambda: _gemma4(own_embeddings=False, shared=0, fused=True),
+    "gemma4-embeddings-shared-caches": lambda: _gemma4(own_embeddings=True, shared=4),
+    "mistral3": decoder(
+        "mistral3", [*PRE, *QKV, *GATED], attention__temperature_scale=0.3, rope__scaling__yarn_log_multiplier=1.0,
+        **{**YARN, "rope__scaling__original_context_length": 24},
+    ),
+    "phi3-long": decoder(
+        "phi3", [*PRE, "attn_qkv", "attn_output", "ffn_gate_up", "ffn_down"], factors=LONG_FACTORS,
+        rope__dimension_count=12, rope__scaling__original_context_length=64, rope__scaling__attn_factor=1.2, **WINDOWED,
+    ),
+    "phi3-short": decoder(
+        "phi3", [*PRE, *QKV, "ffn_gate_up", "ffn_down"], factors=LONG_FACTORS,
+        rope__scaling__original_context_length=N_CTX, rope__scaling__attn_factor=1.1,
+    ),
+    "granite": decoder(
+        "granite", [*PRE, *QKV, *GATED], logit_scale=2.0, residual_scale=0.7, embedding_scale=1.5,
+        attention__scale=0.2,
+    ),
+    "granite-without-positions": decoder(
+        "granite", [*PRE, *ALL_BIASES], logit_scale=3.0, rope__scaling__finetuned=False, tied=True
+    ),
+    "smollm3": decoder("smollm3", [*PRE, *QKV, *GATED], layers=4, tied=True),
+    "olmo2": decoder("olmo2", [*POST, *QKV, "q_row_norm", "k_row_norm", *GATED]),
+    "olmo2-windows-yarn": decoder(
+        "olmo2", [*POST, *QKV, "q_row_norm", "k_row_norm", *GATED], layers=4, **YARN, **WINDOWED
+    ),
+    "seed_oss": decoder("seed_oss", ["attn_norm", "post_attention_norm", *BIASED_QKV, *GATED], size=32),
+    "glm4": decoder("glm4", [*PRE, *POST, *BIASED_QKV, "ffn_gate_up", "ffn_down"], rope__dimension_count=8),
+    "exaone4": decoder("exaone4", [*POST, *QKV, *HEAD_NORMS, *GATED], factors=["rope_freqs.weight"]),
+    "exaone4-windows": decoder("exaone4", [*POST, *QKV, *HEAD_NORMS, *GATED], layers=64, **WINDOWED),
+    "cohere2": decoder(
+        "cohere2", ["attn_norm", *QKV, *GATED], layers=4, tied=True, logit_scale=0.25,
+        attention__layer_norm_epsilon=1e-5, attention__layer_norm_rms_epsilon=None, **WINDOWED,
+    ),
+    "hunyuan-dense": decoder("hunyuan-dense", [*PRE, *QKV, *HEAD_NORMS, *GATED]),
+    "minicpm": decoder("minicpm", [*PRE, *QKV, *GATED]),
+    "minicpm-scales": decoder(
+        "minicpm", [*PRE, *QKV, *GATED], logit_scale=0.25, residual_scale=0.9, embedding_scale=2.0
+    ),
+    "ernie4_5": decoder("ernie4_5", [*PRE, *QKV, *GATED], tied=True, size=32),
+    "internlm2": decoder("internlm2", [*PRE, *QKV, *GATED]),
+}  # fmt: skip
+# With a context that windows do not remember: the logits of the last positions.
+LONG_CASES = ("gemma3", "gemma4-embeddings-shared-caches", "cohere2")
+
+
+def make(name: str, type_name: str = "F32", n_ctx: int = N_CTX) -> Document:
+    """A case, with matrices of a type."""
+    document = CASES[name]()
+    architecture = document.metadata["general.architecture"].content
+    document.metadata[f"{architecture}.context_length"] = integer(n_ctx)
+    for tensor, stored in document.tensors.items():
+        if type_name != "F32" and len(stored.shape) == 2:
+            document.tensors[tensor] = Stored.of(stored.values(), type_name)
+    return document

@@ -1,0 +1,322 @@
+"""Every family of models: logits against llama.cpp's, the same bits however a pass is cut, and speculation that changes
+nothing. The models are tiny and made from their names (family_models.py); golden logits: tests/golden/families.npz.
+
+BEE_FAMILY_GENERATIONS=100 runs as many generations per family in place of a few.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from family_models import CASES, LONG, LONG_CASES, N_CTX, N_VOCAB, WINDOW, make, tokens
+from gguf_document import ARRAY, BOOL, FLOAT32, INT32, STRING, Document, Stored, Value, integer, number, text
+
+from bee_integrations.errors import BeeError
+from bee_integrations.library import check, ffi, lib, new_error
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "families.npz"
+ERROR = 1e-5  # normalised squared error: llama.cpp rounds queries, probabilities and F16 operands to half precision
+GENERATIONS = int(os.environ.get("BEE_FAMILY_GENERATIONS", "8"))
+Logits = npt.NDArray[np.float32]
+
+
+@lru_cache
+def golden() -> dict[str, Logits]:
+    with np.load(GOLDEN) as stored:
+        return dict(stored)
+
+
+@contextmanager
+def engine(
+    path: Path, drafter: Path | None = None, threads: int = 2, instruction_set: str | None = None
+) -> Iterator[Any]:
+    error = new_error()
+    name = ffi.new("char[]", instruction_set.encode()) if instruction_set else ffi.NULL
+    params = ffi.new(
+        "bee_engine_params *", {"n_threads": threads, "device": lib.BEE_DEVICE_CPU, "instruction_set": name}
+    )
+    handle = lib.bee_engine_open(bytes(path), bytes(drafter) if drafter else ffi.NULL, params, error)
+    check(handle, error)
+    yield handle
+    lib.bee_engine_close(handle)
+
+
+@contextmanager
+def session(handle: Any, n_ctx: int = N_CTX) -> Iterator[Any]:
+    error = new_error()
+    found = lib.bee_session_open(handle, n_ctx, False, error)
+    check(found, error)
+    yield found
+    lib.bee_session_close(found)
+
+
+def evaluate(found: Any, ids: list[int], rows: int) -> Logits:
+    error = new_error()
+    out = np.empty((len(ids), N_VOCAB), np.float32)
+    pointer = ffi.cast("float *", ffi.from_buffer(out))
+    check(lib.bee_session_evaluate(found, ffi.new("int32_t[]", ids), len(ids), rows, pointer, error), error)
+    return out
+
+
+def logits(path: Path, ids: list[int], rows: int, n_ctx: int = N_CTX, **options: Any) -> Logits:
+    with engine(path, **options) as handle, session(handle, n_ctx) as found:
+        return evaluate(found, ids, rows)
+
+
+def assert_like(found: Logits, expected: Logits) -> None:
+    exact = expected.astype(np.float64)
+    error = ((found - exact) ** 2).mean() / (exact**2).mean()
+    assert error < ERROR
+    top = np.sort(exact, axis=1)
+    decisive = top[:, -1] - top[:, -2] > 8 * np.sqrt(error * (exact**2).mean())
+    assert (found.argmax(1) == exact.argmax(1))[decisive].all()
+    assert decisive.mean() > 0.5
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits(name: str, tmp_path: Path) -> None:
+    ids = tokens()
+    path = make(name).write(tmp_path / "f32.gguf")
+    assert_like(logits(path, ids, 16)[WINDOW:], golden()[name])
+    half = make(name, "F16").write(tmp_path / "f16.gguf")
+    expected = golden()[f"{name} F16"]
+    assert_like(logits(half, ids, 16)[-len(expected) :], expected)
+
+
+@pytest.mark.parametrize("name", LONG_CASES)
+def test_logits_beyond_what_windows_remember(name: str, tmp_path: Path) -> None:
+    ids, expected = tokens(LONG), golden()[f"{name} long"]
+    path = make(name, n_ctx=1024).write(tmp_path / "model.gguf")
+    found = logits(path, ids, 128, n_ctx=1024)
+    assert_like(found[-len(expected) :], expected)
+    assert found.tobytes() == logits(path, ids, 7, n_ctx=1024).tobytes()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_same_bits_however_a_pass_is_cut(name: str, tmp_path: Path) -> None:
+    path = make(name, "F16").write(tmp_path / "model.gguf")
+    ids = tokens()
+    sets = lib.bee_instruction_sets()
+    for i in range(8):
+        if sets[i] == ffi.NULL:
+            break
+        found = logits(path, ids, 16, instruction_set=ffi.string(sets[i]).decode())
+        for rows in (1, 2, 3, 5, 11, 108):
+            other = logits(path, ids, rows, threads=1 + rows % 3, instruction_set=ffi.string(sets[i]).decode())
+            assert other.tobytes() == found.tobytes(), (ffi.string(sets[i]), rows)
+
+
+# ---- speculation -----------------------------------------------------------------------------------------------------
+
+
+VOCABULARY = Value(ARRAY, [f"token {i}" for i in range(N_VOCAB)], STRING)
+
+
+def target_of(name: str, n_ctx: int = N_CTX) -> Document:
+    document = make(name, n_ctx=n_ctx)
+    document.metadata["tokenizer.ggml.tokens"] = VOCABULARY
+    return document
+
+
+def drafter_for(name: str, window: int = 0) -> Document:
+    """A DFlash drafter of random weights; none of its drafts is better than chance."""
+    target = make(name)
+    architecture = target.metadata["general.architecture"].content
+    layers = target.metadata[f"{architecture}.block_count"].content
+    keys = {
+        "block_count": 2, "context_length": 1024, "embedding_length": 64, "feed_forward_length": 96,
+        "vocab_size": N_VOCAB, "attention.head_count": 4, "attention.head_count_kv": 2, "attention.key_length": 16,
+        "attention.value_length": 16, "block_size": 8,
+    }  # fmt: skip
+    document = Document({"general.architecture": text("dflash"), "tokenizer.ggml.mask_token_id": integer(3)})
+    document.metadata |= {f"dflash.{key}": integer(value) for key, value in keys.items()}
+    document.metadata["dflash.attention.layer_norm_rms_epsilon"] = number(1e-5)
+    document.metadata["dflash.target_layers"] = Value(ARRAY, [1, layers], INT32)
+    document.metadata["tokenizer.ggml.tokens"] = VOCABULARY
+    if window:
+        document.metadata["dflash.attention.sliding_window"] = integer(window)
+        document.metadata["dflash.attention.sliding_window_pattern"] = Value(ARRAY, [True, False], BOOL)
+    shapes: dict[str, tuple[int, ...]] = {"fc": (64, 128), "enc.output_norm": (64,), "output_norm": (64,)}
+    for i in range(2):
+        layer = {
+            "attn_norm": (64,), "attn_q": (64, 64), "attn_k": (32, 64), "attn_v": (32, 64), "attn_output": (64, 64),
+            "attn_q_norm": (16,), "attn_k_norm": (16,), "ffn_norm": (64,), "ffn_gate": (96, 64), "ffn_up": (96, 64),
+            "ffn_down": (64, 96),
+        }  # fmt: skip
+        shapes |= {f"blk.{i}.{name}": shape for name, shape in layer.items()}
+    for tensor, shape in shapes.items():
+        values = np.random.RandomState(zlib.crc32(tensor.encode())).standard_normal(shape)
+        values = 1 + 0.2 * values if len(shape) == 1 else values / np.sqrt(shape[1])
+        document.tensors[f"{tensor}.weight"] = Stored.of(values.astype(np.float32))
+    return document
+
+
+def generate(
+    handle: Any, found: Any, prompt: list[int], mode: int, length: int, temperature: float, seed: int, n: int
+) -> list[int]:
+    error = new_error()
+    ids = ffi.new("int32_t[]", prompt)
+    request = ffi.new("bee_request *", {"prompt": ids, "n_prompt": len(prompt), "max_tokens": n, "speculation": mode})
+    request.draft_length = length
+    request.sampling.temperature, request.sampling.top_p, request.sampling.seed = temperature, 1.0, seed
+    request.penalties.repetition = 1.0
+    check(lib.bee_session_begin(found, request, error), error)
+    step, out = ffi.new("bee_step *"), []
+    while step.finish == lib.BEE_FINISH_NONE:
+        check(lib.bee_engine_step(handle, ffi.new("bee_session *[]", [found]), 1, step, error), error)
+        out.extend(step.tokens[0 : step.n_tokens])
+    return [int(token) for token in out]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_speculation_changes_nothing(name: str, tmp_path: Path) -> None:
+    """Conversations that grow, go back and branch, with and without drafts, in sessions that remember them."""
+    draw = random.Random(name)
+    path = target_of(name).write(tmp_path / "model.gguf")
+    drafter = drafter_for(name, window=draw.choice([0, 5])).write(tmp_path / "drafter.gguf")
+    modes = (lib.BEE_SPECULATION_DFLASH, lib.BEE_SPECULATION_COPY, lib.BEE_SPECULATION_AUTO)
+    with engine(path, drafter) as handle, session(handle) as plain, session(handle) as drafting:
+        history = tokens(20)
+        for _ in range(GENERATIONS):
+            temperature, seed, n = draw.choice([0, 0.3, 1, 1.5]), draw.getrandbits(48), draw.randint(1, 24)
+            expected = generate(handle, plain, history, lib.BEE_SPECULATION_OFF, 0, temperature, seed, n)
+            mode = draw.choice(modes)
+            found = generate(handle, drafting, history, mode, draw.choice([-1, 1, 3, 7]), temperature, seed, n)
+            assert found == expected, (mode, temperature)
+            history = [*(history + expected)[: draw.randint(5, 180)], draw.randrange(N_VOCAB)]
+
+
+@pytest.mark.parametrize("name", LONG_CASES)
+def test_going_back_further_than_a_window_remembers(name: str, tmp_path: Path) -> None:
+    path = target_of(name, n_ctx=1024).write(tmp_path / "model.gguf")
+    drafter = drafter_for(name, window=6).write(tmp_path / "drafter.gguf")
+    text_ids = tokens(900)
+    with engine(path, drafter) as handle, session(handle, 1024) as kept:
+        for length, other in ((800, 1), (790, 2), (400, 3), (799, 4), (120, 5), (30, 6), (900, 7), (640, 8), (200, 9)):
+            prompt = [*text_ids[:length], other]
+            found = generate(handle, kept, prompt, lib.BEE_SPECULATION_DFLASH, 5, 0.8, length, 12)
+            with session(handle, 1024) as fresh:
+                assert found == generate(handle, fresh, prompt, lib.BEE_SPECULATION_OFF, 0, 0.8, length, 12), length
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def cache_bytes(path: Path, n_ctx: int) -> int:
+    error = new_error()
+    file = lib.bee_file_open(bytes(path), error)
+    check(file, error)
+    plan = ffi.new("bee_memory_plan *")
+    check(lib.bee_plan_memory(file, ffi.NULL, lib.BEE_DEVICE_CPU, n_ctx, plan, error), error)
+    lib.bee_file_close(file)
+    return int(plan.cache_bytes)
+
+
+def test_a_window_bounds_the_cache(tmp_path: Path) -> None:
+    """Six of seven layers remember a window of 8 and 512 positions more, in chunks of 128."""
+    path = make("gemma3", n_ctx=8192).write(tmp_path / "model.gguf")
+    position = 2 * 2 * 2 * 16  # keys and values, two bytes, two heads of 16
+    assert cache_bytes(path, 8192) == position * (8192 + 6 * 640)
+    assert cache_bytes(path, 256) == position * 7 * 256
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+
+def key(name: str, value: Value) -> Any:
+    def change(document: Document) -> None:
+        document.metadata[name] = value
+
+    return change
+
+
+def without(name: str) -> Any:
+    def change(document: Document) -> None:
+        del (document.metadata if name in document.metadata else document.tensors)[name]
+
+    return change
+
+
+def booleans(*values: bool) -> Value:
+    return Value(ARRAY, list(values), BOOL)
+
+
+BROKEN = {
+    "pattern of another length": (
+        "gemma4-dense", key("gemma4.attention.sliding_window_pattern", booleans(True, False)), "sliding_window_pattern",
+    ),
+    "no pattern": ("gemma4-dense", without("gemma4.attention.sliding_window_pattern"), "sliding_window_pattern"),
+    "no window": ("gemma4-dense", without("gemma4.attention.sliding_window"), "sliding_window"),
+    "a window of 0": ("gemma4-dense", key("gemma4.attention.sliding_window", integer(0)), "sliding_window"),
+    "a window beyond the context": ("gemma2", key("gemma2.attention.sliding_window", integer(300)), "sliding_window"),
+    "heads of another length": (
+        "gemma4-dense", key("gemma4.attention.head_count_kv", Value(ARRAY, [2, 2, 1], INT32)), "head_count_kv",
+    ),
+    "heads that do not divide": (
+        "gemma4-dense", key("gemma4.attention.head_count_kv", Value(ARRAY, [3] * 8, INT32)), "head_count_kv",
+    ),
+    "caches without a source": (
+        "gemma4-embeddings-shared-caches", key("gemma4.attention.shared_kv_layers", integer(5)), "shared_kv_layers",
+    ),
+    "nothing but shared caches": (
+        "gemma4-embeddings-shared-caches", key("gemma4.attention.shared_kv_layers", integer(8)), "shared_kv_layers",
+    ),
+    "factors of zero": (
+        "gemma4-dense",
+        lambda d: d.tensors.update({"rope_freqs.weight": Stored.of(np.zeros(16, np.float32))}),
+        "rope_freqs.weight",
+    ),
+    "factors that are no numbers": (
+        "phi3-long",
+        lambda d: d.tensors.update({"rope_factors_long.weight": Stored.of(np.full(6, np.nan, np.float32))}),
+        "rope_factors_long.weight",
+    ),
+    "a factor that is no number": (
+        "llama-yarn", key("llama.rope.scaling.factor", Value(FLOAT32, float("nan"))), "rope.scaling.factor",
+    ),
+    "an unknown scaling": ("llama-yarn", key("llama.rope.scaling.type", text("su")), "rope.scaling.type"),
+    "no logit scale": ("granite", without("granite.logit_scale"), "granite.logit_scale"),
+    "a bias of another length": (
+        "qwen2",
+        lambda d: d.tensors.update({"blk.0.attn_q.bias": Stored.of(np.zeros(32, np.float32))}),
+        "blk.0.attn_q.bias",
+    ),
+    "a fused projection of another height": (
+        "phi3-long",
+        lambda d: d.tensors.update({"blk.0.attn_qkv.weight": Stored.of(np.zeros((96, 64), np.float32))}),
+        "blk.0.attn_qkv.weight",
+    ),
+    "whole and fused": (
+        "qwen2",
+        lambda d: d.tensors.update({"blk.0.attn_qkv.weight": Stored.of(np.zeros((128, 64), np.float32))}),
+        "blk.0.attn_qkv.weight",
+    ),
+    "no head of its own": ("olmo2", without("output.weight"), "output.weight"),
+    "no embedding of a layer": (
+        "gemma4-embeddings-shared-caches", without("per_layer_token_embd.weight"), "per_layer_token_embd.weight",
+    ),
+    "sections that are none": (
+        "qwen3vl", key("qwen3vl.rope.dimension_sections", Value(ARRAY, [-1, 2, 2, 0], INT32)), "dimension_sections",
+    ),
+    "a part for pictures": ("qwen2", key("general.architecture", text("clip")), "vision"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_files_are_refused(case: str, tmp_path: Path) -> None:
+    name, change, pattern = BROKEN[case]
+    document = make(name)
+    change(document)
+    with pytest.raises(BeeError, match=pattern) as caught, engine(document.write(tmp_path / "model.gguf")):
+        pass
+    assert "\n" not in str(caught.value)
