@@ -80,6 +80,27 @@ TOOL_CALL = [
     },
     {"role": "tool", "tool_call_id": "abc123def", "name": "get_weather", "content": '{"sky": "blue"}'},
 ]
+CALLS = [
+    {"id": f"abc12{index}def", "type": "function", "function": {"name": "get_weather", "arguments": {"city": city}}}
+    for index, city in enumerate(("Bern", "Genf"))
+]
+TWO_CALLS = [
+    {"role": "system", "content": "You answer briefly."},
+    {"role": "user", "content": "Weather in Bern and Genf?"},
+    {"role": "assistant", "content": "I look.", "reasoning_content": "Two\ncalls.", "tool_calls": CALLS},
+    {"role": "tool", "tool_call_id": "abc120def", "name": "get_weather", "content": "sun"},
+    {"role": "tool", "tool_call_id": "abc121def", "name": "get_weather", "content": "rain"},
+    {"role": "assistant", "content": "Sun, and rain."},
+    {"role": "user", "content": "Thanks"},
+]
+REASONED = [
+    {"role": "user", "content": "What is 2 + 2?"},
+    {"role": "assistant", "content": "4", "reasoning_content": "Two and two.", "thinking": "Two and two."},
+    {"role": "user", "content": "And twice that?"},
+    {"role": "assistant", "content": "<think>\nDoubling.\n</think>\n\n8"},
+    {"role": "user", "content": "And half?"},
+]
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "Hello "}, {"type": "text", "text": "you"}]}]
 CHATS: list[dict[str, Any]] = [
     {"messages": PLAIN},
     {"messages": DIALOGUE},
@@ -89,6 +110,13 @@ CHATS: list[dict[str, Any]] = [
     {"messages": PLAIN, "tools": TOOLS},
     {"messages": TOOL_CALL, "tools": TOOLS},
     {"messages": DIALOGUE, "enable_thinking": False},
+    {"messages": DIALOGUE, "enable_thinking": True, "thinking": True, "reasoning_effort": "high"},
+    {"messages": REASONED},
+    {"messages": REASONED, "enable_thinking": True},
+    {"messages": TWO_CALLS, "tools": TOOLS},
+    {"messages": TWO_CALLS[:5], "tools": TOOLS, "enable_thinking": True},
+    {"messages": PARTS},
+    {"messages": PLAIN, "documents": [{"title": "Näme", "text": "Bees fly."}]},
 ]
 
 
@@ -226,10 +254,17 @@ def built_in_rendering(source: str, messages: list[dict[str, Any]], add_generati
 
 def chat_golden(model: Path) -> dict[str, Any]:
     """Renderings of the default model's template, and hashes for the others; None where a template refuses."""
+
+    def rendered_or_none(render: Callable[..., str], chat: dict[str, Any]) -> str | None:
+        try:
+            return render(**chat)
+        except Exception:  # whatever a template raises, it refuses
+            return None
+
     default = llama_cpp.Llama(str(model), vocab_only=True, verbose=False)
     source = default.metadata["tokenizer.chat_template"]
     render = formatter(source)
-    rendered = [render(**chat) for chat in CHATS]
+    rendered = [rendered_or_none(render, chat) for chat in CHATS]
     for chat, text in zip(CHATS[:4], rendered, strict=False):
         prompt = chat.get("add_generation_prompt", True)
         # The built-in renderer knows ChatML but not this template's own default system message.
@@ -238,13 +273,8 @@ def chat_golden(model: Path) -> dict[str, Any]:
     others = {}
     for path in sorted((REFERENCE / "templates").glob("*.jinja")):
         other = formatter(path.read_text(encoding="utf-8"))
-        hashes: list[str | None] = []
-        for chat in CHATS:
-            try:
-                hashes.append(hashlib.sha256(other(**chat).encode()).hexdigest()[:16])
-            except Exception:  # whatever a template raises, it refuses
-                hashes.append(None)
-        others[path.name] = hashes
+        texts = [rendered_or_none(other, chat) for chat in CHATS]
+        others[path.name] = [text and hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts]
     return {"date": DATE, "chats": CHATS, "template_sha256": digest(source), "rendered": rendered, "templates": others}
 
 
