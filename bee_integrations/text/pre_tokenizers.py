@@ -74,8 +74,12 @@ _GPT4O = (
     rf"|\p{{N}}{{1,3}}|{_SIGNS_AND_SLASHES}|{_SPACE}"
 )
 _MARKED_WORD = rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+(?:{_ENDING})?"
-# Digits in threes from the right, what stands before them joined to the first group. Each pattern looks at a run once.
-_DIGITS_FROM_RIGHT = (r"[^\p{N}]*\p{N}+", r"\A[^\p{N}]*\p{N}{1,3}(?=(?:\p{N}{3})*+\z)")
+# Digits in threes from the right, what stands before them joined to the first group. A match begins where the one before
+# ended, or not at all: else a long text without digits would be searched from each of its characters.
+_DIGITS_FROM_RIGHT = (
+    r"(?:\A|(?<=\p{N}))[^\p{N}]*+\p{N}+",
+    r"\A[^\p{N}]*+\p{N}{1,3}(?=(?:\p{N}{3})*+\z)",
+)
 _TINY_AYA = (*_DIGITS_FROM_RIGHT, rf"{_MARKED_WORD}|\p{{N}}{{1,3}}|{_SIGNS_AND_SLASHES}|{_SPACE}")
 _HAN = (
     r"[\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2EBEF}\x{F900}-\x{FAFF}"

@@ -11,6 +11,7 @@ import codecs
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 from ..errors import ModelFormatError, ParameterError, UnsupportedModelError
@@ -78,7 +79,9 @@ class Tokenizer:
         _require(self._eos, self._add_eos, "eos")
         self._stop = find_stop_tokens(metadata, self._texts, self._ids, self._kinds, self._eos)
         self._partition = _special_texts(self._texts, self._kinds, _swallowing(metadata))
-        self._beginnings = {special.beginning for special in self._partition}
+        self._by_beginning: dict[str, list[int]] = {}
+        for place, special in enumerate(self._partition):
+            self._by_beginning.setdefault(special.text[:4], []).append(place)
         self._bytes = [self._bytes_of(token) for token in range(n_vocab)]
 
     def _build_encoder(self, model: str, metadata: Mapping[str, Any]) -> _Encoder:
@@ -220,10 +223,10 @@ class Tokenizer:
     def _split_special(self, text: str, parse_special: bool) -> list[str | int]:
         """Cut the text at special tokens: the longest special text is looked for first, over the whole text."""
         pieces: list[str | int] = [text] if text else []
-        # Vocabularies have thousands of them, few of which occur: most go by their beginning.
-        present = {beginning for beginning in self._beginnings if beginning in text}
-        for special in self._partition:
-            if special.beginning in present and special.text in text and (parse_special or not special.is_control):
+        # Vocabularies have thousands of them, few of which occur: most are ruled out by how they begin.
+        begun = (places for beginning, places in self._by_beginning.items() if beginning in text)
+        for special in map(self._partition.__getitem__, sorted(chain.from_iterable(begun))):
+            if special.text in text and (parse_special or not special.is_control):
                 pieces = [part for piece in pieces for part in special.cut(piece)]
         return pieces
 
@@ -236,10 +239,6 @@ class _Special:
     token: int
     is_control: bool
     swallows: bool  # white space that follows
-
-    @property
-    def beginning(self) -> str:
-        return self.text[:3]
 
     def cut(self, piece: str | int) -> list[str | int]:
         """The parts of a piece of text around this token, and the token between them."""
