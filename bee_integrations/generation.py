@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import InitVar, asdict, dataclass, field
 from typing import Any
 
 from .constraints.compiler import Constraint
@@ -18,6 +18,10 @@ _MAX_SEED = 2**64 - 1
 _MAX_TOP_LOGPROBS = 20  # BEE_MAX_TOP_LOGPROBS
 _SPECULATION = ("auto", "dflash", "copy", "off")
 _DERIVED = ("tokens_per_cycle", "draft_acceptance", "accepted_share", "prefill_tokens_per_s", "decode_tokens_per_s")
+
+
+class _EarlierName(frozenset[str]):
+    """Markers as they are read under their earlier name."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,8 @@ class GenerationParams:
     close_constraint: bool = False
     """Complete an answer that `max_tokens` cuts off under its constraint with the shortest text that is found. Its
     finish reason remains "length"."""
-    spoken_controls: frozenset[str] = frozenset()
-    """Control tokens that the text spells, where others are left out of it: markers that the caller reads."""
+    markers: frozenset[str] = frozenset()
+    """Control tokens that the text spells, where others are left out of it, for who reads them."""
     speculation: str = "auto"
     """Where drafts come from; the tokens are the same. "auto": each cycle what pays most on this machine and text: the
     drafter if there is one, a copy of what followed the last tokens where they stood before, or nothing. "dflash": a
@@ -67,9 +71,13 @@ class GenerationParams:
     draft_length: int | None = None
     """Fixes the drafts per cycle where there is a source for them: 0 to the drafter's block size - 1, or to 15 where no
     drafter is asked. With "auto" only the source is then chosen. Without effect where speculation is "off"."""
+    spoken_controls: InitVar[Collection[str] | None] = None
+    """`markers` under their earlier name."""
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, spoken_controls: Collection[str] | None) -> None:
         set_field = object.__setattr__  # the class is frozen; this is its constructor
+        # `dataclasses.replace` hands over what it reads under the earlier name, which says nothing new.
+        read_back = spoken_controls is None or isinstance(spoken_controls, _EarlierName)
         set_field(self, "temperature", real("temperature", self.temperature, 0.0, _MAX_TEMPERATURE))
         set_field(self, "top_k", integer("top_k", self.top_k, 0, INT32_MAX, note=" (0: off)"))
         set_field(self, "top_p", real("top_p", self.top_p, 0.0, 1.0, open_low=True, note=" (1: off)"))
@@ -91,7 +99,7 @@ class GenerationParams:
                 f"constraint is a {type(self.constraint).__name__}; it must be a JsonSchema, Regex, Grammar or Choice "
                 "of bee_integrations.constraints"
             )
-        set_field(self, "spoken_controls", control_texts(self.spoken_controls))
+        set_field(self, "markers", control_texts(self.markers if read_back else spoken_controls))
         set_field(self, "top_logprobs", integer("top_logprobs", self.top_logprobs, 0, _MAX_TOP_LOGPROBS))
         if self.top_logprobs and not self.logprobs:
             raise ParameterError(f"top_logprobs is {self.top_logprobs}, but logprobs is off: switch it on")
@@ -102,6 +110,9 @@ class GenerationParams:
             )
         if self.draft_length is not None:
             set_field(self, "draft_length", integer("draft_length", self.draft_length, 0, _MAX_DRAFT_LENGTH))
+
+
+setattr(GenerationParams, "spoken_controls", property(lambda self: _EarlierName(self.markers)))  # noqa: B010
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,14 @@ from pydantic.json_schema import SkipJsonSchema
 
 from . import langchain_structured_output as structured
 from .chat import reasoning
+from .chat.held_engines import HeldEngines
+from .chat.metadata import response_metadata, token_usage
 from .chat.model_header import header
 from .chat.parameters import BeeParameters, stored_constraint
-from .chat.prompt import Answer, HeldEngines, Request, arun_all, response_metadata, run_all, token_usage
-from .chat.request import ChatRequest, ToolUse, chat_prompt, tool_format
+from .chat.prompt import chat_prompt, tool_format
+from .chat.request import ChatRequest
+from .chat.text_request import Answer, Request, arun_all, run_all
+from .chat.tool_use import ToolUse
 from .engine.engine import Engine, Step, context_length
 from .engine.interruption import each_interruptible, interruptible
 from .errors import ParameterError, TemplateError, UnsupportedContentError

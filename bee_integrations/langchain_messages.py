@@ -31,8 +31,9 @@ from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel
 
 from .chat.messages import chat_message, text_and_reasoning, tool_call
-from .chat.prompt import response_metadata, token_usage
-from .chat.request import Piece, Reply, ToolUse, finish_reason
+from .chat.metadata import finish_reason, response_metadata, token_usage
+from .chat.reply import Piece, Reply
+from .chat.tool_use import ToolUse
 from .engine.engine import Engine, Statistics, Step
 from .errors import ContextLengthError, ParameterError, UnsupportedContentError
 from .generation import TokenLogprob

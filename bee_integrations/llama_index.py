@@ -34,10 +34,13 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.core.types import Model, PydanticProgramMode
 from pydantic import PrivateAttr, model_validator
 
+from .chat.held_engines import HeldEngines
 from .chat.messages import chat_message
 from .chat.parameters import BeeParameters
-from .chat.prompt import HeldEngines, has_template
-from .chat.request import ChatRequest, Piece, Reply, ToolUse, chat_prompt, tool_format
+from .chat.prompt import chat_prompt, has_template, tool_format
+from .chat.reply import Piece, Reply
+from .chat.request import ChatRequest
+from .chat.tool_use import ToolUse
 from .constraints.compiler import JsonSchema
 from .engine.engine import Engine
 from .errors import ParameterError
@@ -440,7 +443,7 @@ class _CompletionToPrompt(_TemplatePrompt):
 
 def _plain_request(engine: Engine, parameters: BeeParameters, prompt: str) -> ChatRequest:
     """A request whose answer is text as it stands."""
-    return ChatRequest(engine, prompt, parameters.generation_params(), parameters.timeout)
+    return ChatRequest(engine, prompt, parameters.generation, parameters.timeout)
 
 
 # ---- answers as they come ----------------------------------------------------------------------------------

@@ -24,8 +24,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from .chat.messages import chat_message, left_out, tool_call, unsupported_content
-from .chat.prompt import response_metadata, token_usage
-from .chat.request import Piece, Reply, ToolUse
+from .chat.metadata import response_metadata, token_usage
+from .chat.reply import Piece, Reply
+from .chat.tool_use import ToolUse
 from .constraints.strict_schema import closed
 from .engine.engine import Engine
 from .errors import ConstraintError, ParameterError

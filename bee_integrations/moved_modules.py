@@ -20,7 +20,7 @@ _MOVED = {
     "grammar_source": "constraints.grammar_source",
     "json_schema": "constraints.json_schema",
     "llm_parameters": "chat.parameters",
-    "llm_request": "chat.prompt",
+    "llm_request": "chat",
     "messages": "chat.messages",
     "model_file": "models.file",
     "model_report": "models.report",

@@ -65,7 +65,7 @@ def stop_strings(stop: Any) -> tuple[str, ...]:
 
 def control_texts(texts: Any) -> frozenset[str]:
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise ParameterError(f"spoken_controls is {texts!r}; it must be a set of the control tokens' texts")
+        raise ParameterError(f"markers is {texts!r}; it must be a set of the control tokens' texts")
     return frozenset(texts)
 
 

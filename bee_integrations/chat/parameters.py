@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ValidationError, field_validator, model_validator
@@ -143,7 +144,7 @@ class BeeParameters(BaseModel):
     def _in_range(self) -> BeeParameters:
         check_arguments(n_ctx=self.n_ctx, threads=self.threads, device=self.device)
         self._check_context()
-        self.generation_params()
+        _ = self.generation  # checks its values
         if self.reasoning_budget is not None:
             integer("reasoning_budget", self.reasoning_budget, 0, INT32_MAX, note=" (None: no bound)")
         return self
@@ -154,8 +155,10 @@ class BeeParameters(BaseModel):
         if self.n_ctx is not None and known is not None and self.n_ctx > known.n_ctx_train:
             integer("n_ctx", self.n_ctx, 1, known.n_ctx_train, note=", what the model was trained for")
 
-    def generation_params(self) -> GenerationParams:
-        """The part that concerns a generation, as the engine takes it. Raises ParameterError."""
+    @cached_property
+    def generation(self) -> GenerationParams:
+        """The part that concerns a generation, as the engine takes it, built once when the arguments are checked. For
+        those of a call (`for_call`): an object's fields may have changed since. Raises ParameterError."""
         return GenerationParams(
             temperature=self.temperature,
             top_k=self.top_k,

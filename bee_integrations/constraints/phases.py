@@ -74,6 +74,12 @@ class SteeringPlan:
     grammar: CompiledGrammar | None = None
     lazy: LazyGrammar | None = None
     thinking: Thinking | None = None
+    markers: frozenset[str] = frozenset()  # control tokens that the text spells, for who reads it
+
+    @property
+    def steers(self) -> bool:
+        """Whether there is more to it than what the text spells."""
+        return not (self.grammar is None and self.lazy is None and self.thinking is None)
 
 
 # ---- phases ----------------------------------------------------------------------------------------------------------

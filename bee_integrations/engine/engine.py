@@ -293,7 +293,8 @@ class Engine:
         seed = random.SystemRandom().getrandbits(_DRAWN_SEED_BITS) if params.seed is None else params.seed
         sources = self._draft_sources(speculation, draft_length)
         steering = self._steering(params, plan)
-        sink = _Generation(self.tokenizer, params, seed, sources, steering, deliver)
+        markers = params.markers | (plan.markers if plan is not None else frozenset())
+        sink = _Generation(self.tokenizer, params, markers, seed, sources, steering, deliver)
         return Request(
             prompt=tokens,
             max_tokens=params.max_tokens or INT32_MAX,
@@ -319,7 +320,7 @@ class Engine:
             return None
         if not isinstance(plan, SteeringPlan):
             raise ParameterError(f"steering is a {type(plan).__name__}; it must be a SteeringPlan")
-        return Steering(plan, self.grammars, self.tokenizer)
+        return Steering(plan, self.grammars, self.tokenizer) if plan.steers else None
 
     def _full_path(self, params: GenerationParams) -> dict[str, Any]:
         for token in params.logit_bias:
@@ -471,13 +472,14 @@ class _Generation:
         self,
         tokenizer: Tokenizer,
         params: GenerationParams,
+        markers: frozenset[str],
         seed: int,
         speculation: str,
         steering: Steering | None,
         deliver: Callable[[Step | BaseException], None],
     ) -> None:
         self._tokenizer = tokenizer
-        self._decoder = StreamDecoder(tokenizer, spoken=params.spoken_controls)
+        self._decoder = StreamDecoder(tokenizer, markers=markers)
         self._stops = StopStrings(params.stop)
         self._logprobs = params.logprobs
         self._seed = seed

@@ -51,7 +51,7 @@ _FILL_MARKERS = (
 )  # fmt: skip
 
 # Channel markers of the Harmony format: the text around them is meant to be read, so they count as text.
-_VISIBLE_MARKERS = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
+_SPELLED_MARKERS = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
 
 def find_stop_tokens(
@@ -71,7 +71,7 @@ def find_stop_tokens(
             stop.add(marker)
     for token in named:
         kinds[token] = Kind.CONTROL
-    for text in _VISIBLE_MARKERS:
+    for text in _SPELLED_MARKERS:
         if text in ids:
             kinds[ids[text]] = Kind.USER_DEFINED
     keyed = (eos, *(special_id(metadata, key, len(texts)) for key in ("eot_token_id", "eom_token_id")))

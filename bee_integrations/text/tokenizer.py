@@ -176,6 +176,10 @@ class Tokenizer:
             ids.append(self._eos)
         return ids
 
+    def holds_control(self, text: str) -> bool:
+        """Whether the text of a control token stands in `text`."""
+        return any(special.is_control and special.text in text for special in self._partition)
+
     def guarded(self, text: str, guard: str) -> str:
         """`text` with the character `guard`, which it must not hold, inside every text of a control token: `encode`
         with the same `guard` reads those as text, and what is around them as ever."""
@@ -256,12 +260,12 @@ class StreamDecoder:
     """Decodes tokens as they come, holding back bytes that do not yet form a whole character.
 
     The concatenation of all results equals `Tokenizer.decode` of all tokens, but for the texts of the control tokens
-    that are to be `spoken`. They are taken to go on from others, those of a prompt.
+    that are `markers`. They are taken to go on from others, those of a prompt.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, spoken: Collection[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, markers: Collection[str] = ()) -> None:
         self._tokenizer = tokenizer
-        self._spoken = {tokenizer.token_id(text) for text in spoken}
+        self._markers = {tokenizer.token_id(text) for text in markers}
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, ids: Iterable[int]) -> str:
@@ -269,7 +273,7 @@ class StreamDecoder:
         return self._decoder.decode(b"".join(map(self._bytes_of, ids)))
 
     def _bytes_of(self, token: int) -> bytes:
-        shown = token in self._spoken
+        shown = token in self._markers
         return self._tokenizer.spoken_bytes(token) if shown else self._tokenizer.token_bytes(token)
 
     def flush(self) -> str:

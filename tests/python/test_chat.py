@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from bee_integrations import Engine, GenerationParams
-from bee_integrations.chat.request import ChatRequest, Piece, Reply, ToolUse, _Reader
+from bee_integrations.chat.reply import Piece, Reply, ReplyReader
+from bee_integrations.chat.tool_use import ToolUse
 from bee_integrations.errors import ParameterError
 from bee_integrations.generation import Step
 from bee_integrations.tools.hermes import HermesFormat, call_text
@@ -17,20 +17,20 @@ ADD = Tool("add", "", {"type": "object", "properties": {"a": {"type": "integer"}
 CALLS = [call_text("add", '{"a": 1}'), call_text("add", '{"a": 2}')]
 
 
-def read(engine: Engine, text: str, *, demanded: bool) -> Reply:
+def read(text: str, *, demanded: bool) -> Reply:
     """The reply that an answer of this text is, which was cut off at its end."""
-    request = ChatRequest(engine, "", GenerationParams(), format=HermesFormat(), tools=(ADD,), demanded=demanded)
-    reader, reply = _Reader(request), Reply()
+    reader = ReplyReader(HermesFormat(), (ADD,), None, opened=False, demanded=demanded)
+    reply = Reply()
     for step in (Step(text, ()), Step("", (), "length")):
         reply.add(Piece(tuple(reader.read(step)), step))
     return reply
 
 
 @pytest.mark.parametrize("demanded", [True, False])
-def test_a_call_that_is_cut_off_leaves_those_before_it(tiny: Engine, demanded: bool) -> None:
+def test_a_call_that_is_cut_off_leaves_those_before_it(demanded: bool) -> None:
     text = "\n".join(CALLS)
     for cut in range(len(text) + 1):
-        reply = read(tiny, text[:cut], demanded=demanded)
+        reply = read(text[:cut], demanded=demanded)
         # A call that lacks nothing but its end marker is complete.
         complete = sum(cut >= text.index("}}", start) + 2 for start in (0, len(CALLS[0])))
         assert [call.arguments for call in reply.calls.values()] == ['{"a": 1}', '{"a": 2}'][:complete], text[:cut]

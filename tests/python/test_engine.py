@@ -660,3 +660,14 @@ def test_signals_reach_the_process_while_it_generates(tiny: Engine) -> None:
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert seen
+
+
+def test_markers_under_their_earlier_name() -> None:
+    params = GenerationParams(spoken_controls={"<a>"})
+    assert params == GenerationParams(markers=frozenset({"<a>"}))
+    assert params.spoken_controls == params.markers == {"<a>"}
+    assert replace(params, seed=1).markers == {"<a>"}
+    assert replace(params, markers=frozenset()).markers == frozenset()
+    assert replace(params, spoken_controls={"<b>"}).markers == {"<b>"}
+    with pytest.raises(ParameterError, match="markers is '<a>'"):
+        GenerationParams(markers="<a>")  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from bee_integrations.langchain import ChatBee
 FORKED = """
 import asyncio, os, signal, sys
 from bee_integrations.chat.parameters import BeeParameters
-from bee_integrations.chat.prompt import Request
+from bee_integrations.chat.text_request import Request
 from bee_integrations.engine import Engine, GenerationParams
 from bee_integrations.errors import EngineClosedError
 
