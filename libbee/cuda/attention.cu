@@ -2,10 +2,15 @@
  * chunk a block computes maximum, sum and weighted values for a tile of 16 queries; a row's chunks are put together in
  * ascending order. So the numbers depend on neither the grid nor the rows beside.
  *
+ * Chunk c is the business of the blocks with z = c % (their number): a layer with a window has as many as a window can
+ * touch, wherever it stands. What a row does not see, on either side, may be anything: in a ring it is another
+ * position's.
+ *
  * A tile's queries share a key head: as many rows of the pass as fit, each with all its query heads of that key head
  * (or a part of them, where there are more than 16). Both products are matrix instructions, whose rows, here the
  * queries, do not touch each other. */
 #include "kernels.h"
+#include "pointwise.h"
 
 #if defined(BEE_EMULATE)
 #define UNROLL
@@ -29,6 +34,15 @@ enum {
 
 static __host__ __device__ __forceinline__ int at_most(int a, int b) { return a < b ? a : b; }
 
+static __device__ __forceinline__ size_t chunk_at(const DeviceHeads &heads, const DeviceRow &row, int head, int chunk) {
+    return cache_chunk_at(row.cache.n_positions[heads.region], heads.first_column, heads.head_size, head, chunk);
+}
+
+/* Where the window of a row begins. */
+static __device__ __forceinline__ int first_visible(const DeviceHeads &heads, const DeviceRow &row) {
+    return heads.window && row.position >= heads.window ? row.position - heads.window + 1 : 0;
+}
+
 /* ---- queries, keys and values before attention --------------------------------------------------- */
 
 /* The factor by which a head is multiplied before its gain. */
@@ -38,27 +52,41 @@ static __device__ float norm_factor(const float *x, int size, float eps) {
     return 1.0f / sqrtf(warp_sum(squares) / (float)size + eps);
 }
 
-/* A head on its way: normed, rotated, scaled, by a warp. Each lane reads the dimensions that it alone hands to `store`,
- * which may therefore write them in place. */
-template <class Store>
-static __device__ void rotate_head(const DeviceHeads &heads, const float *x, const float *gain, const float *turn,
-                                   float scale, Store store) {
+/* The warp's dimensions of a head, normed where there is a gain and rotated, go to `use`. Each lane reads the
+ * dimensions that it alone hands on, which `use` may therefore write in place. */
+template <class Use>
+static __device__ __forceinline__ void each_rotated(const DeviceHeads &heads, const float *x, const float *gain,
+                                                    const float *turn, Use use) {
     const int half = heads.n_rotated / 2;
     const float factor = gain ? norm_factor(x, heads.head_size, heads.eps) : 1.0f;
     const auto normed = [&](int d) { return gain ? x[d] * factor * gain[d] : x[d]; };
     for (int i = lane_of(); i < half; i += WARP_SIZE) {
         const int a = heads.neox ? i : 2 * i, b = heads.neox ? i + half : 2 * i + 1;
         const float c = turn[2 * i], s = turn[2 * i + 1], first = normed(a), second = normed(b);
-        store(a, (first * c - second * s) * scale);
-        store(b, (first * s + second * c) * scale);
+        use(a, first * c - second * s);
+        use(b, first * s + second * c);
     }
-    for (int d = 2 * half + lane_of(); d < heads.head_size; d += WARP_SIZE) store(d, normed(d) * scale);
+    for (int d = 2 * half + lane_of(); d < heads.head_size; d += WARP_SIZE) use(d, normed(d));
+}
+
+/* A head on its way: normed, rotated, scaled, by a warp. */
+template <class Store>
+static __device__ void rotate_head(const DeviceHeads &heads, const float *x, const float *gain, const float *turn,
+                                   float scale, Store store) {
+    if (!gain || !heads.norm_rotated) {
+        each_rotated(heads, x, gain, turn, [&](int d, float y) { store(d, y * scale); });
+        return;
+    }
+    float squares = 0;
+    each_rotated(heads, x, nullptr, turn, [&](int, float y) { squares = fused(y, y, squares); });
+    const float factor = 1.0f / sqrtf(warp_sum(squares) / (float)heads.head_size + heads.eps);
+    each_rotated(heads, x, nullptr, turn, [&](int d, float y) { store(d, y * factor * gain[d] * scale); });
 }
 
 /* Whether float16 holds all of the head's values. */
-static __device__ bool values_fit(const float *v, int size) {
+static __device__ bool values_fit(const float *v, float factor, int size) {
     bool fit = true;
-    for (int d = lane_of(); d < size; d += WARP_SIZE) fit = fit && (half_from_float(v[d]) & 0x7c00) != 0x7c00;
+    for (int d = lane_of(); d < size; d += WARP_SIZE) fit = fit && (half_from_float(v[d] * factor) & 0x7c00) != 0x7c00;
     return __all_sync(0xffffffffu, fit);
 }
 
@@ -67,38 +95,45 @@ static __device__ bool values_fit(const float *v, int size) {
 static __device__ void store_position(const DeviceHeads &heads, int head, const DeviceRow &row, const float *k,
                                       const float *v, const float *gain, const float *turn) {
     const int size = heads.head_size, in_chunk = row.position % CACHE_CHUNK;
-    const size_t chunk = cache_chunk_at(row.n_ctx, heads.first_column, size, head, row.position / CACHE_CHUNK);
-    uint16_t *keys = row.keys + chunk, *values = row.values + chunk;
-    const bool fit = values_fit(v, size);
+    const size_t chunk = chunk_at(heads, row, head, row.position / CACHE_CHUNK);
+    uint16_t *keys = row.cache.keys[heads.region] + chunk, *values = row.cache.values[heads.region] + chunk;
+    const float factor = heads.norm_values ? norm_factor(v, size, heads.eps) : 1.0f;
+    const bool fit = values_fit(v, factor, size);
     rotate_head(heads, k, gain, turn, 1.0f, [&](int d, float x) {
         keys[key_place(size, in_chunk, d)] = fit ? half_from_float(x) : (uint16_t)0x7e00;
     });
     for (int d = lane_of(); d < size; d += WARP_SIZE)
-        values[value_place(size, in_chunk, d)] = fit ? half_from_float(v[d]) : (uint16_t)0;
+        values[value_place(size, in_chunk, d)] = fit ? half_from_float(v[d] * factor) : (uint16_t)0;
 }
 
-/* A warp per row and head: the key heads, then the query heads. */
+static __device__ float query_scale(const DeviceHeads &heads, int position) {
+    if (!heads.growth || position < heads.period) return heads.scale;
+    return heads.scale * (float)(1 + heads.growth * log(1 + floor((double)position / heads.period)));
+}
+
+/* A warp per row and head: the key heads, where there are keys, then the query heads. */
 static __global__ void __launch_bounds__(ATTEND_THREADS)
     rotate_heads(DeviceHeads heads, const DeviceRow *rows, const float *angles, const float *q_gain,
                  const float *k_gain, float *q, size_t q_stride, const float *k, const float *v, size_t kv_stride) {
     begin_grid();
     const size_t i = blockIdx.y, size = (size_t)heads.head_size;
-    const int unit = (int)(blockIdx.x * ATTEND_WARPS + threadIdx.x / WARP_SIZE), query = unit - heads.n_head_kv;
+    const int unit = (int)(blockIdx.x * ATTEND_WARPS + threadIdx.x / WARP_SIZE);
+    const int query = unit - (k ? heads.n_head_kv : 0);
     const float *turn = angles + i * (size_t)heads.n_rotated;
     if (query < 0) {
         const size_t at = i * kv_stride + (size_t)unit * size;
-        const DeviceRow row = rows[i];
-        if (row.position >= 0) store_position(heads, unit, row, k + at, v + at, k_gain, turn);
+        const DeviceRow &row = rows[i];
+        if (row.position >= 0) store_position(heads, unit, row, k + at, v ? v + at : k + at, k_gain, turn);
     } else if (q && query < heads.n_head) {
         float *x = q + i * q_stride + (size_t)query * size;
-        rotate_head(heads, x, q_gain, turn, heads.scale, [&](int d, float y) { x[d] = y; });
+        rotate_head(heads, x, q_gain, turn, query_scale(heads, rows[i].position), [&](int d, float y) { x[d] = y; });
     }
 }
 
 void queue_rotate_and_store(cudaStream_t stream, const DeviceHeads *heads, const DeviceRow *rows, int n,
                             const float *angles, const float *q_gain, const float *k_gain, float *q, size_t q_stride,
-                            float *k, float *v, size_t kv_stride) {
-    const int units = heads->n_head_kv + (q ? heads->n_head : 0);
+                            const float *k, const float *v, size_t kv_stride) {
+    const int units = (k ? heads->n_head_kv : 0) + (q ? heads->n_head : 0);
     launch(stream, dim3((unsigned)((units + ATTEND_WARPS - 1) / ATTEND_WARPS), (unsigned)n), dim3(ATTEND_THREADS), 0,
            rotate_heads, *heads, rows, angles, q_gain, k_gain, q, q_stride, k, v, kv_stride);
 }
@@ -148,25 +183,63 @@ static __device__ __forceinline__ bool find_query(const AttendTask &task, int qu
     return query / t.members < t.rows && *row < task.n && member < t.group;
 }
 
+/* The chunk of a row that this block has: the first that it sees, or one of those that follow. */
+static __device__ __forceinline__ int chunk_of_block(const DeviceHeads &heads, const DeviceRow &row) {
+    const int first = first_visible(heads, row) / CACHE_CHUNK, n = (int)gridDim.z;
+    return first + ((int)blockIdx.z + n - first % n) % n;
+}
+
 /* Shared memory of a block, beside what is used in turns: queries first, then weighted values. */
 typedef struct Shared {
+    const uint16_t *keys[TILE_QUERIES]; /* of the tile's rows: their caches, and which chunk is this block's */
+    int chunk[TILE_QUERIES];
     const float *query[TILE_QUERIES]; /* NULL: there is none */
     size_t partial[TILE_QUERIES];     /* where its result goes */
-    int visible[TILE_QUERIES];        /* how many of the chunk's positions; 0: not of this cache, or no query */
+    /* The chunk's positions that a query sees: from hidden to visible; none where it is of another cache or chunk. */
+    int hidden[TILE_QUERIES], visible[TILE_QUERIES];
     float top[ATTEND_WARPS][TILE_QUERIES], sum[ATTEND_WARPS][TILE_QUERIES];
 } Shared;
 
-static __device__ void find_queries(const AttendTask &task, const uint16_t *keys, Shared *shared) {
+static __device__ void find_rows(const AttendTask &task, int first, int end, Shared *shared) {
+    const int i = (int)threadIdx.x;
+    if (first + i >= end) return;
+    const DeviceRow &row = task.rows[first + i];
+    shared->keys[i] = row.cache.keys[task.heads.region];
+    shared->chunk[i] = chunk_of_block(task.heads, row);
+}
+
+/* Those of the tile that have a row's cache and chunk. */
+static __device__ void find_queries(const AttendTask &task, int in_tile, int first, Shared *shared) {
     const int i = (int)threadIdx.x, n_head = task.heads.n_head;
-    int row, head, visible = 0;
+    int row, head, hidden = 0, visible = 0;
     if (i >= TILE_QUERIES) return;
     const bool found = find_query(task, i, &row, &head);
-    if (found && task.rows[row].keys == keys)
-        visible = at_most(task.rows[row].n_visible - (int)blockIdx.z * CACHE_CHUNK, CACHE_CHUNK);
-    shared->visible[i] = visible > 0 ? visible : 0;
+    if (found && shared->keys[row - first] == shared->keys[in_tile] &&
+        shared->chunk[row - first] == shared->chunk[in_tile] && task.rows[row].position >= 0) {
+        const int begin = shared->chunk[in_tile] * CACHE_CHUNK;
+        hidden = first_visible(task.heads, task.rows[row]) - begin;
+        visible = at_most(task.rows[row].n_visible - begin, CACHE_CHUNK);
+    }
+    shared->hidden[i] = hidden;
+    shared->visible[i] = visible > 0 && visible > hidden ? visible : 0;
     shared->query[i] =
         found ? task.q + (size_t)row * task.q_stride + (size_t)head * (size_t)task.heads.head_size : nullptr;
     shared->partial[i] = found ? ((size_t)row * (size_t)n_head + (size_t)head) * gridDim.z + blockIdx.z : 0;
+}
+
+static __device__ __forceinline__ bool sees_any(const Shared *shared) {
+    return __any_sync(0xffffffffu, shared->visible[lane_of() % TILE_QUERIES] > 0);
+}
+
+static __device__ __forceinline__ unsigned bits_below(int n) { return n >= 32 ? ~0u : n > 0 ? (1u << n) - 1 : 0; }
+
+/* The warp's positions that any query sees, a bit for each. */
+static __device__ __forceinline__ unsigned seen_positions(const Shared *shared) {
+    static_assert((int)WARP_POSITIONS == 32, "a bit for each");
+    const int before = (int)(threadIdx.x / WARP_SIZE) * WARP_POSITIONS, query = lane_of() % TILE_QUERIES;
+    unsigned seen = bits_below(shared->visible[query] - before) & ~bits_below(shared->hidden[query] - before);
+    for (int step = TILE_QUERIES / 2; step; step /= 2) seen |= __shfl_xor_sync(0xffffffffu, seen, step);
+    return seen;
 }
 
 /* Queries as A fragments: [dimension / 16][lane][4 words]. */
@@ -181,8 +254,8 @@ static __device__ void stage_queries(int head_size, const Shared *shared, unsign
 }
 
 /* Scores of the warp's positions, c registers of each block of 8. Blocks that nobody sees are not read. */
-static __device__ __forceinline__ void score(const uint16_t *keys, int head_size, const unsigned *queries, int limit,
-                                             float (*scores)[4]) {
+static __device__ __forceinline__ void score(const uint16_t *keys, int head_size, const unsigned *queries,
+                                             unsigned seen, float (*scores)[4]) {
     const int steps = head_size / 16, first = (int)(threadIdx.x / WARP_SIZE) * KEY_BLOCKS;
     const uint2 *from = (const uint2 *)keys + (size_t)first * (size_t)steps * WARP_SIZE + lane_of();
     const uint4 *q = (const uint4 *)queries + lane_of();
@@ -190,7 +263,7 @@ static __device__ __forceinline__ void score(const uint16_t *keys, int head_size
     UNROLL_BY_4 for (int step = 0; step < steps; step++) {
         uint2 k[KEY_BLOCKS];
         UNROLL for (int b = 0; b < KEY_BLOCKS; b++) k[b] =
-            (first + b) * 8 < limit ? from[(size_t)(b * steps + step) * WARP_SIZE] : make_uint2(0, 0);
+            seen >> 8 * b & 0xff ? from[(size_t)(b * steps + step) * WARP_SIZE] : make_uint2(0, 0);
         const uint4 words = q[step * WARP_SIZE];
         const unsigned a[4] = {words.x, words.y, words.z, words.w};
         UNROLL for (int b = 0; b < KEY_BLOCKS; b++) {
@@ -211,15 +284,21 @@ static __device__ __forceinline__ float quad_sum(float x) {
     return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
+static __device__ __forceinline__ void cap_scores(float (*scores)[4], float softcap) {
+    UNROLL for (int i = 0; i < 4 * KEY_BLOCKS; i++) scores[i / 4][i % 4] = capped(scores[i / 4][i % 4], softcap);
+}
+
 /* Hides what a query does not see, be it NaN, and leaves each query's largest score of the warp in shared memory. */
 static __device__ __forceinline__ void hide_and_find_top(float (*scores)[4], Shared *shared) {
     const int warp = (int)(threadIdx.x / WARP_SIZE), g = lane_of() / 4, t = lane_of() % 4;
     UNROLL for (int half = 0; half < 2; half++) {
-        const int query = g + 8 * half, visible = shared->visible[query] - warp * WARP_POSITIONS;
+        const int query = g + 8 * half, before = warp * WARP_POSITIONS + 2 * t;
+        const int hidden = shared->hidden[query] - before, visible = shared->visible[query] - before;
         float top = -INFINITY;
         UNROLL for (int i = 0; i < 2 * KEY_BLOCKS; i++) {
             float *x = &scores[i / 2][2 * half + i % 2];
-            if (i / 2 * 8 + 2 * t + i % 2 >= visible) *x = -INFINITY;
+            const int position = i / 2 * 8 + i % 2;
+            if (position < hidden || position >= visible) *x = -INFINITY;
             top = fmaxf(top, *x);
         }
         top = quad_max(top);
@@ -263,22 +342,23 @@ typedef struct ValueSlice {
     uint2 words[VALUE_BLOCKS][SLICE_BLOCKS];
 } ValueSlice;
 
-static __device__ __forceinline__ unsigned keep_pair(unsigned pair, int left) {
-    return left <= 0 ? 0 : left == 1 ? pair & 0xffff : pair;
+/* A pair of float16 where the lower two bits of `seen` are set, zero in place of the others. */
+static __device__ __forceinline__ unsigned keep_pair(unsigned pair, unsigned seen) {
+    return pair & ((seen & 1 ? 0xffffu : 0) | (seen & 2 ? 0xffff0000u : 0));
 }
 
 /* SLICE dimensions from `block` on of the warp's positions. Positions that nobody sees may hold anything. */
-static __device__ __forceinline__ void load_values(const uint16_t *values, int head_size, int block, int limit,
+static __device__ __forceinline__ void load_values(const uint16_t *values, int head_size, int block, unsigned seen,
                                                    ValueSlice *slice) {
     const int blocks = head_size / 8, first = (int)(threadIdx.x / WARP_SIZE) * VALUE_BLOCKS;
     const uint2 *from =
         (const uint2 *)values + ((size_t)first * (size_t)blocks + (size_t)block) * WARP_SIZE + lane_of();
     UNROLL for (int p = 0; p < VALUE_BLOCKS; p++) {
-        const int left = limit - (first + p) * 16, mine = left - lane_of() % 4 * 2;
+        const unsigned all = seen >> 16 * p & 0xffff, mine = all >> lane_of() % 4 * 2;
         UNROLL for (int d = 0; d < SLICE_BLOCKS; d++) {
             uint2 pair = make_uint2(0, 0);
-            if (left > 0 && block + d < blocks) pair = from[(size_t)(p * blocks + d) * WARP_SIZE];
-            slice->words[p][d] = make_uint2(keep_pair(pair.x, mine), keep_pair(pair.y, mine - 8));
+            if (all && block + d < blocks) pair = from[(size_t)(p * blocks + d) * WARP_SIZE];
+            slice->words[p][d] = make_uint2(keep_pair(pair.x, mine), keep_pair(pair.y, mine >> 8));
         }
     }
 }
@@ -317,31 +397,34 @@ static __device__ void store_totals(const AttendTask &task, const Shared *shared
         task.partials.totals[shared->partial[query]] = make_float2(top_of(shared, query), sum_of(shared, query));
 }
 
-/* The queries of the tile whose sequence has this cache. */
-static __device__ void attend_cache(const AttendTask &task, const DeviceRow &row, Shared *shared, void *turns) {
+/* The queries of the tile that have a row's cache and chunk. */
+static __device__ void attend_cache(const AttendTask &task, int in_tile, int first_row, Shared *shared, void *turns) {
     const int size = task.heads.head_size, warp = (int)(threadIdx.x / WARP_SIZE);
-    const size_t chunk = cache_chunk_at(row.n_ctx, task.heads.first_column, size, (int)blockIdx.y, (int)blockIdx.z);
+    const DeviceRow &row = task.rows[first_row + in_tile];
+    const size_t chunk = chunk_at(task.heads, row, (int)blockIdx.y, shared->chunk[in_tile]);
+    const uint16_t *const keys = row.cache.keys[task.heads.region] + chunk;
+    const uint16_t *const values = row.cache.values[task.heads.region] + chunk;
     float *const parts = (float *)turns;
-    __syncthreads(); /* the cache before this one is done with the shared memory */
-    find_queries(task, row.keys, shared);
+    __syncthreads(); /* the one before this is done with the shared memory */
+    find_queries(task, in_tile, first_row, shared);
     __syncthreads();
-    int limit = 0;
-    for (int i = 0; i < TILE_QUERIES; i++) limit = shared->visible[i] > limit ? shared->visible[i] : limit;
-    if (!limit) return;
+    if (!sees_any(shared)) return;
+    const unsigned seen = seen_positions(shared);
     stage_queries(size, shared, (unsigned *)turns);
     __syncthreads();
 
     float scores[KEY_BLOCKS][4];
     unsigned weights[VALUE_BLOCKS][4];
     ValueSlice slice;
-    score(row.keys + chunk, size, (const unsigned *)turns, limit, scores);
-    load_values(row.values + chunk, size, 0, limit, &slice); /* under way during what follows */
+    score(keys, size, (const unsigned *)turns, seen, scores);
+    load_values(values, size, 0, seen, &slice); /* under way during what follows */
+    if (task.heads.softcap) cap_scores(scores, task.heads.softcap);
     hide_and_find_top(scores, shared);
     __syncthreads(); /* also: nobody reads the queries any more */
     soften(scores, shared, weights);
     for (int first = 0; first < size; first += SLICE) {
         weigh(&slice, weights, parts + warp * TILE_QUERIES * SLICE_STRIDE);
-        if (first + SLICE < size) load_values(row.values + chunk, size, (first + SLICE) / 8, limit, &slice);
+        if (first + SLICE < size) load_values(values, size, (first + SLICE) / 8, seen, &slice);
         __syncthreads();
         if (first == 0) store_totals(task, shared);
         store_values(task, shared, parts, first);
@@ -350,18 +433,21 @@ static __device__ void attend_cache(const AttendTask &task, const DeviceRow &row
 }
 
 /* Grid: tiles, key heads, chunks: blocks of the same keys and values follow each other, and find them in the cache.
- * Rows of one sequence stand side by side, so that most tiles have one cache; a tile is gone through once for each of
- * its caches. */
+ * Rows of one sequence stand side by side, so that most tiles have one cache, and one chunk of it; a tile is gone
+ * through once for each. */
 static __global__ void __launch_bounds__(ATTEND_THREADS, 4) attend_chunks(AttendTask task) {
     SHARED_MEMORY(turns);
     __shared__ Shared shared;
     begin_grid();
     const int first = (int)blockIdx.x / task.tiling.parts * task.tiling.rows;
     const int end = at_most(first + task.tiling.rows, task.n);
-    for (int row = first; row < end; row++) {
+    find_rows(task, first, end, &shared);
+    __syncthreads();
+    for (int i = 0; i < end - first; i++) {
         bool done = false;
-        for (int before = first; before < row; before++) done = done || task.rows[before].keys == task.rows[row].keys;
-        if (!done) attend_cache(task, task.rows[row], &shared, turns);
+        for (int before = 0; before < i; before++)
+            done = done || (shared.keys[before] == shared.keys[i] && shared.chunk[before] == shared.chunk[i]);
+        if (!done) attend_cache(task, i, first, &shared, turns);
     }
 }
 
@@ -375,19 +461,27 @@ static size_t attend_shared_bytes(int head_size) {
 
 enum { FOLD_WARPS = 4, FOLD_THREADS = FOLD_WARPS * WARP_SIZE };
 
-/* One dimension of a head's result, from partial results `at` and following. A maximum is the same in any order. */
-static __device__ float fold(const Partials &partials, size_t at, int n_chunks, int head_size, int d) {
+/* One dimension of a head's result, from the partial results of chunks [first, end), of which there is room for n from
+ * `at` on. A maximum is the same in any order. A sink is a score without a value. */
+static __device__ float fold(const Partials &partials, size_t at, int first, int end, int n, int head_size, int d,
+                             const float *sink) {
     const float2 *totals = partials.totals + at;
     const float *values = partials.values + at * (size_t)head_size + (size_t)d;
-    float top = -INFINITY, sum = 0, value = 0;
-    UNROLL_BY_4 for (int c = 0; c < n_chunks; c++) top = fmaxf(top, totals[c].x);
-    UNROLL_BY_4 for (int c = 0; c < n_chunks; c++) {
-        const float2 total = totals[c];
+    float top = sink ? *sink : -INFINITY, sum = 0, value = 0;
+    int place = first % n;
+    UNROLL_BY_4 for (int c = first; c < end; c++) {
+        top = fmaxf(top, totals[place].x);
+        place = place + 1 < n ? place + 1 : 0;
+    }
+    place = first % n;
+    UNROLL_BY_4 for (int c = first; c < end; c++) {
+        const float2 total = totals[place];
         const float factor = expf(total.x - top);
         sum = fused(total.y, factor, sum);
-        value = fused(values[(size_t)c * (size_t)head_size], factor, value);
+        value = fused(values[(size_t)place * (size_t)head_size], factor, value);
+        place = place + 1 < n ? place + 1 : 0;
     }
-    return value * (1.0f / sum);
+    return value * (1.0f / (sink ? sum + expf(*sink - top) : sum));
 }
 
 /* A warp per row and group of 32 columns, which may lie in two heads. */
@@ -397,11 +491,12 @@ static __global__ void __launch_bounds__(FOLD_THREADS)
     const int row = (int)blockIdx.y, group = (int)(blockIdx.x * FOLD_WARPS + threadIdx.x / WARP_SIZE);
     if (group >= out.n_groups) return;
     const int column = group * GROUP + lane_of(), head = column / heads.head_size, d = column % heads.head_size;
-    const int seen = (rows[row].n_visible + CACHE_CHUNK - 1) / CACHE_CHUNK;
+    const int first = first_visible(heads, rows[row]) / CACHE_CHUNK;
+    const int end = (rows[row].n_visible + CACHE_CHUNK - 1) / CACHE_CHUNK;
     float x = 0;
-    if (head < heads.n_head)
-        x = fold(partials, ((size_t)row * (size_t)heads.n_head + (size_t)head) * (size_t)n_chunks, seen,
-                 heads.head_size, d);
+    if (head < heads.n_head && rows[row].position >= 0)
+        x = fold(partials, ((size_t)row * (size_t)heads.n_head + (size_t)head) * (size_t)n_chunks, first, end, n_chunks,
+                 heads.head_size, d, heads.sinks ? heads.sinks + head : nullptr);
     store_group(&out, row, group, x);
 }
 

@@ -23,31 +23,50 @@ static ProductScratch product_scratch(const Backend *b) {
             (int)(b->tickets.bytes / sizeof(unsigned))};
 }
 
-static void embed(Worker *w, const Table *table, const Row *, int n, float, float *x, size_t stride) {
+static void embed(Worker *w, const Table *table, const Row *, int n, float scale, float *x, size_t stride) {
     queue_embed(w->backend->stream, table->type, table->raw, table->row_bytes, table->columns, w->backend->input->rows,
-                n, x, stride);
+                n, scale, x, stride);
 }
+
+static DeviceNorm device_norm(const Norm *norm) { return {norm->gain, norm->eps, norm->centred}; }
 
 static void norm(Worker *w, const Norm *norm, const float *x, size_t stride, const int32_t *index, int columns, int n,
                  Operand *out) {
-    queue_rms_norm(w->backend->stream, x, stride, device_index(w, index), norm->gain, norm->eps, columns, n,
-                   &out->operand);
+    const DeviceNorm of = device_norm(norm);
+    queue_norm(w->backend->stream, &of, x, stride, device_index(w, index), columns, n, &out->operand);
+}
+
+static void norm_in_place(Worker *w, const Norm *norm, float *x, size_t stride, int columns, int parts, int n) {
+    const DeviceNorm of = device_norm(norm);
+    queue_norm_in_place(w->backend->stream, &of, x, stride, columns, parts, n);
+}
+
+static void add(Worker *w, const Norm *norm, float *y, size_t y_stride, float scale, float whole, int columns, int n,
+                float *x, size_t x_stride) {
+    const DeviceNorm of = norm ? device_norm(norm) : DeviceNorm{};
+    queue_add(w->backend->stream, norm ? &of : NULL, y, y_stride, scale, whole, columns, n, x, x_stride);
 }
 
 static void to_operand(Worker *w, const float *x, size_t stride, const int32_t *index, int n, Operand *out) {
     queue_to_operand(w->backend->stream, x, stride, device_index(w, index), n, &out->operand);
 }
 
+static DeviceProduct product_of(const Matrix *matrix, float *out, size_t stride, bool add) {
+    return {matrix->weight->weight, out, stride, add, matrix->bias, matrix->scale};
+}
+
 static void multiply(Worker *w, const Product *products, int n_products, const Operand *in, int n) {
     DeviceProduct device[PRODUCTS_TOGETHER];
     for (int i = 0; i < n_products; i++)
-        device[i] = {products[i].matrix->weight->weight, products[i].out, products[i].stride, products[i].add};
+        device[i] = product_of(products[i].matrix, products[i].out, products[i].stride, products[i].add);
     const ProductScratch scratch = product_scratch(w->backend);
     queue_multiply(w->backend->stream, device, n_products, &in->operand, n, &scratch);
 }
 
 static void rope_angles(Worker *w, const Rope *rope, const Row *, int n, float *angles) {
-    queue_rope_angles(w->backend->stream, rope->n_rotated, rope->frequencies, w->backend->input->rows, n, angles);
+    const DeviceRope of = {rope->n_rotated, rope->magnitude, rope->frequencies, rope->long_frequencies,
+                           rope->long_beyond};
+    queue_rope_angles(w->backend->stream, &of, w->backend->input->rows, n, angles);
 }
 
 static void rotate_and_store(Worker *w, const Heads *heads, const Row *, int n, const float *angles,
@@ -62,25 +81,35 @@ static void rotate_and_store(Worker *w, const Heads *heads, const Row *, int n, 
 static void attend(Worker *w, const Heads *heads, const Row *, int n, const float *q, size_t q_stride, Operand *out) {
     const DeviceHeads h = device_heads(heads);
     const Scratch *scratch = &w->backend->attention;
+    const int n_chunks = chunks_at_once(w->key.n_chunks, h.window);
     const int together =
-        attention_rows_together(scratch->bytes, attention_row_bytes(h.n_head, h.n_head * h.head_size, w->key.n_chunks));
+        attention_rows_together(scratch->bytes, attention_row_bytes(h.n_head, h.n_head * h.head_size, n_chunks));
     for (int first = 0; first < n; first += together) {
         DeviceOperand part = operand_from(&out->operand, first);
         queue_attend(w->backend->stream, &h, w->backend->input->rows + first,
-                     n - first < together ? n - first : together, w->key.n_chunks, q + (size_t)first * q_stride,
-                     q_stride, (float *)scratch->memory, &part);
+                     n - first < together ? n - first : together, n_chunks, q + (size_t)first * q_stride, q_stride,
+                     (float *)scratch->memory, &part);
     }
 }
 
-static void gate(Worker *w, Activation, const Matrix *gate_matrix, const Matrix *up_matrix, const Operand *in, int n,
+static void gate(Worker *w, Activation activation, const Matrix *gate, const Matrix *up, const Operand *in, int n,
                  Operand *out) {
-    const Weight *gate = gate_matrix->weight, *up = up_matrix->weight;
     Backend *b = w->backend;
     const ProductScratch scratch = product_scratch(b);
     float *values = (float *)b->gates.memory;
-    const size_t stride = padded(gate->weight.rows);
-    queue_swiglu(b->stream, &gate->weight, &up->weight, &in->operand, n, &out->operand, values,
-                 values + BEE_MAX_PASS_ROWS * stride, stride, &scratch);
+    const size_t stride = padded(gate->weight->weight.rows);
+    const DeviceProduct gates = product_of(gate, values, stride, false);
+    const DeviceProduct ups = product_of(up, values + BEE_MAX_PASS_ROWS * stride, stride, false);
+    queue_gate(b->stream, activation, &gates, &ups, &in->operand, n, &out->operand, &scratch);
+}
+
+static void gate_values(Worker *w, Activation activation, const float *gate, size_t gate_stride, const float *up,
+                        size_t up_stride, int columns, int n, Operand *out) {
+    queue_gate_values(w->backend->stream, activation, gate, gate_stride, up, up_stride, columns, n, &out->operand);
+}
+
+static void cap(Worker *w, float scale, float softcap, float *logits, size_t stride, int columns, int n) {
+    queue_cap(w->backend->stream, scale, softcap, logits, stride, columns, n);
 }
 
 static void copy(Worker *w, const float *from, size_t from_stride, float *to, size_t to_stride, int columns, int n) {
@@ -175,8 +204,8 @@ static const DeviceOps device_ops = {
 static const Ops cuda_ops = {
     weight_new,       weight_free, weight_bytes, operand_format, operand_new, operand_free, buffer_new, buffer_free,
     buffer_write,     buffer_read, buffer_move,  table_new,      table_free,  cache_new,    cache_free, run,
-    worker_index,     embed,       norm,         NULL,           NULL,        to_operand,   multiply,   rope_angles,
-    rotate_and_store, attend,      gate,         NULL,           NULL,        copy,         choose,     measure_rates,
+    worker_index,     embed,       norm,         norm_in_place,  add,         to_operand,   multiply,   rope_angles,
+    rotate_and_store, attend,      gate,         gate_values,    cap,         copy,         choose,     measure_rates,
     &device_ops,
 };
 

@@ -13,9 +13,7 @@ inline void __threadfence_system() {}
 
 __device__ DeviceRow row_of(const DeviceSession *s, bool draft, int32_t token, int32_t position, int32_t n_visible) {
     DeviceRow row;
-    row.keys = draft ? s->draft_keys : s->keys;
-    row.values = draft ? s->draft_values : s->values;
-    row.n_ctx = draft ? s->draft_n_ctx : s->n_ctx;
+    row.cache = draft ? s->draft_cache : s->cache;
     row.token = token;
     row.position = position;
     row.n_visible = n_visible;

@@ -276,14 +276,24 @@ void cache_free(Backend *b, Cache *cache) {
 }
 
 DeviceHeads device_heads(const Heads *h) {
-    return {h->n_head,
-            h->n_head_kv,
-            h->head_size,
-            h->first_column,
-            h->rope ? h->rope->n_rotated : 0,
-            h->rope && h->rope->neox,
-            h->scale,
-            h->eps};
+    DeviceHeads d = {};
+    d.n_head = h->n_head;
+    d.n_head_kv = h->n_head_kv;
+    d.head_size = h->head_size;
+    d.region = cache_region(h);
+    d.first_column = h->first_column;
+    d.n_rotated = h->rope ? h->rope->n_rotated : 0;
+    d.neox = h->rope && h->rope->neox;
+    d.norm_rotated = h->norm_rotated;
+    d.norm_values = h->norm_values;
+    d.scale = h->scale;
+    d.eps = h->eps;
+    d.softcap = h->softcap;
+    d.growth = h->growth;
+    d.period = h->period;
+    d.window = h->window;
+    d.sinks = h->sinks;
+    return d;
 }
 
 Cache *cache_new(Backend *b, const CacheShape *shape, int n_ctx) {
@@ -297,7 +307,7 @@ Cache *cache_new(Backend *b, const CacheShape *shape, int n_ctx) {
         ok = (cache->values[r] = (uint16_t *)take(b, cache_half_bytes(cache, r))) && ok;
     }
     const size_t before = b->need_attention;
-    grow_to(&b->need_attention, attention_bytes(shape->n_head, shape->query_columns, n_ctx));
+    grow_to(&b->need_attention, attention_bytes(shape->n_head, shape->query_columns, attention_chunks(shape, n_ctx)));
     if (ok && reserve_needs(b)) return cache;
     cache_free(b, cache);
     b->need_attention = before; /* the others go on as before */

@@ -4,24 +4,37 @@
 #ifndef BEE_CUDA_KERNELS_H
 #define BEE_CUDA_KERNELS_H
 
+#include "activation.h"
 #include "bee.h"
 #include "device.h"
 #include "file/gguf.h"
 #include "layout.h"
 #include "operand.h"
 
+/* A sequence's keys and values: layout.h. A region's position p lies where p % n_positions does. */
+typedef struct DeviceCache {
+    uint16_t *keys[CACHE_REGIONS], *values[CACHE_REGIONS];
+    int32_t n_positions[CACHE_REGIONS]; /* whole chunks */
+    int32_t n_ctx;                      /* as it was asked for */
+} DeviceCache;
+
 /* One row of a pass. position < 0: the row is idle; nothing is stored for it, and what is computed of it is never used
- * (its token is any of the vocabulary, n_visible is 1 and its cache a real one). */
+ * (its token is any of the vocabulary, and its cache a real one, of which it sees nothing). */
 typedef struct DeviceRow {
-    uint16_t *keys, *values; /* of its sequence: layout.h */
-    int32_t n_ctx;           /* positions of that cache: whole chunks */
+    DeviceCache cache; /* of its sequence */
     int32_t token, position, n_visible;
 } DeviceRow;
 
+/* As Heads in ops.h. */
 typedef struct DeviceHeads {
-    int n_head, n_head_kv, head_size, first_column, n_rotated;
-    bool neox;
-    float scale, eps;
+    int n_head, n_head_kv, head_size;
+    int region, first_column; /* of the cache */
+    int n_rotated;
+    bool neox, norm_rotated, norm_values;
+    float scale, eps, softcap;
+    double growth;
+    int period, window;
+    const float *sinks;
 } DeviceHeads;
 
 /* ---- weights: weights.cu ------------------------------------------------------------------------- */
@@ -33,12 +46,15 @@ void queue_pack(cudaStream_t stream, const DeviceWeight *weight, TensorType type
 
 /* ---- products: matmul.cu ------------------------------------------------------------------------- */
 
-/* out[row][weight row] (+)= product; stride in floats. Columns of `out` beyond the weight's rows are not written. */
+/* out[row][weight row] (+)= scale * product + bias; stride in floats. Columns of `out` beyond the weight's rows are not
+ * written. */
 typedef struct DeviceProduct {
     DeviceWeight weight;
     float *out;
     size_t stride;
     bool add;
+    const float *bias = NULL; /* one per row of the weight; NULL: none */
+    float scale = 1;
 } DeviceProduct;
 
 /* What products split over K need while they run. */
@@ -56,35 +72,60 @@ void product_scratch_size(const DeviceWeight *weights, int n_weights, int max_ro
 /* 1 to 3 products of the same operand. n is 1 to BEE_MAX_PASS_ROWS. */
 void queue_multiply(cudaStream_t stream, const DeviceProduct *products, int n_products, const DeviceOperand *in, int n,
                     const ProductScratch *scratch);
-/* out = silu(gate in) * (up in), as an operand. */
-void queue_swiglu(cudaStream_t stream, const DeviceWeight *gate, const DeviceWeight *up, const DeviceOperand *in, int n,
-                  const DeviceOperand *out, float *gate_values, float *up_values, size_t stride,
-                  const ProductScratch *scratch);
+/* out = activation(gate) * up, as an operand, of two products that are not wider than it. Where their `out` points is
+ * memory for them on the way; their strides are equal. */
+void queue_gate(cudaStream_t stream, Activation activation, const DeviceProduct *gate, const DeviceProduct *up,
+                const DeviceOperand *in, int n, const DeviceOperand *out, const ProductScratch *scratch);
 
 /* ---- rows: rows.cu ------------------------------------------------------------------------------- */
 
-/* x row i = row rows[i].token of the table: the file's blocks; zero from `columns` to `stride`. */
+/* x / sqrt(mean(x^2) + eps) * gain. */
+typedef struct DeviceNorm {
+    const float *gain; /* NULL: 1 */
+    float eps;
+    bool centred; /* the mean is taken away first */
+} DeviceNorm;
+
+typedef struct DeviceRope {
+    int n_rotated;
+    float magnitude; /* of cosines and sines */
+    const double *frequencies;
+    const double *long_frequencies; /* for caches of more than long_beyond positions; NULL: none */
+    int long_beyond;
+} DeviceRope;
+
+/* x row i = scale * row rows[i].token of the table: the file's blocks; zero from `columns` to `stride`. */
 void queue_embed(cudaStream_t stream, TensorType type, const uint8_t *raw, size_t row_bytes, int columns,
-                 const DeviceRow *rows, int n, float *x, size_t stride);
+                 const DeviceRow *rows, int n, float scale, float *x, size_t stride);
 /* out row i = norm of x row (index ? index[i] : i). */
-void queue_rms_norm(cudaStream_t stream, const float *x, size_t stride, const int32_t *index, const float *gain,
-                    float eps, int columns, int n, const DeviceOperand *out);
+void queue_norm(cudaStream_t stream, const DeviceNorm *norm, const float *x, size_t stride, const int32_t *index,
+                int columns, int n, const DeviceOperand *out);
+/* In place, each of `parts` slices of so many columns for itself. */
+void queue_norm_in_place(cudaStream_t stream, const DeviceNorm *norm, float *x, size_t stride, int columns, int parts,
+                         int n);
+/* x = (x + scale * y) * whole; y is normed before, in place, where there is a norm. */
+void queue_add(cudaStream_t stream, const DeviceNorm *norm, float *y, size_t y_stride, float scale, float whole,
+               int columns, int n, float *x, size_t x_stride);
 void queue_to_operand(cudaStream_t stream, const float *x, size_t stride, const int32_t *index, int n,
                       const DeviceOperand *out);
-/* angles[row] = cos, sin of position * frequency in double precision, [n_rotated / 2][2]. */
-void queue_rope_angles(cudaStream_t stream, int n_rotated, const double *frequencies, const DeviceRow *rows, int n,
-                       float *angles);
+/* out = activation(gate) * up; zero beyond the columns. */
+void queue_gate_values(cudaStream_t stream, Activation activation, const float *gate, size_t gate_stride,
+                       const float *up, size_t up_stride, int columns, int n, const DeviceOperand *out);
+/* logits = softcap * tanh(scale * logits / softcap), or scale * logits where softcap is 0. */
+void queue_cap(cudaStream_t stream, float scale, float softcap, float *logits, size_t stride, int columns, int n);
+/* angles[row] = magnitude * cos, sin of position * frequency, these in double precision, [n_rotated / 2][2]. */
+void queue_rope_angles(cudaStream_t stream, const DeviceRope *rope, const DeviceRow *rows, int n, float *angles);
 void queue_copy(cudaStream_t stream, const float *from, size_t from_stride, float *to, size_t to_stride, int columns,
                 int n);
 
 /* ---- attention: attention.cu --------------------------------------------------------------------- */
 
-/* Norms (where gains are given), rotates and scales queries in place; norms, rotates and stores
- * keys; stores values. `q` may be NULL. */
+/* Norms (where gains are given), rotates and scales queries in place; norms, rotates and stores keys; stores values.
+ * Without `q` there are no queries; without `k` neither keys nor values; without `v` values are what keys were. */
 void queue_rotate_and_store(cudaStream_t stream, const DeviceHeads *heads, const DeviceRow *rows, int n,
                             const float *angles, const float *q_gain, const float *k_gain, float *q, size_t q_stride,
-                            float *k, float *v, size_t kv_stride);
-/* n_chunks: of 128 positions, at least what any row sees; it decides the grid, never a number. `scratch` has
+                            const float *k, const float *v, size_t kv_stride);
+/* n_chunks: of 128 positions, at least as many as any row sees; it decides the grid, never a number. `scratch` has
  * attention_row_bytes (work_sizes.h) for each row. */
 void queue_attend(cudaStream_t stream, const DeviceHeads *heads, const DeviceRow *rows, int n, int n_chunks,
                   const float *q, size_t q_stride, float *scratch, const DeviceOperand *out);
@@ -141,8 +182,7 @@ typedef struct DeviceSession {
     int32_t finished; /* nothing may follow: later cycles do nothing */
     int32_t mask_token;
     int32_t causal; /* the drafter */
-    uint16_t *keys, *values, *draft_keys, *draft_values;
-    int32_t n_ctx, draft_n_ctx;
+    DeviceCache cache, draft_cache;
     /* Accepted drafts are drawn from this profile instead, where it is given: [k] is the share of cycles that accept
      * more than k drafts. For measurements with made-up weights. */
     int32_t has_profile;

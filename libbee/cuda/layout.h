@@ -30,7 +30,8 @@
  *   a span of F16 or BF16: [4 steps of 16 columns][lane][4 words], the registers of mma_f16_k16's A
  *             of F32: float [64 columns][16 rows]
  *
- * Keys and values: float16, [layer][head][chunk of 128 positions], and in a chunk the B fragments of mma_f16_k16:
+ * Keys and values: float16, of each region of the cache (src/cache/cache.h) [layer][head][chunk of 128 positions], and
+ * in a chunk the B fragments of mma_f16_k16:
  *   keys      [position / 8][dimension / 16][lane][4]  lane = 4 (position % 8) + t: dimensions 2 t, 2 t + 1, + 8, + 9
  *   values    [position / 16][dimension / 8][lane][4]  lane = 4 (dimension % 8) + t: positions 2 t, 2 t + 1, + 8, + 9
  */
@@ -88,10 +89,11 @@ LAYOUT DeviceWeight device_weight_layout(TensorType type, int rows, int columns)
 /* Elements of one head's chunk. */
 LAYOUT size_t cache_chunk_elements(int head_size) { return (size_t)CACHE_CHUNK * (size_t)head_size; }
 
-/* Where a head's chunk begins, in elements: layer by layer, in each head by head, in each chunk by chunk. */
-LAYOUT size_t cache_chunk_at(int n_ctx, int first_column, int head_size, int head, int chunk) {
-    return ((size_t)first_column + (size_t)head * (size_t)head_size) * (size_t)n_ctx +
-           (size_t)chunk * cache_chunk_elements(head_size);
+/* Where a head's chunk begins in a region of so many positions, in elements: layer by layer, in each head by head, in
+ * each chunk by chunk. */
+LAYOUT size_t cache_chunk_at(int n_positions, int first_column, int head_size, int head, int chunk) {
+    return ((size_t)first_column + (size_t)head * (size_t)head_size) * (size_t)n_positions +
+           (size_t)(chunk % (n_positions / CACHE_CHUNK)) * cache_chunk_elements(head_size);
 }
 
 /* Where an element lies in its chunk; `position` counts from the chunk's beginning. */

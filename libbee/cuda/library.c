@@ -107,7 +107,7 @@ static uint64_t operand_bytes(int columns) {
 }
 
 static uint64_t partial_results(const CacheShape *shape, int n_ctx) {
-    return attention_bytes(shape->n_head, shape->query_columns, n_ctx);
+    return attention_bytes(shape->n_head, shape->query_columns, attention_chunks(shape, n_ctx));
 }
 
 /* The largest head's rows are kept where log-probabilities are asked for. */

@@ -15,6 +15,7 @@
  * parts ascending, each step the same instructions whatever the number of tokens; how the columns are split follows
  * from the weight's shape. */
 #include "kernels.h"
+#include "pointwise.h"
 
 #if defined(BEE_EMULATE)
 #define UNROLL
@@ -47,6 +48,9 @@ struct Task {
     size_t stride;
     int rows, n_tiles, n_pairs, n_parts, n_blocks;
     bool add;
+    Activation activation; /* of a gate */
+    const float *bias, *up_bias;
+    float scale, up_scale;
 };
 
 struct Tasks {
@@ -126,25 +130,31 @@ __device__ bool sum_parts(const Share &s, float *results, int n) {
     return true;
 }
 
+/* A row of the weight: its product, and what belongs to it. */
+__device__ float with_bias(float product, float scale, const float *bias, int row) {
+    return bias ? product * scale + bias[row] : product * scale;
+}
+
 __device__ void store_rows(const Share &s, const float *results) {
     for (int i = (int)threadIdx.x; i < s.n_tokens * BLOCK_ROWS; i += BLOCK_THREADS) {
         const int token = i / BLOCK_ROWS, in_block = i % BLOCK_ROWS, row = s.block * BLOCK_ROWS + in_block;
         if (row >= s.task.rows) continue;
         float *const out = s.task.out + (size_t)(s.first_token + token) * s.task.stride + (size_t)row;
-        const float result = results[token * RESULT_STRIDE + in_block];
+        const float result = with_bias(results[token * RESULT_STRIDE + in_block], s.task.scale, s.task.bias, row);
         *out = s.task.add ? *out + result : result;
     }
 }
-
-/* silu(gate) * up */
-__device__ float gated(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
 
 /* The block's 32 rows of gate and of up are one group of the operand. */
 __device__ void store_gated(const Share &s, const float *results, const DeviceOperand &out) {
     const int lane = lane_of();
     for (int token = (int)threadIdx.x / WARP_SIZE; token < s.n_tokens; token += BLOCK_WARPS) {
         const float *const both = results + token * RESULT_STRIDE;
-        const float x = s.block * GROUP + lane < s.task.rows ? gated(both[lane], both[GROUP + lane]) : 0.0f;
+        const int row = s.block * GROUP + lane;
+        float x = 0;
+        if (row < s.task.rows)
+            x = gated(s.task.activation, with_bias(both[lane], s.task.scale, s.task.bias, row),
+                      with_bias(both[GROUP + lane], s.task.up_scale, s.task.up_bias, row));
         store_group(&out, s.first_token + token, s.block, x);
     }
 }
@@ -586,14 +596,6 @@ __global__ void __launch_bounds__(BLOCK_THREADS, RESIDENT_BLOCKS)
     finish(s, (float *)results, out, n);
 }
 
-/* A warp for each group (x) and row (y). */
-__global__ void gate_kernel(const float *gate, const float *up, size_t stride, int rows, const DeviceOperand out) {
-    begin_grid();
-    const int group = (int)blockIdx.x, token = (int)blockIdx.y, column = group * GROUP + lane_of();
-    const size_t at = (size_t)token * stride + (size_t)column;
-    store_group(&out, token, group, column < rows ? gated(gate[at], up[at]) : 0.0f);
-}
-
 /* ---- launches ------------------------------------------------------------------------------------ */
 
 typedef void Kernel(const Tasks, const DeviceOperand, const DeviceOperand, int);
@@ -649,9 +651,12 @@ int parts_of(const DeviceWeight *w) {
 }
 
 /* Takes what the task needs from the scratch memory's beginning. */
-Task new_task(const DeviceWeight *w, int n_blocks, int n, ProductScratch *left) {
+Task new_task(const DeviceProduct *product, int n_blocks, int n, ProductScratch *left) {
+    const DeviceWeight *w = &product->weight;
     Task t = {};
     t.data = w->data;
+    t.bias = product->bias;
+    t.scale = product->scale;
     t.rows = w->rows;
     t.n_tiles = w->n_tiles;
     t.n_pairs = w->n_spans * span_columns(w->type) / PAIR;
@@ -695,7 +700,7 @@ void queue_multiply(cudaStream_t stream, const DeviceProduct *products, int n_pr
         for (int i = first; i < n_products; i++) {
             const DeviceProduct *p = &products[i];
             if (p->weight.type != type) continue;
-            Task t = new_task(&p->weight, blocks_of(&p->weight), n, &left);
+            Task t = new_task(p, blocks_of(&p->weight), n, &left);
             t.out = p->out;
             t.stride = p->stride;
             t.add = p->add;
@@ -706,21 +711,24 @@ void queue_multiply(cudaStream_t stream, const DeviceProduct *products, int n_pr
 }
 
 /* Gate and up of the same type in one launch that makes the operand, too: a block has the same 32 rows of both. It
- * needs as many blocks as the operand has groups, which is what the two would need apart. */
-void queue_swiglu(cudaStream_t stream, const DeviceWeight *gate, const DeviceWeight *up, const DeviceOperand *in, int n,
-                  const DeviceOperand *out, float *gate_values, float *up_values, size_t stride,
-                  const ProductScratch *scratch) {
-    if (gate->type == up->type) {
+ * needs as many blocks as there are groups, which is what the two would need apart. Groups of an operand that is wider
+ * than this weight are left as they are: what multiplies it reads whole pairs of its own columns alone. */
+void queue_gate(cudaStream_t stream, Activation activation, const DeviceProduct *gate, const DeviceProduct *up,
+                const DeviceOperand *in, int n, const DeviceOperand *out, const ProductScratch *scratch) {
+    if (gate->weight.type == up->weight.type) {
         ProductScratch left = *scratch;
         Tasks tasks = {};
-        tasks.task[0] = new_task(gate, out->n_groups, n, &left);
-        tasks.task[0].up = up->data;
+        Task *const t = &tasks.task[0];
+        *t = new_task(gate, 2 * quotient_up(gate->weight.rows, PAIR), n, &left);
+        t->activation = activation;
+        t->up = up->weight.data;
+        t->up_bias = up->bias;
+        t->up_scale = up->scale;
         tasks.n_tasks = 1;
-        launch_tasks(stream, gate->type, tasks, *in, *out, n);
+        launch_tasks(stream, gate->weight.type, tasks, *in, *out, n);
         return;
     }
-    const DeviceProduct products[2] = {{*gate, gate_values, stride, false}, {*up, up_values, stride, false}};
+    const DeviceProduct products[2] = {*gate, *up};
     queue_multiply(stream, products, 2, in, n, scratch);
-    launch(stream, dim3((unsigned)out->n_groups, (unsigned)n), dim3(WARP_SIZE), 0, gate_kernel,
-           (const float *)gate_values, (const float *)up_values, stride, gate->rows, *out);
+    queue_gate_values(stream, activation, gate->out, gate->stride, up->out, up->stride, gate->weight.rows, n, out);
 }

@@ -12,9 +12,19 @@ static bool truncates(const bee_sampling *s) {
     return s->temperature > 0 && (s->top_k > 0 || s->top_p < 1 || s->min_p > 0);
 }
 
+static DeviceCache device_cache(const Cache *cache) {
+    DeviceCache d = {};
+    for (int r = 0; r < CACHE_REGIONS; r++) {
+        d.keys[r] = cache->keys[r];
+        d.values[r] = cache->values[r];
+        d.n_positions[r] = cache->n_positions[r];
+    }
+    d.n_ctx = cache->n_ctx;
+    return d;
+}
+
 static DeviceRow device_row(const Row *row) {
-    return {row->cache->keys[0], row->cache->values[0], row->cache->n_positions[0],
-            row->token,          row->position,         row->n_visible};
+    return {device_cache(row->cache), row->token, row->position, row->n_visible};
 }
 
 /* Edits and masks of all choices go where the choices then point. */
@@ -266,14 +276,8 @@ void cycle_set(Backend *b, DeviceCycle *cycle, const CycleState *state) {
     memcpy(s->stop_tokens, state->stop_tokens, (size_t)state->n_stop_tokens * sizeof *state->stop_tokens);
     s->mask_token = state->mask_token;
     s->causal = state->causal;
-    s->keys = state->cache->keys[0];
-    s->values = state->cache->values[0];
-    s->n_ctx = state->cache->n_positions[0];
-    if (state->draft_cache) {
-        s->draft_keys = state->draft_cache->keys[0];
-        s->draft_values = state->draft_cache->values[0];
-        s->draft_n_ctx = state->draft_cache->n_positions[0];
-    }
+    s->cache = device_cache(state->cache);
+    if (state->draft_cache) s->draft_cache = device_cache(state->draft_cache);
     s->has_profile = state->profile != NULL;
     if (state->profile) memcpy(s->profile, state->profile, sizeof s->profile);
     s->cycles = cycle->n_queued;

@@ -28,6 +28,18 @@ static inline int chunk_bucket(int n_positions) {
     return chunks;
 }
 
+/* Of n_chunks, those that a row may see at once. A window may begin anywhere in a chunk, and a row may see to the end
+ * of its pass. */
+static inline int chunks_at_once(int n_chunks, int window) {
+    const int most = cache_chunks(window + BEE_MAX_PASS_ROWS - 2) + 1;
+    return window && most < n_chunks ? most : n_chunks;
+}
+
+/* Of any layer. */
+static inline int attention_chunks(const CacheShape *shape, int n_ctx) {
+    return chunks_at_once(chunk_bucket(n_ctx), shape->columns[0] ? 0 : shape->window);
+}
+
 /* A row's partial results: maximum, sum and weighted values of each head and chunk. */
 static inline size_t attention_row_bytes(int n_head, int query_columns, int n_chunks) {
     return (size_t)n_chunks * ((size_t)query_columns + 2 * (size_t)n_head) * sizeof(float);
@@ -40,9 +52,9 @@ static inline int attention_rows_together(size_t bytes, size_t row_bytes) {
     return rows < BEE_MAX_PASS_ROWS ? (int)rows : BEE_MAX_PASS_ROWS;
 }
 
-/* What is reserved: passes that see less than the whole context have room for more rows together. */
-static inline size_t attention_bytes(int n_head, int query_columns, int n_ctx) {
-    const size_t row_bytes = attention_row_bytes(n_head, query_columns, chunk_bucket(n_ctx));
+/* What is reserved: passes that see fewer chunks have room for more rows together. */
+static inline size_t attention_bytes(int n_head, int query_columns, int n_chunks) {
+    const size_t row_bytes = attention_row_bytes(n_head, query_columns, n_chunks);
     const size_t least = ATTENTION_ROWS * row_bytes, most = BEE_MAX_PASS_ROWS * row_bytes;
     if (most < ATTENTION_BYTES) return most;
     return least > ATTENTION_BYTES ? least : ATTENTION_BYTES;

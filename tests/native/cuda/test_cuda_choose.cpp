@@ -426,6 +426,23 @@ struct Stage {
 
 static uint16_t *fake_pointer(uintptr_t value) { return (uint16_t *)(value << 12); }
 
+static DeviceCache fake_cache(uintptr_t first) {
+    DeviceCache cache = {};
+    for (uintptr_t r = 0; r < CACHE_REGIONS; r++) {
+        cache.keys[r] = fake_pointer(first + 2 * r), cache.values[r] = fake_pointer(first + 2 * r + 1);
+        cache.n_positions[r] = (int32_t)(1024 * (first + r));
+    }
+    cache.n_ctx = (int32_t)(1024 * first - 100);
+    return cache;
+}
+
+static bool same_cache(const DeviceCache &a, const DeviceCache &b) {
+    bool same = a.n_ctx == b.n_ctx;
+    for (int r = 0; r < CACHE_REGIONS; r++)
+        same = same && a.keys[r] == b.keys[r] && a.values[r] == b.values[r] && a.n_positions[r] == b.n_positions[r];
+    return same;
+}
+
 static DeviceSession session_new(Random *r) {
     DeviceSession s = {};
     s.sampling = sampling_of(r, random_below(r, 9));
@@ -437,16 +454,13 @@ static DeviceSession session_new(Random *r) {
     for (int i = 0; i < s.n_stop_tokens; i++) s.stop_tokens[i] = 900 + random_below(r, 100);
     s.mask_token = 777;
     s.causal = random_below(r, 2);
-    s.keys = fake_pointer(1), s.values = fake_pointer(2);
-    s.draft_keys = fake_pointer(3), s.draft_values = fake_pointer(4);
-    s.n_ctx = 2048, s.draft_n_ctx = 4096;
+    s.cache = fake_cache(1), s.draft_cache = fake_cache(10);
     return s;
 }
 
 static void check_row(const DeviceRow &row, const DeviceSession &s, bool draft, int32_t token, int32_t position,
                       int32_t n_visible) {
-    CHECK(row.keys == (draft ? s.draft_keys : s.keys) && row.values == (draft ? s.draft_values : s.values));
-    CHECK_EQ(row.n_ctx, draft ? s.draft_n_ctx : s.n_ctx);
+    CHECK(same_cache(row.cache, draft ? s.draft_cache : s.cache));
     CHECK_EQ(row.token, token);
     CHECK_EQ(row.position, position);
     CHECK_EQ(row.n_visible, n_visible);
@@ -519,7 +533,8 @@ static void check_session(const DeviceSession &s, const DeviceSession &expected)
     CHECK_EQ(s.n_new, expected.n_new);
     CHECK_EQ(s.finished, expected.finished);
     CHECK_EQ(s.cycles, expected.cycles);
-    CHECK(s.keys == expected.keys && s.n_stop_tokens == expected.n_stop_tokens && s.causal == expected.causal);
+    CHECK(same_cache(s.cache, expected.cache) && same_cache(s.draft_cache, expected.draft_cache));
+    CHECK(s.n_stop_tokens == expected.n_stop_tokens && s.causal == expected.causal);
 }
 
 static void check_injection(const std::vector<DeviceRow> &rows, const DeviceSession &before, int n_drafts, int n_new,

@@ -361,12 +361,19 @@ enum { OUT_PADDING = 3 }; /* floats behind a row that must stay as they are */
 
 static size_t out_stride(const Matrix *m) { return (size_t)m->weight.rows + OUT_PADDING; }
 
+/* What belongs to a product; the bias lies on the device. */
+struct Extra {
+    const float *bias = nullptr;
+    float scale = 1;
+};
+
 /* The product of n tokens, on the host: [n][rows + OUT_PADDING]. Begins from `before`, or, NULL, from NaN. A row more
  * than the n must stay as it is. */
-static float *multiply(const Matrix *m, const DeviceOperand *in, int n, const float *before) {
+static float *multiply(const Matrix *m, const DeviceOperand *in, int n, const float *before, const Extra &extra = {}) {
     const size_t count = (size_t)(n + 1) * out_stride(m);
-    DeviceProduct product = {m->weight, (float *)device_memory(count * sizeof(float)), out_stride(m),
-                             before != nullptr};
+    DeviceProduct product = {m->weight,     (float *)device_memory(count * sizeof(float)),
+                             out_stride(m), before != nullptr,
+                             extra.bias,    extra.scale};
     Scratch scratch = new_scratch(&m->weight, 1, in->max_rows);
     if (before) upload(product.out, before, count * sizeof(float));
     queue_multiply(stream, &product, 1, in, n, &scratch.device);
@@ -409,6 +416,33 @@ static void check_add(const Matrix *m, const DeviceOperand *in, const float *out
     free(sums);
 }
 
+/* Scale and bias, exactly as they stand: (before +) out * scale + bias, each rounded. */
+static void check_extra(const Matrix *m, const DeviceOperand *in, const float *out, int n) {
+    const size_t rows = (size_t)m->weight.rows, count = (size_t)(n + 1) * out_stride(m);
+    float *const bias = new_floats(rows), *const before = new_floats(count);
+    for (size_t r = 0; r < rows; r++) bias[r] = (float)((int)(r % 11) - 5) / 3;
+    for (size_t i = 0; i < count; i++) before[i] = (float)((int)(i % 7) - 3);
+    float *const device_bias = (float *)device_memory(rows * sizeof(float));
+    upload(device_bias, bias, rows * sizeof(float));
+    long wrong = 0;
+    for (int kind = 0; kind < 4; kind++) {
+        const Extra extra = {kind == 3 ? nullptr : device_bias, kind == 1 ? 1.0f : -0.3f};
+        float *const got = multiply(m, in, n, kind == 2 ? before : nullptr, extra);
+        for (size_t i = 0; i < count; i++) {
+            const size_t r = i % out_stride(m);
+            const bool inside = r < rows && i / out_stride(m) < (size_t)n;
+            const float scaled = out[i] * extra.scale, biased = extra.bias ? scaled + bias[r < rows ? r : 0] : scaled;
+            const float expected = kind == 2 ? before[i] + biased : biased;
+            wrong += inside ? got[i] != expected : kind == 2 ? got[i] != before[i] : !std::isnan(got[i]);
+        }
+        free(got);
+    }
+    if (!CHECK_EQ(wrong, 0)) printf("    %s, with scale and bias\n", m->type->name);
+    free(bias);
+    free(before);
+    cudaFree(device_bias);
+}
+
 /* Whether n tokens, from `first` on, come to the same bits as in `all`. */
 static bool same_alone(const Matrix *m, const float *x, const float *all, int first, int n) {
     DeviceOperand in = new_operand(m->weight.columns, n, operand_format(m->type->type));
@@ -434,6 +468,7 @@ static void test_product(const BlockType *type, int rows, int columns, int n_all
     float *const all = multiply(&m, &in, n_all, nullptr);
     check_values(&m, &decoded, all, n_all);
     check_add(&m, &in, all, n_all);
+    if (n_all < 64) check_extra(&m, &in, all, n_all);
     for (int n : runs) {
         if (n > n_all) break;
         if (!CHECK(same_alone(&m, x, all, random_below(random, n_all - n + 1), n)))
@@ -609,27 +644,32 @@ struct Gated {
     double value, error;
 };
 
-/* From what the products came to, g and u: relative EXP_ERROR of the exponential and three roundings, each of at most
- * u; below -87 the gate is all but shut. Then the code: half a scale, and the scale's own roundings. */
-static Gated expected_gated(float g, float u) {
-    const double value = g / (1 + exp(-(double)g)) * u;
-    return {value, (EXP_ERROR + 4 * U) * SECOND_ORDER * fabs(value) + fabs((double)g * u) * 2 * exp(-87)};
+/* From what the products came to, g and u: activation(g) is g / (1 + exp(-t)). Relative EXP_ERROR of the exponential
+ * and three roundings, each of at most u; t, where it is not g itself, comes from six roundings, which count as the
+ * quotient follows it; below -87 the gate is all but shut. Then the code: half a scale, and the scale's own roundings.
+ */
+static Gated expected_gated(Activation activation, float g, float u) {
+    const double cubic = g + 0.044715 * g * g * g;
+    const double t = activation == ACTIVATION_GELU ? 2 * sqrt(2 / M_PI) * cubic : (double)g;
+    const double value = g / (1 + exp(-t)) * u, follows = fabs(t) / (1 + exp(t));
+    const double relative = EXP_ERROR + 4 * U + (activation == ACTIVATION_GELU ? 6 * U * follows : 0);
+    return {value, relative * SECOND_ORDER * fabs(value) + fabs((double)g * u) * 2 * exp(-87)};
 }
 
 /* The operand's values against those from the products alone. */
-static void check_gated(const DeviceOperand *out, const float *gate, const float *up, size_t stride, int rows, int n,
-                        const char *name) {
+static void check_gated(Activation activation, const DeviceOperand *out, const float *gate, const float *up,
+                        size_t stride, int rows, int n, const char *name) {
     Decoded d = new_decoded(out, n);
     decode_codes(out, n, &d);
     int wrong = 0;
     for (int t = 0; t < n; t++)
-        for (int group = 0; group < out->n_groups; group++) {
+        for (int group = 0; group < (rows + 63) / 64 * 2; group++) {
             Gated expected[GROUP] = {};
             double largest = 0;
             for (int i = 0; i < GROUP; i++) {
                 const int r = group * GROUP + i;
                 const size_t at = (size_t)t * stride + (size_t)r;
-                if (r < rows) expected[i] = expected_gated(gate[at], up[at]);
+                if (r < rows) expected[i] = expected_gated(activation, gate[at], up[at]);
                 largest = fmax(largest, fabs(expected[i].value) + expected[i].error);
             }
             for (int i = 0; i < GROUP; i++) {
@@ -661,62 +701,88 @@ static bool same_operands(const DeviceOperand *a, const DeviceOperand *b, int n)
     return same;
 }
 
-static void run_swiglu(const Matrix *gate, const Matrix *up, const DeviceOperand *in, int n, const DeviceOperand *out) {
-    const DeviceWeight weights[] = {gate->weight, up->weight};
-    const size_t stride = out_stride(gate), bytes = (size_t)in->max_rows * stride * sizeof(float);
-    float *const values[] = {(float *)device_memory(bytes), (float *)device_memory(bytes)};
+/* A gate's two matrices, and what belongs to their products. */
+struct Gate {
+    Matrix gate, up;
+    Activation activation;
+    Extra gate_extra, up_extra;
+};
+
+static void run_gate(const Gate &g, const DeviceOperand *in, int n, const DeviceOperand *out) {
+    const DeviceWeight weights[] = {g.gate.weight, g.up.weight};
+    const size_t stride = out_stride(&g.gate), bytes = (size_t)in->max_rows * stride * sizeof(float);
+    const DeviceProduct gate = {g.gate.weight,     (float *)device_memory(bytes), stride, false, g.gate_extra.bias,
+                                g.gate_extra.scale};
+    const DeviceProduct up = {g.up.weight,     (float *)device_memory(bytes), stride, false, g.up_extra.bias,
+                              g.up_extra.scale};
     Scratch scratch = new_scratch(weights, 2, in->max_rows);
-    queue_swiglu(stream, &gate->weight, &up->weight, in, n, out, values[0], values[1], stride, &scratch.device);
+    queue_gate(stream, g.activation, &gate, &up, in, n, out, &scratch.device);
     CHECK(finished());
     free_scratch(&scratch);
-    cudaFree(values[0]);
-    cudaFree(values[1]);
+    cudaFree(gate.out);
+    cudaFree(up.out);
 }
 
-static void test_swiglu_case(int gate_type, int up_type, int rows, int columns, int n, Random *random) {
-    Matrix gate = new_small_matrix(&block_types[gate_type], rows, columns, random);
-    Matrix up = new_small_matrix(&block_types[up_type], rows, columns, random);
-    float *const x = new_floats((size_t)n * (size_t)columns);
+/* `wider`: columns that the operand has beyond the matrices' rows. */
+static void test_gate_case(int gate_type, int up_type, int rows, int columns, int n, bool extra, int wider,
+                           Random *random) {
+    Gate g = {new_small_matrix(&block_types[gate_type], rows, columns, random),
+              new_small_matrix(&block_types[up_type], rows, columns, random),
+              extra ? ACTIVATION_GELU : ACTIVATION_SILU,
+              {},
+              {}};
+    float *const x = new_floats((size_t)n * (size_t)columns), *const bias = new_floats(2 * (size_t)rows);
     for (int i = 0; i < n * columns; i++) x[i] = (float)random_normal(random);
-    const int formats = operand_format(gate.type->type) | operand_format(up.type->type);
-    DeviceOperand in = new_operand(columns, n, formats), out = new_operand(rows, n, FORMAT_CODES);
+    for (int i = 0; i < 2 * rows; i++) bias[i] = (float)random_normal(random);
+    float *const device_bias = (float *)device_memory(2 * (size_t)rows * sizeof(float));
+    upload(device_bias, bias, 2 * (size_t)rows * sizeof(float));
+    if (extra) g.gate_extra = {device_bias, 0.7f}, g.up_extra = {device_bias + rows, -1.3f};
+    const int formats = operand_format(g.gate.type->type) | operand_format(g.up.type->type);
+    DeviceOperand in = new_operand(columns, n, formats), out = new_operand(rows + wider, n, FORMAT_CODES);
     fill_operand(&in, x, 0, n);
-    run_swiglu(&gate, &up, &in, n, &out);
-    float *const g = multiply(&gate, &in, n, nullptr), *const u = multiply(&up, &in, n, nullptr);
-    check_gated(&out, g, u, out_stride(&gate), rows, n, gate.type->name);
+    if (wider) cudaMemsetAsync(out.codes, 0, n_operand_groups(&out) * 256, stream);
+    if (wider) cudaMemsetAsync(out.scales, 0, n_operand_groups(&out) * 8 * sizeof(float2), stream);
+    run_gate(g, &in, n, &out);
+    float *const gates = multiply(&g.gate, &in, n, nullptr, g.gate_extra);
+    float *const ups = multiply(&g.up, &in, n, nullptr, g.up_extra);
+    check_gated(g.activation, &out, gates, ups, out_stride(&g.gate), rows, n, g.gate.type->name);
     DeviceOperand one_in = new_operand(columns, 1, formats), one = new_operand(rows, 1, FORMAT_CODES);
     DeviceOperand rest_in = new_operand(columns, n, formats), rest = new_operand(rows, n, FORMAT_CODES);
     fill_operand(&one_in, x, 0, 1);
-    run_swiglu(&gate, &up, &one_in, 1, &one);
+    run_gate(g, &one_in, 1, &one);
     CHECK(same_operands(&one, &out, 1));
     /* A token that is not finite makes its own groups so. */
     for (int i = 0; i < columns; i++) x[(size_t)(n - 1) * (size_t)columns + (size_t)i] = NAN;
     fill_operand(&rest_in, x, 0, n);
-    run_swiglu(&gate, &up, &rest_in, n, &rest);
+    run_gate(g, &rest_in, n, &rest);
     CHECK(same_operands(&rest, &out, n - 1));
     float2 *const scales = (float2 *)copy_back(rest.scales, n_operand_groups(&rest) * 8 * sizeof(float2));
     for (int group = 0; group < rest.n_groups; group++)
         CHECK(std::isnan(scales[operand_group(&rest, n - 1, group) * 8 + (size_t)((n - 1) % 8)].x) ==
               (group * GROUP < rows));
     free(scales);
-    free(g);
-    free(u);
+    free(gates);
+    free(ups);
     free(x);
+    free(bias);
+    cudaFree(device_bias);
     DeviceOperand *const all[] = {&in, &out, &one_in, &one, &rest_in, &rest};
     for (DeviceOperand *o : all) free_operand(o);
-    free_matrix(&gate);
-    free_matrix(&up);
+    free_matrix(&g.gate);
+    free_matrix(&g.up);
 }
 
-static void test_swiglu() {
+static void test_gate() {
     Random random = {11};
     for (int type = 0; type < N_BLOCK_TYPES; type++) {
-        test_swiglu_case(type, type, 96, 256, 3 + type, &random);
-        test_swiglu_case(type, (type + 5) % N_BLOCK_TYPES, 70, 512, 18, &random);
+        test_gate_case(type, type, 96, 256, 3 + type, type % 2, 0, &random);
+        test_gate_case(type, (type + 5) % N_BLOCK_TYPES, 70, 512, 18, type % 2, 0, &random);
     }
-    test_swiglu_case(8, 8, 200, 2048, 17, &random); /* in parts */
-    test_swiglu_case(3, 3, 33, 4096, 5, &random);
-    test_swiglu_case(8, 10, 40, 2048, 9, &random);
+    test_gate_case(8, 8, 200, 2048, 17, false, 0, &random); /* in parts */
+    test_gate_case(3, 3, 33, 4096, 5, true, 0, &random);
+    test_gate_case(8, 10, 40, 2048, 9, true, 0, &random);
+    test_gate_case(8, 8, 40, 2048, 9, true, 2000, &random); /* no more scratch memory than the matrices need */
+    test_gate_case(8, 10, 40, 512, 9, false, 100, &random);
 }
 
 int main() {
@@ -726,7 +792,7 @@ int main() {
     test_largest_codes();
     test_products_together();
     test_odd_activations();
-    test_swiglu();
+    test_gate();
     cudaStreamDestroy(stream);
     return check_report();
 }

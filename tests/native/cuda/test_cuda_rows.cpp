@@ -204,12 +204,14 @@ static void test_embed() {
                 rows.push_back(plain_row(i == 1 ? n_rows - 1 : random_below(&random, n_rows), i));
             const Device<DeviceRow> device_rows(rows);
             const Device<float> x((size_t)n * stride);
-            queue_embed(stream, type.type, raw.data, tensor.size / n_rows, columns, device_rows.data, n, x.data,
+            const float scale = finite ? 33.4f : 1;
+            queue_embed(stream, type.type, raw.data, tensor.size / n_rows, columns, device_rows.data, n, scale, x.data,
                         stride);
             const auto out = x.read();
             std::vector<float> expected(stride);
             for (int i = 0; i < n; i++) {
                 dequantize_row(&tensor, rows[(size_t)i].token, expected.data());
+                for (float &y : expected) y *= scale;
                 CHECK(same_floats(&out[(size_t)i * stride], expected.data(), stride));
             }
             free((void *)tensor.data);
@@ -217,38 +219,61 @@ static void test_embed() {
     }
 }
 
-/* Squares are summed by 1024 threads, each of which adds columns / 1024 of them, then 32 lanes and 32 warps by halves:
- * the sum is off by that many roundings, relative; the root halves that. Then quotient, eps, root, inverse and two
- * products. */
-static void check_norm(const float *x, const float *gain, float eps, int columns, const Token &token) {
-    double squares = 0;
-    for (int c = 0; c < columns; c++) squares += (double)x[c] * x[c];
-    const double factor = 1 / sqrt(squares / columns + eps), relative = ((columns / 1024 + 1 + 5 + 5) / 2.0 + 6) * U;
+/* Norms of n_x rows on the host, and the errors of the device's. Numbers are summed by 1024 threads, each of which adds
+ * columns / 1024 of them, then 32 lanes and 32 warps by halves: sums are off by that many roundings of the magnitudes
+ * in them. The mean has one more, of its quotient; what it is taken from one of the difference. The root halves what
+ * the squares are off by; then quotient, eps, root, inverse and two products. */
+static void exact_norm(const DeviceNorm &norm, const float *x, const float *gain, int columns, double *out,
+                       double *error) {
+    double sum = 0, size = 0, squares = 0, spread = 0;
+    const int roundings = columns / 1024 + 1 + 5 + 5;
+    for (int c = 0; c < columns; c++) sum += x[c], size += fabs(x[c]);
+    const double mean = norm.centred ? sum / columns : 0;
+    const double mean_error = norm.centred ? (roundings + 1) * U * size / columns : 0;
     for (int c = 0; c < columns; c++) {
-        const double expected = x[c] * factor * gain[c];
-        CHECK_NEAR(token.values[(size_t)c], expected, relative * SECOND_ORDER * fabs(expected));
+        const double difference = x[c] - mean, off = mean_error + (norm.centred ? U * fabs(difference) : 0);
+        squares += difference * difference;
+        spread += 2 * fabs(difference) * off + off * off;
+    }
+    const double factor = 1 / sqrt(squares / columns + norm.eps);
+    const double relative = (roundings / 2.0 + 6) * U + (squares > 0 ? spread / squares / 2 : 0);
+    for (int c = 0; c < columns; c++) {
+        const double difference = x[c] - mean, weight = gain ? gain[c] : 1;
+        out[c] = difference * factor * weight;
+        error[c] =
+            (relative * fabs(out[c]) + (mean_error + U * fabs(difference)) * factor * fabs(weight)) * SECOND_ORDER;
     }
 }
+
+static void check_norm(const DeviceNorm &norm, const float *x, const float *gain, int columns, const float *out) {
+    std::vector<double> exact((size_t)columns), error((size_t)columns);
+    exact_norm(norm, x, gain, columns, exact.data(), error.data());
+    for (size_t c = 0; c < (size_t)columns; c++) CHECK_NEAR(out[c], exact[c], error[c]);
+}
+
+enum RowOperation { PLAIN, NORMED, NORMED_PLAIN, CENTRED, CENTRED_PLAIN, N_ROW_OPERATIONS };
 
 static void test_rows_case(int columns) {
     Random random = {(uint64_t)columns};
     const int n = 11, n_x = 14;
     const size_t stride = (size_t)columns + 16;
-    const float eps = 1e-5f;
     std::vector<float> x = random_floats(n_x * stride, 3, &random);
+    for (size_t i = 0; i < x.size(); i++) x[i] += 2;
     const std::vector<float> gain = random_floats((size_t)columns, 1, &random);
     std::vector<int32_t> index;
     for (int i = 0; i < n; i++) index.push_back((5 * i + 2) % n_x);
     const Device<float> device_x(x), device_gain(gain);
     const Device<int32_t> device_index(index);
-    for (int norm = 0; norm < 2; norm++) {
+    for (int operation = 0; operation < N_ROW_OPERATIONS; operation++) {
+        const bool plain = operation == NORMED_PLAIN || operation == CENTRED_PLAIN;
+        const DeviceNorm norm = {plain ? nullptr : device_gain.data, 1e-5f, operation >= CENTRED};
         const auto compute = [&](const float *from, const int32_t *at, int rows) {
             const Operand out(columns, rows);
             const DeviceOperand o = out.device();
-            if (norm)
-                queue_rms_norm(stream, from, stride, at, device_gain.data, eps, columns, rows, &o);
-            else
+            if (operation == PLAIN)
                 queue_to_operand(stream, from, stride, at, rows, &o);
+            else
+                queue_norm(stream, &norm, from, stride, at, columns, rows, &o);
             const auto tokens = read_tokens(out, rows);
             if (rows == n && from == device_x.data && at) check_forms(out, tokens[0]);
             return tokens;
@@ -257,9 +282,9 @@ static void test_rows_case(int columns) {
         const auto indexed = compute(device_x.data, device_index.data, n),
                    direct = compute(device_x.data, nullptr, n_x);
         for (int i = 0; i < n; i++) {
-            const float *row = &x[(size_t)index[(size_t)i] * stride];
-            if (norm) check_norm(row, gain.data(), eps, columns, indexed[(size_t)i]);
-            if (!norm) CHECK(same_floats(row, indexed[(size_t)i].values.data(), (size_t)columns));
+            const float *row = &x[(size_t)index[(size_t)i] * stride], *out = indexed[(size_t)i].values.data();
+            if (operation == PLAIN) CHECK(same_floats(row, out, (size_t)columns));
+            if (operation != PLAIN) check_norm(norm, row, plain ? nullptr : gain.data(), columns, out);
             CHECK(same_token(indexed[(size_t)i], direct[(size_t)index[(size_t)i]]));
         }
         for (int i = 0; i < n_x; i++)
@@ -270,7 +295,8 @@ static void test_rows_case(int columns) {
         spoilt.write(y);
         const auto poisoned = compute(spoilt.data, nullptr, n_x);
         for (int i = 0; i < n_x; i++) CHECK(same_token(poisoned[(size_t)i], direct[(size_t)i]) == (i != 3));
-        for (int c = 0; c < columns; c++) CHECK(isnan(poisoned[3].values[(size_t)c]) == (norm || c == columns - 1));
+        for (int c = 0; c < columns; c++)
+            CHECK(isnan(poisoned[3].values[(size_t)c]) == (operation != PLAIN || c == columns - 1));
         CHECK(isnan(poisoned[3].factors[(size_t)(4 * ((columns - 1) / 32))]));
 #if defined(BEE_EMULATE)
         for (emulated_order = 1; emulated_order < 3; emulated_order++) {
@@ -282,24 +308,173 @@ static void test_rows_case(int columns) {
     }
 }
 
+/* The same floats of a row in any company and order of threads: `compute` leaves n rows, from the first, as they come
+ * out. */
+template <class Compute> static void check_in_any_company(int n, size_t stride, Compute compute) {
+    const std::vector<float> all = compute(0, n);
+    for (int i = 0; i < n; i++) CHECK(same_floats(compute(i, 1).data(), &all[(size_t)i * stride], stride));
+#if defined(BEE_EMULATE)
+    for (emulated_order = 1; emulated_order < 3; emulated_order++)
+        CHECK(same_floats(compute(0, n).data(), all.data(), all.size()));
+    emulated_order = 0;
+#endif
+}
+
+/* Slices side by side, each for itself; nothing else of a row changes. */
+static void test_norm_in_place(int columns, int parts, bool with_gain, bool centred) {
+    Random random = {(uint64_t)(columns + parts)};
+    const int n = 5;
+    const size_t stride = (size_t)(columns * parts) + 7;
+    const auto x = random_floats(n * stride, 3, &random), gain = random_floats((size_t)columns, 1, &random);
+    const Device<float> device_gain(gain);
+    const DeviceNorm norm = {with_gain ? device_gain.data : nullptr, 1e-6f, centred};
+    const auto compute = [&](int first, int rows) {
+        const Device<float> y(std::vector<float>(x.begin() + (ptrdiff_t)((size_t)first * stride),
+                                                 x.begin() + (ptrdiff_t)((size_t)(first + rows) * stride)));
+        queue_norm_in_place(stream, &norm, y.data, stride, columns, parts, rows);
+        return y.read();
+    };
+    const auto out = compute(0, n);
+    for (size_t i = 0; i < (size_t)n; i++) {
+        for (size_t part = 0; part < (size_t)parts; part++) {
+            const size_t at = i * stride + part * (size_t)columns;
+            check_norm(norm, &x[at], with_gain ? gain.data() : nullptr, columns, &out[at]);
+        }
+        const size_t end = i * stride + (size_t)(columns * parts);
+        CHECK(same_floats(&x[end], &out[end], 7));
+    }
+    check_in_any_company(n, stride, compute);
+}
+
+/* The products' rounding, the sum's and one more, on top of what a norm before is off by; the normed y stays in y. */
+static void test_add(int columns, bool normed) {
+    Random random = {(uint64_t)columns};
+    const int n = 6;
+    const size_t stride = (size_t)columns + 5, y_stride = (size_t)columns + 11;
+    const float scale = 0.22f, whole = 1.7f;
+    const auto x = random_floats(n * stride, 3, &random), y = random_floats(n * y_stride, 2, &random);
+    const auto gain = random_floats((size_t)columns, 1, &random);
+    const Device<float> device_gain(gain);
+    const DeviceNorm norm = {device_gain.data, 1e-6f, false};
+    std::vector<float> y_out;
+    const auto compute = [&](int first, int rows) {
+        const auto part = [&](const std::vector<float> &all, size_t width) {
+            return std::vector<float>(all.begin() + (ptrdiff_t)((size_t)first * width),
+                                      all.begin() + (ptrdiff_t)((size_t)(first + rows) * width));
+        };
+        const Device<float> device_x(part(x, stride)), device_y(part(y, y_stride));
+        queue_add(stream, normed ? &norm : nullptr, device_y.data, y_stride, scale, whole, columns, rows, device_x.data,
+                  stride);
+        y_out = device_y.read();
+        return device_x.read();
+    };
+    const auto out = compute(0, n);
+    const auto added = y_out;
+    for (size_t i = 0; i < (size_t)n; i++) {
+        if (normed) check_norm(norm, &y[i * y_stride], gain.data(), columns, &added[i * y_stride]);
+        if (!normed) CHECK(same_floats(&y[i * y_stride], &added[i * y_stride], y_stride));
+        for (size_t c = 0; c < (size_t)columns; c++) {
+            const double expected = ((double)x[i * stride + c] + (double)scale * added[i * y_stride + c]) * whole;
+            CHECK_NEAR(out[i * stride + c], expected, 2 * U * SECOND_ORDER * fabs(expected));
+        }
+        CHECK(same_floats(&out[i * stride + (size_t)columns], &x[i * stride + (size_t)columns], 5));
+    }
+    check_in_any_company(n, stride, compute);
+}
+
+/* As expected_gated in test_cuda_products.cpp: roundings and the exponential, t's roundings as the quotient follows. */
+static void test_gate_values(Activation activation, int columns) {
+    Random random = {(uint64_t)columns};
+    const int n = 5;
+    const size_t stride = (size_t)columns + 9, up_stride = (size_t)columns + 3;
+    const auto gate = random_floats(n * stride, 4, &random), up = random_floats(n * up_stride, 1, &random);
+    const Device<float> device_gate(gate), device_up(up);
+    const auto compute = [&](int first, int rows) {
+        const Operand out(columns + 40, rows); /* wider than what comes */
+        const DeviceOperand o = out.device();
+        queue_gate_values(stream, activation, device_gate.data + (size_t)first * stride, stride,
+                          device_up.data + (size_t)first * up_stride, up_stride, columns, rows, &o);
+        return read_tokens(out, rows);
+    };
+    const auto out = compute(0, n);
+    for (size_t i = 0; i < (size_t)n; i++) {
+        for (size_t c = 0; c < (size_t)columns; c++) {
+            const double g = gate[i * stride + c];
+            const double t = activation == ACTIVATION_GELU ? 2 * sqrt(2 / M_PI) * (g + 0.044715 * g * g * g) : g;
+            const double expected = g / (1 + exp(-t)) * up[i * up_stride + c];
+            const double relative = EXP_ERROR + 4 * U + 6 * U * fabs(t) / (1 + exp(t));
+            CHECK_NEAR(out[i].values[c], expected, relative * SECOND_ORDER * fabs(expected) + 1e-36);
+        }
+        for (size_t c = (size_t)columns; c < out[i].values.size(); c++) CHECK(out[i].values[c] == 0);
+        CHECK(same_token(compute((int)i, 1)[0], out[i]));
+    }
+}
+
+/* tanh is off by 2 units in the last place, its argument by two roundings, which count as tanh follows it, x (1 -
+ * tanh^2) / tanh <= 1, and there is one product. */
+static const double TANH_ERROR = 4 * U;
+
+static void test_cap() {
+    Random random = {12};
+    const int n = 3, columns = 333;
+    const size_t stride = 340;
+    for (float softcap : {0.0f, 30.0f}) {
+        const float scale = 0.0625f;
+        auto x = random_floats(n * stride, softcap ? 900 : 10, &random);
+        x[1] = INFINITY, x[2] = -INFINITY;
+        const auto compute = [&](int first, int rows) {
+            const Device<float> y(std::vector<float>(x.begin() + (ptrdiff_t)((size_t)first * stride),
+                                                     x.begin() + (ptrdiff_t)((size_t)(first + rows) * stride)));
+            queue_cap(stream, scale, softcap, y.data, stride, columns, rows);
+            return y.read();
+        };
+        const auto out = compute(0, n);
+        for (size_t i = 0; i < n; i++) {
+            for (size_t c = 0; c < columns; c++) {
+                const double scaled = (double)scale * x[i * stride + c];
+                const double expected = softcap ? softcap * tanh(scaled / softcap) : scaled;
+                if (isinf(expected)) CHECK(out[i * stride + c] == (float)expected);
+                if (isinf(expected)) continue;
+                CHECK_NEAR(out[i * stride + c], expected, (TANH_ERROR + 3 * U) * SECOND_ORDER * fabs(expected));
+            }
+            CHECK(same_floats(&out[i * stride + columns], &x[i * stride + columns], 7));
+        }
+        x[stride + 5] = NAN;
+        const auto spoilt = compute(0, n);
+        for (size_t i = 0; i < spoilt.size(); i++)
+            CHECK(i == stride + 5 ? (bool)isnan(spoilt[i]) : same_floats(&spoilt[i], &out[i], 1));
+        check_in_any_company(n, stride, compute);
+    }
+}
+
+/* The frequencies that a row takes follow from its cache alone: more positions than long_beyond, to the position. */
 static void test_angles() {
     Random random = {4};
-    const int n_rotated = 144, n = 6;
-    std::vector<double> frequencies;
+    const int n_rotated = 144, n = 6, beyond = 4096;
+    std::vector<double> frequencies, longer;
     for (int d = 0; d < n_rotated / 2; d++) frequencies.push_back(pow(10000, -2.0 * d / n_rotated));
-    const Device<double> device_frequencies(frequencies);
+    for (int d = 0; d < n_rotated / 2; d++) longer.push_back(frequencies[(size_t)d] / (1 + d));
+    const Device<double> device_frequencies(frequencies), device_longer(longer);
     std::vector<DeviceRow> rows;
     for (int i = 0; i < n; i++) rows.push_back(plain_row(0, i == 0 ? 0 : i == 1 ? -1 : random_below(&random, 131072)));
+    for (int i = 0; i < n; i++) rows[(size_t)i].cache.n_ctx = beyond + i % 2;
     const Device<DeviceRow> device_rows(rows);
-    const Device<float> angles((size_t)(n * n_rotated));
-    queue_rope_angles(stream, n_rotated, device_frequencies.data, device_rows.data, n, angles.data);
-    const auto out = angles.read();
-    for (int i = 0; i < n; i++)
-        for (int d = 0; d < n_rotated / 2; d++) {
-            const double angle = rows[(size_t)i].position * frequencies[(size_t)d];
-            CHECK_NEAR(out[(size_t)(i * n_rotated + 2 * d)], cos(angle), U * fabs(cos(angle)) + 1e-15);
-            CHECK_NEAR(out[(size_t)(i * n_rotated + 2 * d + 1)], sin(angle), U * fabs(sin(angle)) + 1e-15);
-        }
+    for (int with_longer = 0; with_longer < 2; with_longer++) {
+        const float magnitude = with_longer ? 1.19f : 1;
+        const DeviceRope rope = {n_rotated, magnitude, device_frequencies.data,
+                                 with_longer ? device_longer.data : nullptr, beyond};
+        const Device<float> angles((size_t)(n * n_rotated));
+        queue_rope_angles(stream, &rope, device_rows.data, n, angles.data);
+        const auto out = angles.read();
+        for (int i = 0; i < n; i++)
+            for (int d = 0; d < n_rotated / 2; d++) {
+                const auto &of = with_longer && i % 2 ? longer : frequencies;
+                const double angle = rows[(size_t)i].position * of[(size_t)d];
+                const double c = magnitude * cos(angle), s = magnitude * sin(angle);
+                CHECK_NEAR(out[(size_t)(i * n_rotated + 2 * d)], c, 2 * U * SECOND_ORDER * fabs(c) + 1e-15);
+                CHECK_NEAR(out[(size_t)(i * n_rotated + 2 * d + 1)], s, 2 * U * SECOND_ORDER * fabs(s) + 1e-15);
+            }
+    }
 }
 
 static void test_copy() {
@@ -318,17 +493,23 @@ static void test_copy() {
 
 enum { N_CACHES = 2, N_LAYER = 2, LAYER = 1, CONTEXT = 384 };
 
-struct DeviceCache {
+/* Keys and values of one region of a cache; where the other one should be is nothing. */
+struct Sequence {
     Device<uint16_t> keys, values;
-    int n_ctx;
-    DeviceCache(int ctx, int n_head_kv, int head_size)
-        : keys((size_t)(N_LAYER * n_head_kv * ctx * head_size)), values(keys.n), n_ctx(ctx) {}
+    int n_positions;
+    Sequence(int n, int n_head_kv, int head_size)
+        : keys((size_t)(N_LAYER * n_head_kv * n * head_size)), values(keys.n), n_positions(n) {}
 };
 
 struct Shape {
     int head_size, n_head_kv, group, n_rotated;
     bool neox, gains;
     double spread; /* of the queries: flat and sharp distributions */
+    int window = 0;
+    float softcap = 0;
+    bool sinks = false, norm_rotated = false, norm_values = false, without_v = false;
+    double growth = 0;
+    int period = 0;
 };
 
 /* A model's heads, two sequences, and what the rows of a pass need. */
@@ -338,9 +519,10 @@ struct Attention {
     size_t q_stride, kv_stride;
     std::vector<double> frequencies;
     std::vector<float> q_gain, k_gain;
+    std::vector<float> sinks;
     Device<double> device_frequencies;
-    Device<float> device_q_gain, device_k_gain;
-    DeviceCache caches[N_CACHES];
+    Device<float> device_q_gain, device_k_gain, device_sinks;
+    Sequence caches[N_CACHES];
     Random random;
 
     static std::vector<double> made_frequencies(const Shape &s) {
@@ -348,11 +530,17 @@ struct Attention {
         for (int d = 0; d < s.n_rotated / 2; d++) out.push_back(pow(500, -2.0 * d / s.n_rotated));
         return out;
     }
+    /* With a window a ring of a few chunks. */
+    static int positions(const Shape &s, int cache) {
+        return s.window ? cache_chunks(s.window + BEE_MAX_PASS_ROWS) * CACHE_CHUNK + cache * 128
+                        : CONTEXT + cache * 128;
+    }
     Attention(const Shape &s, uint64_t seed)
         : shape(s), heads(), q_stride((size_t)(s.group * s.n_head_kv * s.head_size) + 16),
           kv_stride((size_t)(s.n_head_kv * s.head_size) + 16), frequencies(made_frequencies(s)),
           device_frequencies(frequencies), device_q_gain((size_t)s.head_size), device_k_gain((size_t)s.head_size),
-          caches{DeviceCache(CONTEXT, s.n_head_kv, s.head_size), DeviceCache(CONTEXT + 128, s.n_head_kv, s.head_size)},
+          device_sinks((size_t)(s.group * s.n_head_kv)), caches{Sequence(positions(s, 0), s.n_head_kv, s.head_size),
+                                                                Sequence(positions(s, 1), s.n_head_kv, s.head_size)},
           random{seed} {
         q_gain = random_floats((size_t)s.head_size, 1, &random);
         k_gain = random_floats((size_t)s.head_size, 1, &random);
@@ -366,14 +554,39 @@ struct Attention {
         heads.eps = 1e-5f;
         heads.first_column = LAYER * s.n_head_kv * s.head_size;
         heads.scale = 1 / sqrtf((float)s.head_size);
+        heads.region = s.window > 0;
+        heads.window = s.window;
+        heads.softcap = s.softcap;
+        heads.norm_rotated = s.norm_rotated;
+        heads.norm_values = s.norm_values;
+        heads.growth = s.growth;
+        heads.period = s.period;
+        sinks = random_floats((size_t)heads.n_head, 2, &random);
+        device_sinks.write(sinks);
+        if (s.sinks) heads.sinks = device_sinks.data;
     }
     DeviceRow row(int cache, int position, int n_visible) const {
         DeviceRow r = plain_row(0, position);
-        r.keys = caches[cache].keys.data;
-        r.values = caches[cache].values.data;
-        r.n_ctx = caches[cache].n_ctx;
+        r.cache.keys[heads.region] = caches[cache].keys.data;
+        r.cache.values[heads.region] = caches[cache].values.data;
+        r.cache.n_positions[heads.region] = caches[cache].n_positions;
         r.n_visible = n_visible;
         return r;
+    }
+    const Sequence &sequence(const DeviceRow &row) const {
+        return caches[row.cache.keys[heads.region] == caches[1].keys.data];
+    }
+    int first_visible(const DeviceRow &row) const {
+        return shape.window && row.position >= shape.window ? row.position - shape.window + 1 : 0;
+    }
+    int first_chunk(const DeviceRow &row) const { return first_visible(row) / CACHE_CHUNK; }
+    int chunks_seen(const DeviceRow &row) const { return cache_chunks(row.n_visible) - first_chunk(row); }
+    /* That any row of these tests may see, and one for which there is no need. */
+    int n_chunks() const { return shape.window ? chunks_at_once(64, shape.window) : 3; }
+    double query_scale(int position) const {
+        const double plain = 1 / sqrt(shape.head_size);
+        if (!shape.growth) return plain;
+        return plain * (1 + shape.growth * log(1 + floor((double)position / shape.period)));
     }
     size_t columns() const { return (size_t)(heads.n_head * heads.head_size); }
 };
@@ -397,7 +610,8 @@ static std::vector<float> rotate_and_store(const Attention &a, const std::vector
     queue_rotate_and_store(stream, &a.heads, device_rows.data, (int)rows.size(), angles.data,
                            a.shape.gains ? a.device_q_gain.data : nullptr,
                            a.shape.gains ? a.device_k_gain.data : nullptr, q.empty() ? nullptr : device_q.data,
-                           a.q_stride, device_k.data, device_v.data, a.kv_stride);
+                           a.q_stride, k.empty() ? nullptr : device_k.data, a.shape.without_v ? nullptr : device_v.data,
+                           a.kv_stride);
     return device_q.read();
 }
 
@@ -413,16 +627,25 @@ static std::vector<Token> attend(const Attention &a, const std::vector<DeviceRow
     return read_tokens(out, n);
 }
 
-/* A head normed and rotated in double precision, by the same angles; `error`: of the float computation. The norm's sum
- * has size / 32 roundings of a lane and 5 of the warp; the rest is at most 13 roundings more. */
+/* Of the norms of heads: sums have size / 32 roundings of a lane and 5 of the warp. */
+static double head_error(int size, int more) { return (size / 32 + 1 + 5 + more) * U * SECOND_ORDER; }
+
+static double norm_factor(const std::vector<double> &x, float eps) {
+    double squares = 0;
+    for (double y : x) squares += y * y;
+    return 1 / sqrt(squares / (double)x.size() + eps);
+}
+
+/* A head normed and rotated in double precision, by the same angles; `error`: of the float computation. Beside the
+ * norm's sum there are at most 13 roundings; 7 more where what is normed has been rotated, and 3 of a scale that grows.
+ */
 static void exact_head(const Attention &a, const float *x, const std::vector<float> *gain, const float *turn,
                        double scale, std::vector<double> *out, std::vector<double> *error) {
     const int size = a.shape.head_size, half = a.shape.n_rotated / 2;
-    double squares = 0;
-    for (int d = 0; d < size; d++) squares += (double)x[d] * x[d];
-    std::vector<double> y((size_t)size);
-    for (int d = 0; d < size; d++)
-        y[(size_t)d] = x[d] * (gain ? 1 / sqrt(squares / size + a.heads.eps) * (*gain)[(size_t)d] : 1) * scale;
+    const bool early = gain && !a.shape.norm_rotated, late = gain && a.shape.norm_rotated;
+    std::vector<double> y(x, x + size);
+    const double factor = early ? norm_factor(y, a.heads.eps) : 1;
+    for (size_t d = 0; d < (size_t)size; d++) y[d] *= (early ? factor * (*gain)[d] : 1) * scale;
     std::vector<double> magnitude(y);
     *out = y;
     for (int i = 0; i < half; i++) {
@@ -434,14 +657,20 @@ static void exact_head(const Attention &a, const float *x, const std::vector<flo
         magnitude[first] = fabs(y[first] * c) + fabs(y[second] * s);
         magnitude[second] = fabs(y[first] * s) + fabs(y[second] * c);
     }
+    if (late) { /* the scale is in `out` already: it does not change what the norm makes of it but by eps */
+        const double after = norm_factor(*out, (float)(a.heads.eps * scale * scale)) * scale;
+        for (size_t d = 0; d < (size_t)size; d++) (*out)[d] *= after * (*gain)[d], magnitude[d] *= after * (*gain)[d];
+    }
     error->clear();
-    for (double m : magnitude) error->push_back((size / 32 + 1 + 5 + 13) * U * SECOND_ORDER * fabs(m));
+    for (double m : magnitude)
+        error->push_back(head_error(size, 13 + (late ? 7 : 0) + (a.shape.growth ? 3 : 0)) * fabs(m));
 }
 
 static float cached(const Attention &a, const std::vector<uint16_t> &all, bool key, const DeviceRow &row, int head,
                     int position, int d) {
     const int size = a.shape.head_size;
-    const size_t chunk = cache_chunk_at(row.n_ctx, a.heads.first_column, size, head, position / CACHE_CHUNK);
+    const size_t chunk =
+        cache_chunk_at(row.cache.n_positions[a.heads.region], a.heads.first_column, size, head, position / CACHE_CHUNK);
     const int p = position % CACHE_CHUNK;
     return float_from_f16(all[chunk + (key ? key_place(size, p, d) : value_place(size, p, d))]);
 }
@@ -453,7 +682,8 @@ static void check_stored(const Attention &a, const DeviceRow &row, const float *
     const int size = a.shape.head_size;
     std::vector<double> exact, error;
     for (int head = 0; q && head < a.heads.n_head; head++) {
-        exact_head(a, q + head * size, a.shape.gains ? &a.q_gain : nullptr, turn, 1 / sqrt(size), &exact, &error);
+        exact_head(a, q + head * size, a.shape.gains ? &a.q_gain : nullptr, turn, a.query_scale(row.position), &exact,
+                   &error);
         for (size_t d = 0; d < (size_t)size; d++) CHECK_NEAR(q_out[head * size + (int)d], exact[d], error[d]);
     }
     for (int head = 0; head < a.heads.n_head_kv; head++) {
@@ -462,60 +692,75 @@ static void check_stored(const Attention &a, const DeviceRow &row, const float *
             const double x = exact[(size_t)d];
             CHECK_NEAR(cached(a, keys, true, row, head, row.position, d), x,
                        (U16 * fabs(x) + TINY16 + error[(size_t)d]) * SECOND_ORDER);
-            CHECK_EQ(f16_from_float(cached(a, values, false, row, head, row.position, d)),
-                     f16_from_float(v[head * size + d]));
+        }
+        const float *value = (a.shape.without_v ? k : v) + head * size;
+        const double factor =
+            a.shape.norm_values ? norm_factor(std::vector<double>(value, value + size), a.heads.eps) : 1;
+        for (int d = 0; d < size; d++) {
+            const double x = value[d] * factor;
+            const float stored = cached(a, values, false, row, head, row.position, d);
+            if (!a.shape.norm_values) CHECK_EQ(f16_from_float(stored), f16_from_float(value[d]));
+            CHECK_NEAR(stored, x, (U16 * fabs(x) + TINY16 + head_error(size, 6) * fabs(x)) * SECOND_ORDER);
         }
     }
 }
 
-/* Positions [0, n) of a sequence. */
+/* Positions [0, n) of a sequence, in passes; of a ring, those that it still has and some that were there before. */
 static void fill_cache(Attention &a, int cache, int n) {
-    std::vector<DeviceRow> rows;
-    for (int position = 0; position < n; position++) rows.push_back(a.row(cache, position, position + 1));
-    if (!n) return;
-    const auto k = random_floats((size_t)n * a.kv_stride, 1, &a.random);
-    const auto v = random_floats((size_t)n * a.kv_stride, 1, &a.random);
-    rotate_and_store(a, rows, {}, k, v);
-    const auto keys = a.caches[cache].keys.read(), values = a.caches[cache].values.read();
-    const auto turns = angles_of(a, rows);
-    for (int i = 0; i < n; i += n > 4 ? n / 4 : 1)
-        check_stored(a, rows[(size_t)i], &turns[(size_t)(i * a.shape.n_rotated)], nullptr, &k[(size_t)i * a.kv_stride],
-                     &v[(size_t)i * a.kv_stride], nullptr, keys, values);
+    const int kept = a.caches[cache].n_positions + 50, first = n > kept ? n - kept : 0;
+    for (int begin = first; begin < n; begin += BEE_MAX_PASS_ROWS) {
+        const int end = n - begin < BEE_MAX_PASS_ROWS ? n : begin + BEE_MAX_PASS_ROWS, count = end - begin;
+        std::vector<DeviceRow> rows;
+        for (int position = begin; position < end; position++) rows.push_back(a.row(cache, position, position + 1));
+        const auto k = random_floats((size_t)count * a.kv_stride, 1, &a.random);
+        const auto v = random_floats((size_t)count * a.kv_stride, 1, &a.random);
+        rotate_and_store(a, rows, {}, k, v);
+        const auto keys = a.caches[cache].keys.read(), values = a.caches[cache].values.read();
+        const auto turns = angles_of(a, rows);
+        for (int i = 0; i < count; i += count > 4 ? count / 4 : 1)
+            check_stored(a, rows[(size_t)i], turns.data() + i * a.shape.n_rotated, nullptr, &k[(size_t)i * a.kv_stride],
+                         &v[(size_t)i * a.kv_stride], nullptr, keys, values);
+    }
 }
 
 /* Against the cache's and the rounded queries' exact attention. With scores off by at most e, weights are off by 2 e,
  * by the exponential, whose argument is rounded, and by their rounding to float16, r in all, relative, or by TINY16;
  * the folds multiply by an exponential more. As numerator and denominator have the same weights, the result is off by r
  * times the mean distance of the values from it. On top come the roundings of both sums: in a warp's matrix
- * instructions 32 positions, of four warps and the folds one each, and three of the quotient. */
+ * instructions 32 positions, of four warps and the folds one each, and three of the quotient. A sink is a position more
+ * whose value is zero. A score's cap follows it at most, and has errors of its own. */
 static void check_attended(const Attention &a, const DeviceRow &row, int head, const float *q, const float *out,
                            const std::vector<uint16_t> &keys, const std::vector<uint16_t> &values) {
-    const int size = a.shape.head_size, kv = head / a.shape.group, n = row.n_visible;
-    const int n_folds = (n - 1) / CACHE_CHUNK + 1;
-    std::vector<double> score((size_t)n);
+    const int size = a.shape.head_size, kv = head / a.shape.group, begin = a.first_visible(row);
+    const int n_folds = a.chunks_seen(row);
+    std::vector<double> score;
     double top = -INFINITY, e = 0, sum = 0, lowest = INFINITY;
-    for (int p = 0; p < n; p++) {
+    for (int p = begin; p < row.n_visible; p++) {
         double x = 0, magnitude = 0;
         for (int d = 0; d < size; d++) {
             const double product = (double)float_from_f16(f16_from_float(q[d])) * cached(a, keys, true, row, kv, p, d);
             x += product;
             magnitude += fabs(product);
         }
-        score[(size_t)p] = x;
-        e = fmax(e, MATRIX * size * magnitude);
-        top = fmax(top, x);
-        lowest = fmin(lowest, x);
+        if (a.shape.softcap) x = a.shape.softcap * tanh(x / a.shape.softcap);
+        score.push_back(x);
+        e = fmax(e, MATRIX * size * magnitude + (a.shape.softcap ? TANH_ERROR * fabs(x) : 0));
     }
+    if (a.shape.sinks) score.push_back(a.sinks[(size_t)head]);
+    for (double x : score) top = fmax(top, x), lowest = fmin(lowest, x);
     const double r = (2 * e + 2 * (U * (top - lowest) + EXP_ERROR) + U16) * SECOND_ORDER;
-    for (int p = 0; p < n; p++) sum += exp(score[(size_t)p] - top);
+    for (double x : score) sum += exp(x - top);
     for (int d = 0; d < size; d++) {
         double value = 0, distance = 0, floor = 0, magnitude = 0;
-        const auto v = [&](int p) { return (double)cached(a, values, false, row, kv, p, d); };
-        for (int p = 0; p < n; p++) value += exp(score[(size_t)p] - top) / sum * v(p);
-        for (int p = 0; p < n; p++) {
-            distance += exp(score[(size_t)p] - top) / sum * fabs(v(p) - value);
-            magnitude += exp(score[(size_t)p] - top) / sum * fabs(v(p));
-            floor += TINY16 / sum * fabs(v(p) - value);
+        const auto v = [&](size_t i) {
+            const int p = begin + (int)i;
+            return p < row.n_visible ? (double)cached(a, values, false, row, kv, p, d) : 0.0;
+        };
+        for (size_t i = 0; i < score.size(); i++) value += exp(score[i] - top) / sum * v(i);
+        for (size_t i = 0; i < score.size(); i++) {
+            distance += exp(score[i] - top) / sum * fabs(v(i) - value);
+            magnitude += exp(score[i] - top) / sum * fabs(v(i));
+            floor += TINY16 / sum * fabs(v(i) - value);
         }
         const double sums = (32 * MATRIX + (4 + n_folds) * U) + (13 + n_folds) * U + 3 * U;
         CHECK_NEAR(out[d], value, SECOND_ORDER * (r * distance + floor + sums * magnitude));
@@ -560,10 +805,9 @@ static void check_pass(const Attention &a, const Pass &pass, const std::vector<f
     for (size_t i = 0; i < pass.rows.size(); i++) {
         const DeviceRow &row = pass.rows[i];
         if (is_idle(row)) continue;
-        const DeviceCache &cache = a.caches[row.keys == a.caches[1].keys.data];
-        const auto keys = cache.keys.read(), values = cache.values.read();
-        check_stored(a, row, &turns[i * (size_t)a.shape.n_rotated], &pass.q[i * a.q_stride], &pass.k[i * a.kv_stride],
-                     &pass.v[i * a.kv_stride], &q[i * a.q_stride], keys, values);
+        const auto keys = a.sequence(row).keys.read(), values = a.sequence(row).values.read();
+        check_stored(a, row, turns.data() + i * (size_t)a.shape.n_rotated, &pass.q[i * a.q_stride],
+                     &pass.k[i * a.kv_stride], &pass.v[i * a.kv_stride], &q[i * a.q_stride], keys, values);
         for (int head = 0; head < a.heads.n_head; head++) {
             const int at = head * a.shape.head_size;
             check_attended(a, row, head, &q[i * a.q_stride + (size_t)at], &out[i].values[(size_t)at], keys, values);
@@ -577,8 +821,7 @@ static void check_company(const Attention &a, const Pass &pass, const std::vecto
                           const std::vector<Token> &out) {
     for (size_t i = 0; i < pass.rows.size(); i++) {
         if (is_idle(pass.rows[i])) continue;
-        const int needed = (pass.rows[i].n_visible + CACHE_CHUNK - 1) / CACHE_CHUNK;
-        const int n_chunks = i % 2 && needed < 3 ? needed + 1 : needed;
+        const int n_chunks = a.chunks_seen(pass.rows[i]) + (int)(i % 2);
         const auto alone_q = rotate_and_store(a, {pass.rows[i]}, row_of(pass.q, a.q_stride, i),
                                               row_of(pass.k, a.kv_stride, i), row_of(pass.v, a.kv_stride, i));
         CHECK(same_bits(alone_q, row_of(q, a.q_stride, i)));
@@ -587,20 +830,72 @@ static void check_company(const Attention &a, const Pass &pass, const std::vecto
 #if defined(BEE_EMULATE)
     for (emulated_order = 1; emulated_order < 3; emulated_order++) {
         CHECK(same_bits(rotate_and_store(a, pass.rows, pass.q, pass.k, pass.v), q));
-        const auto again = attend(a, pass.rows, q, 3);
+        const auto again = attend(a, pass.rows, q, a.n_chunks());
         for (size_t i = 0; i < out.size(); i++) CHECK(is_idle(pass.rows[i]) || same_token(again[i], out[i]));
     }
     emulated_order = 0;
 #endif
 }
 
+/* A position that a row does not see may hold anything. Of both sequences all that the row, or some row of the pass,
+ * does not see becomes NaN, and back again. */
+static void check_unseen(const Attention &a, const Pass &pass, const std::vector<float> &q,
+                         const std::vector<Token> &out) {
+    const int size = a.shape.head_size;
+    for (size_t alone = 0; alone <= pass.rows.size(); alone++) { /* at last: all rows */
+        const bool all = alone == pass.rows.size();
+        if (!all && is_idle(pass.rows[alone])) continue;
+        std::vector<uint16_t> before[N_CACHES][2];
+        for (int c = 0; c < N_CACHES; c++) {
+            const Sequence &s = a.caches[c];
+            std::vector<bool> seen((size_t)s.n_positions);
+            for (size_t i = 0; i < pass.rows.size(); i++) {
+                const DeviceRow &row = pass.rows[i];
+                if ((!all && i != alone) || is_idle(row) || &a.sequence(row) != &s) continue;
+                for (int p = a.first_visible(row); p < row.n_visible; p++) seen[(size_t)(p % s.n_positions)] = true;
+            }
+            before[c][0] = s.keys.read(), before[c][1] = s.values.read();
+            auto keys = before[c][0], values = before[c][1];
+            for (int p = 0; p < s.n_positions; p++)
+                for (int head = 0; head < a.heads.n_head_kv && !seen[(size_t)p]; head++)
+                    for (int d = 0; d < size; d++) {
+                        const size_t chunk =
+                            cache_chunk_at(s.n_positions, a.heads.first_column, size, head, p / CACHE_CHUNK);
+                        keys[chunk + key_place(size, p % CACHE_CHUNK, d)] = 0x7e00;
+                        values[chunk + value_place(size, p % CACHE_CHUNK, d)] = d % 2 ? 0x7e00 : 0x7c00;
+                    }
+            cudaMemcpyAsync(s.keys.data, keys.data(), 2 * keys.size(), cudaMemcpyHostToDevice, stream);
+            cudaMemcpyAsync(s.values.data, values.data(), 2 * values.size(), cudaMemcpyHostToDevice, stream);
+            wait();
+        }
+        const auto again = all ? attend(a, pass.rows, q, a.n_chunks())
+                               : attend(a, {pass.rows[alone]}, row_of(q, a.q_stride, alone), a.n_chunks());
+        for (size_t i = 0; i < pass.rows.size(); i++)
+            if (!is_idle(pass.rows[i]) && (all || i == alone)) CHECK(same_token(again[all ? i : 0], out[i]));
+        for (int c = 0; c < N_CACHES; c++) {
+            const Sequence &s = a.caches[c];
+            cudaMemcpyAsync(s.keys.data, before[c][0].data(), 2 * s.keys.n, cudaMemcpyHostToDevice, stream);
+            cudaMemcpyAsync(s.values.data, before[c][1].data(), 2 * s.values.n, cudaMemcpyHostToDevice, stream);
+            wait();
+        }
+    }
+}
+
+/* Queries without keys: of a layer that attends to what another one stored. */
+static void check_queries_alone(const Attention &a, const Pass &pass, const std::vector<float> &q) {
+    const auto keys = a.caches[0].keys.read(), values = a.caches[0].values.read();
+    CHECK(same_bits(rotate_and_store(a, pass.rows, pass.q, {}, {}), q));
+    CHECK(same_bits(a.caches[0].keys.read(), keys) && same_bits(a.caches[0].values.read(), values));
+}
+
 /* The last row of sequence 0 gets a value that is not finite: its own result is NaN, others' stay what they are. */
 static void check_poison(const Attention &a, const Pass &pass, const std::vector<float> &q,
                          const std::vector<Token> &out, size_t last) {
-    auto v = pass.v;
-    v[last * a.kv_stride + 1] = a.shape.neox ? NAN : 1e6f;
-    rotate_and_store(a, pass.rows, pass.q, pass.k, v);
-    const auto spoilt = attend(a, pass.rows, q, 3);
+    auto k = pass.k, v = pass.v;
+    const bool normed = a.shape.norm_values || a.shape.norm_rotated;
+    (a.shape.without_v ? k : v)[last * a.kv_stride + 1] = a.shape.neox || normed ? NAN : 1e6f;
+    rotate_and_store(a, pass.rows, pass.q, k, v);
+    const auto spoilt = attend(a, pass.rows, q, a.n_chunks());
     for (size_t i = 0; i < out.size(); i++) {
         if (is_idle(pass.rows[i])) continue;
         CHECK(same_token(spoilt[i], out[i]) == (i != last));
@@ -609,7 +904,7 @@ static void check_poison(const Attention &a, const Pass &pass, const std::vector
 }
 
 static void test_attention_case(const Shape &shape, int length, bool causal) {
-    const int other = 130;
+    const int other = shape.window ? shape.window + 140 : 130;
     Attention a(shape, (uint64_t)(shape.head_size * 1000 + shape.group * 10 + length));
     fill_cache(a, 0, length > 3 ? length - 3 : 0);
     fill_cache(a, 1, other - 2);
@@ -620,11 +915,13 @@ static void test_attention_case(const Shape &shape, int length, bool causal) {
     size_t changed = 0, n_stored = 0;
     const auto after = a.caches[0].keys.read();
     for (size_t i = 0; i < after.size(); i++) changed += after[i] != before[i];
-    for (const DeviceRow &row : pass.rows) n_stored += !is_idle(row) && row.keys == a.caches[0].keys.data;
-    CHECK_EQ(changed, n_stored * (size_t)(shape.n_head_kv * shape.head_size));
-    const auto out = attend(a, pass.rows, q, 3);
+    for (const DeviceRow &row : pass.rows) n_stored += !is_idle(row) && &a.sequence(row) == &a.caches[0];
+    if (!shape.window) CHECK_EQ(changed, n_stored * (size_t)(shape.n_head_kv * shape.head_size));
+    const auto out = attend(a, pass.rows, q, a.n_chunks());
     check_pass(a, pass, q, out);
     check_company(a, pass, q, out);
+    check_queries_alone(a, pass, q);
+    check_unseen(a, pass, q, out);
     if (causal) check_poison(a, pass, q, out, (size_t)(length < 3 ? length : 3) - 1);
 }
 
@@ -644,23 +941,69 @@ static void test_attention() {
     test_attention_case({32, 1, 17, 32, false, false, 1}, 5, true);
 }
 
+/* What other families' heads add, alone and together. */
+static void test_variants() {
+    const Shape plain = {32, 2, 3, 32, true, true, 2};
+    const auto with = [&](auto change) {
+        Shape s = plain;
+        change(s);
+        return s;
+    };
+    const Shape shapes[] = {
+        with([](Shape &s) { s.softcap = 5; }),
+        with([](Shape &s) { s.sinks = true, s.gains = false; }),
+        with([](Shape &s) { s.norm_rotated = true, s.n_rotated = 16; }),
+        with([](Shape &s) { s.norm_values = true; }),
+        with([](Shape &s) { s.norm_values = s.without_v = true, s.neox = false; }),
+        with([](Shape &s) { s.without_v = true, s.n_rotated = 0, s.gains = false; }),
+        with([](Shape &s) { s.growth = 0.1, s.period = 64, s.neox = false; }),
+        with([](Shape &s) { s.n_rotated = 0; }),
+        with([](Shape &s) {
+            s.softcap = 2, s.sinks = s.norm_rotated = s.norm_values = true, s.growth = 0.2, s.period = 7;
+        }),
+    };
+    for (const Shape &s : shapes)
+        for (int length : {3, 200}) test_attention_case(s, length, true);
+}
+
+/* A ring of chunks, which has come round or has not; windows of one position, less and more than a chunk. */
+static void test_windows() {
+    for (int window : {1, 7, 127, 128, 129, 300})
+        for (int length : {window < 3 ? 3 : window, window + 2, window + 129, 900}) {
+            const bool odd = (window + length) % 2;
+            test_attention_case({16, 2, 2, 16, odd, false, 2, window}, length, length % 3 != 0);
+        }
+    test_attention_case({64, 1, 20, 64, true, true, 4, 100, 30, true}, 700, true);
+}
+
 /* A prompt's rows, and the end of another's, in one call and in several: the same bits. */
 static void test_many_rows(const Shape &shape, int n) {
     Attention a(shape, (uint64_t)n);
-    const int first = 90, other = n / 4;
+    const int first = shape.window ? 700 : 90, other = n / 4;
     fill_cache(a, 0, first);
     fill_cache(a, 1, 200);
     Pass pass;
     for (int i = 0; i < n - other; i++) add_row(a, &pass, a.row(0, first + i, first + i + 1));
     for (int i = 0; i < other; i++) add_row(a, &pass, a.row(1, 200 + i, 200 + other));
     const auto q = rotate_and_store(a, pass.rows, pass.q, pass.k, pass.v);
-    const auto out = attend(a, pass.rows, q, 3);
+    const auto out = attend(a, pass.rows, q, a.n_chunks());
+    if (shape.window)
+        for (size_t i = 0; i < (size_t)n; i += 9) {
+            const DeviceRow &row = pass.rows[i];
+            const auto keys = a.sequence(row).keys.read(), values = a.sequence(row).values.read();
+            for (int head = 0; head < a.heads.n_head; head++) {
+                const size_t at = (size_t)(head * shape.head_size);
+                check_attended(a, row, head, &q[i * a.q_stride + at], &out[i].values[at], keys, values);
+            }
+        }
     for (size_t together : {1, 16, 48}) {
         for (size_t i = 0; i < (size_t)n; i += together) {
             const size_t end = i + together < (size_t)n ? i + together : (size_t)n;
             const std::vector<DeviceRow> rows(&pass.rows[i], pass.rows.data() + end);
             const std::vector<float> queries(&q[i * a.q_stride], q.data() + end * a.q_stride);
-            const auto part = attend(a, rows, queries, 2 + (int)(i / together) % 2);
+            int needed = 1;
+            for (const DeviceRow &row : rows) needed = a.chunks_seen(row) > needed ? a.chunks_seen(row) : needed;
+            const auto part = attend(a, rows, queries, needed + (int)(i / together) % 2);
             for (size_t j = i; j < end; j++) CHECK(same_token(part[j - i], out[j]));
         }
     }
@@ -670,7 +1013,7 @@ static void test_many_rows(const Shape &shape, int n) {
 static void test_rows_together() {
     for (int n_head : {1, 14, 64})
         for (int context : {1, 4096, 5000, 131072}) {
-            const size_t bytes = attention_bytes(n_head, 128, context);
+            const size_t bytes = attention_bytes(n_head, 128, chunk_bucket(context));
             for (int chunks = 1; chunks <= chunk_bucket(context); chunks *= 2) {
                 const size_t row_bytes = attention_row_bytes(n_head, 128, chunks);
                 const int together = attention_rows_together(bytes, row_bytes);
@@ -679,6 +1022,26 @@ static void test_rows_together() {
                 CHECK(together == BEE_MAX_PASS_ROWS || (size_t)(together + ATTENTION_ROWS) * row_bytes > bytes);
             }
         }
+}
+
+/* Wherever a window stands, and whatever a row sees of its pass. */
+static void test_chunks_at_once() {
+    for (int window : {1, 2, 100, 128, 129, 512, 1024}) {
+        int most = 0;
+        for (int position = window; position < window + 300; position++)
+            for (int visible : {position + 1, position + BEE_MAX_PASS_ROWS}) {
+                const int seen = cache_chunks(visible) - (position - window + 1) / CACHE_CHUNK;
+                most = seen > most ? seen : most;
+            }
+        CHECK_EQ(chunks_at_once(1 << 20, window), most);
+        CHECK_EQ(chunks_at_once(2, window), 2);
+    }
+    CHECK_EQ(chunks_at_once(64, 0), 64);
+    CacheShape shape = {};
+    shape.columns[1] = 64, shape.window = 100;
+    CHECK_EQ(attention_chunks(&shape, 100000), chunks_at_once(1024, 100));
+    shape.columns[0] = 64;
+    CHECK_EQ(attention_chunks(&shape, 100000), 1024);
 }
 
 /* Small weights on eight positions and none on the eight behind, which hold zeros or `unseen`. */
@@ -710,12 +1073,22 @@ int main() {
     if (cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) != cudaSuccess) return 77; /* no device: skipped */
     test_embed();
     for (int columns : {32, 48, 64, 352, 1088}) test_rows_case(columns);
+    for (int columns : {16, 72, 1500}) test_norm_in_place(columns, columns < 100 ? 5 : 2, columns != 16, columns > 100);
+    for (int columns : {48, 1088, 2500})
+        for (int normed = 0; normed < 2; normed++) test_add(columns, normed);
+    for (int columns : {31, 96, 300})
+        for (Activation activation : {ACTIVATION_SILU, ACTIVATION_GELU}) test_gate_values(activation, columns);
+    test_cap();
     test_angles();
     test_copy();
     test_attention();
     test_many_rows({32, 1, 3, 32, true, true, 1}, 128);
     test_many_rows({16, 2, 20, 8, false, false, 4}, 40);
+    test_many_rows({16, 1, 3, 16, true, false, 2, 140}, 128);
+    test_variants();
+    test_windows();
     test_rows_together();
+    test_chunks_at_once();
     test_unseen_products();
     CHECK_EQ(cudaGetLastError(), cudaSuccess);
     cudaStreamDestroy(stream);
