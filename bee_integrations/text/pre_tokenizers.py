@@ -74,7 +74,7 @@ _GPT4O = (
     rf"|\p{{N}}{{1,3}}|{_SIGNS_AND_SLASHES}|{_SPACE}"
 )
 _MARKED_WORD = rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+(?:{_ENDING})?"
-# Digits in threes from the right, what stands before them joined to the first group. A match begins where the one before
+# Digits in threes from the right, what stands before them joined to the first group. A match begins where the last one
 # ended, or not at all: else a long text without digits would be searched from each of its characters.
 _DIGITS_FROM_RIGHT = (
     r"(?:\A|(?<=\p{N}))[^\p{N}]*+\p{N}+",

@@ -244,7 +244,7 @@ def test_every_cut_gives_the_ids_of_llama_cpp(name: str) -> None:
 def test_no_cut_takes_forever_over_long_runs(cut: PreTokenizer) -> None:
     """A cut that searched from each character on would take minutes over one of these."""
     for run in ("a", "aB", "1", " ", "\t x", "!", "\n", "\u0301", "a\u0301", "中", "'s", "\u3000"):
-        text = run * (50_000 // len(run)) + "x1"
+        text = run * (20_000 // len(run)) + "x1"
         pieces = cut.build().pre_tokenize_str(text)
         assert (pieces[0][1][0], pieces[-1][1][1]) == (0, len(text))
 
