@@ -25,6 +25,7 @@ VOCABULARY_KEYS = (
     "tokenizer.ggml.pre",
     "tokenizer.ggml.tokens",
     "tokenizer.ggml.token_type",
+    "tokenizer.ggml.scores",
     "tokenizer.ggml.merges",
     "tokenizer.ggml.bos_token_id",
     "tokenizer.ggml.eos_token_id",
