@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
@@ -36,6 +37,8 @@ class ReasoningSpan:
 
     begin: str
     end: str
+    answer: tuple[str, str] | None = field(default=None, compare=False)
+    """Texts around the answer that follows, of models that mark it as well. They are no part of it."""
 
 
 # In this order: templates that have several of them think between the first.
@@ -51,6 +54,9 @@ _SPANS = (
     ReasoningSpan("<thinking>", "</thinking>"),  # Apriel 1.5
     ReasoningSpan("<think>", "</think>"),  # Qwen, DeepSeek, GLM, Kimi K2, Nemotron, SmolLM3 and most others
 )
+
+# What Granite 3.3 is told to put around its answer.
+_ANSWER = ("<response>", "</response>")
 
 _COMMENT = re.compile(r"\{#.*?(?:#\}|\Z)", re.DOTALL)
 # Where a template looks into old messages: `.split('</think>')`, `| replace("<think>", "")`, `'<think>' in content`.
@@ -74,7 +80,10 @@ def recognise(template: str | None) -> ReasoningSpan | None:
     if "set HYTK = ':opensource'" in source:  # Hunyuan appends this to the name of each of its tokens
         source = source.replace("{}>'.format(HYTK)", ":opensource>'")
     written = _LOOKS_FOR.sub("", _COMMENT.sub("", source))
-    return next((span for span in _SPANS if span.begin in written and span.end in source), None)
+    found = next((span for span in _SPANS if span.begin in written and span.end in source), None)
+    if found is not None and f"response between {''.join(_ANSWER)}" in written:
+        return replace(found, answer=_ANSWER)
+    return found
 
 
 def named(value: str | tuple[str, str]) -> ReasoningSpan:
@@ -114,7 +123,8 @@ class ReasoningSplitter:
     The span counts at the beginning of the answer, after white space, or if the prompt opened it (`opened`), and once
     at most, so an answer that speaks of "<think>" later stays whole. An opened span that the model opens again is one
     span. A span that never ends is all `Reasoning`. White space at both ends of the reasoning and after the span is
-    dropped. However the text is cut into pieces, the events concatenate to the same.
+    dropped, and so are the texts that the span names around the answer behind it. However the text is cut into pieces,
+    the events concatenate to the same.
     """
 
     def __init__(self, span: ReasoningSpan | None, opened: bool, calls: Sequence[str] = ()) -> None:
@@ -126,7 +136,9 @@ class ReasoningSplitter:
         self._inside = span is not None and opened
         self._start = ""  # the answer so far, while that is open
         self._trims = False  # white space that comes next is dropped
+        self._unwrapped = None if span is None or span.answer is None else _Unwrapped(*span.answer)
         self._space = ""  # white space that is dropped if the reasoning ends with it
+        self._ended = False  # the answer comes behind the span
 
     @property
     def inside(self) -> bool:
@@ -149,8 +161,9 @@ class ReasoningSplitter:
         if self._at_start:
             events = self._read(self._leave_start(self._start.lstrip()))
         if self._inside:
-            events += self._reasoning(self._end.flush())
-        return events
+            return events + self._reasoning(self._end.flush())
+        rest = self._unwrapped.flush() if self._unwrapped is not None and self._ended else ""
+        return [*events, Text(rest)] if rest else events
 
     def _leave_start(self, stripped: str) -> str:
         """What is to be read of the answer's beginning, now that it is known whether the span begins there."""
@@ -167,7 +180,7 @@ class ReasoningSplitter:
         thought, end, rest = self._end.push(text)
         events = self._reasoning(thought)
         if end is not None:
-            self._inside, self._trims = False, True
+            self._inside, self._trims, self._ended = False, True, True
             events += self._text(end + rest if end in self._calls else rest)
         return events
 
@@ -179,6 +192,8 @@ class ReasoningSplitter:
 
     def _text(self, text: str) -> list[Text | Reasoning]:
         text = self._trimmed(text)
+        if self._unwrapped is not None and self._ended:
+            text = self._unwrapped.push(text)
         return [Text(text)] if text else []
 
     def _trimmed(self, text: str) -> str:
@@ -186,6 +201,45 @@ class ReasoningSplitter:
             text = text.lstrip()
             self._trims = not text
         return text
+
+
+class _Unwrapped:
+    """A stream of text without what stands around it: a text at its beginning, and if that was there, one further on.
+    White space inside of both is dropped as well."""
+
+    def __init__(self, begin: str, end: str) -> None:
+        self._begin = begin
+        self._end = MarkerScan(end)
+        self._start = ""  # the text so far, while that may be part of the begin
+        self._space = ""  # white space before what may be the end
+        self._state: Literal["start", "trims", "inside", "outside"] = "start"
+
+    def push(self, text: str) -> str:
+        if self._state == "start":
+            self._start += text
+            if self._begin.startswith(self._start) and self._start != self._begin:
+                return ""
+            begun = self._start.startswith(self._begin)
+            self._state = "trims" if begun else "outside"
+            text, self._start = self._start[len(self._begin) if begun else 0 :], ""
+        if self._state == "trims":
+            text = text.lstrip()
+            self._state = "inside" if text else "trims"
+        return self._inside(text) if self._state == "inside" else text
+
+    def flush(self) -> str:
+        """What was held back."""
+        return self._start + self._space + self._end.flush()
+
+    def _inside(self, text: str) -> str:
+        before, found, rest = self._end.push(text)
+        before = self._space + before
+        shown = before.rstrip()
+        self._space = before[len(shown) :]
+        if found is None:
+            return shown
+        self._state, self._space = "outside", ""
+        return shown + rest
 
 
 # ---- when to end it --------------------------------------------------------------------------------------------------

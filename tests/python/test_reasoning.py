@@ -270,8 +270,8 @@ def test_inside_tells_where_the_text_ends(span: ReasoningSpan | None, opened: bo
     splitter = ReasoningSplitter(span, opened)
     for character in text:
         splitter.push(character)
-    began = span is not None and (opened or text.lstrip().startswith(span.begin))
-    inner = text.lstrip().removeprefix(span.begin) if span is not None else ""
+    began = span is not None and (opened or text.lstrip().startswith(span.begin.strip()))
+    inner = text.lstrip().removeprefix(span.begin.strip()) if span is not None else ""
     assert splitter.inside == (began and span is not None and span.end not in inner)
 
 
@@ -306,6 +306,35 @@ def test_inside_tells_where_the_text_ends(span: ReasoningSpan | None, opened: bo
 def test_examples(opened: bool, text: str, expected: tuple[str, str]) -> None:
     assert split(THINK, opened, [text]) == expected
     assert split(THINK, opened, list(text)) == expected
+
+
+GRANITE = ReasoningSpan("<think>", "</think>", ("<response>", "</response>"))
+
+
+@needs_templates
+def test_granite_marks_its_answer_as_well() -> None:
+    spans = {name: recognise(source(name)) for name in THINKING}
+    marked = {name: span.answer for name, span in spans.items() if span is not None and span.answer is not None}
+    assert marked == {"ibm-granite-granite-3.3-2B-Instruct": ("<response>", "</response>")}
+
+
+@pytest.mark.parametrize(
+    ("opened", "text", "expected"),
+    [
+        (False, "<think>Hm.</think>\n<response>\nFour.\n\nYes.\n</response>\n", ("Hm.", "Four.\n\nYes.\n")),
+        (True, "Hm.</think><response>Four", ("Hm.", "Four")),
+        (True, "Hm.</think><response>Four. \n", ("Hm.", "Four. \n")),
+        (True, "Hm.</think><response>a </respons", ("Hm.", "a </respons")),
+        (True, "Hm.</think><respo", ("Hm.", "<respo")),
+        (True, "Hm.</think><responses>", ("Hm.", "<responses>")),
+        (True, "Hm.</think>Four <response>a</response>", ("Hm.", "Four <response>a</response>")),
+        (False, "<response>Four.</response>", ("", "<response>Four.</response>")),
+        (False, "<think></think><response> </response>", ("", "")),
+    ],
+)
+def test_what_marks_the_answer_is_no_part_of_it(opened: bool, text: str, expected: tuple[str, str]) -> None:
+    assert split(GRANITE, opened, [text]) == expected
+    assert split(GRANITE, opened, list(text)) == expected
 
 
 def test_text_is_passed_on_as_soon_as_it_is_certain() -> None:
