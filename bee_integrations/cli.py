@@ -1,4 +1,4 @@
-"""The `bee` command: get models, run them, look into GGUF files, measure, and train drafters.
+"""The `bee` command: get models, list and run them, look into GGUF files, measure, and train drafters.
 
 Answers and JSON go to stdout; progress, statistics and errors to stderr. Exit codes: 0, 1 for an error of Bee (one line
 says what is wrong), 2 for wrong usage, 130 when interrupted.
@@ -12,7 +12,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
@@ -177,7 +177,13 @@ def _bytes_progress() -> Iterator[Callable[[int, int, str], None]]:
 @app.command()
 @_reports_errors
 def run(
-    prompt: Annotated[str, typer.Argument(help="What to answer; '-' reads it from stdin.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME] [PROMPT]",
+            help="A model's name, or what to answer ('-' reads it from stdin), or both. A name alone opens a chat.",
+        ),
+    ],
     model: Model = None,
     drafter: Drafter = "auto",
     speculation: Annotated[
@@ -205,9 +211,10 @@ def run(
     instruction_set: InstructionSet = None,
     as_json: Json = False,
 ) -> None:
-    """Answer a prompt: the text as it comes, then one line of statistics on stderr."""
+    """Answer a prompt: the text as it comes, then one line of statistics on stderr. With a name alone, open a chat."""
     from .engine.engine import GenerationParams
 
+    model, prompt = _model_and_prompt(words, model)
     params = GenerationParams(
         temperature=temperature,
         top_k=top_k,
@@ -221,7 +228,9 @@ def run(
     )
     if raw and system is not None:
         raise ParameterError("--raw gives the model the prompt as it stands, so there is no place for --system")
-    text = _prompt_text(prompt)
+    if prompt is None and (raw or as_json):
+        raise ParameterError("--raw and --json are for one prompt: give it behind the model's name")
+    text = None if prompt is None else _prompt_text(prompt)
     with _opened(
         model,
         drafter=_drafter(drafter),
@@ -230,6 +239,9 @@ def run(
         device=device,
         instruction_set=instruction_set,
     ) as engine:
+        if text is None:
+            _chat(engine, params, system)
+            return
         tokens = _prompt_tokens(engine, text, system, raw)
         last, output = _answer(engine, tokens, params, echo=not as_json)
     stats = last.stats
@@ -247,6 +259,49 @@ def run(
     else:
         line = _statistics_line(stats, last.finish_reason, _place(engine))
         _errors().print(line, style="dim", markup=False)
+
+
+def _model_and_prompt(words: list[str], model: str | None) -> tuple[str | None, str | None]:
+    """NAME, PROMPT or both, and --model: the model and the prompt, which is None for a chat."""
+    if len(words) > 2:
+        raise typer.BadParameter("give a model's name and a prompt at most, and put the prompt in quotes")
+    if model is None and (len(words) == 2 or _is_model(words[0])):
+        return words[0], words[1] if len(words) == 2 else None
+    if len(words) == 2:
+        raise typer.BadParameter("the model is given twice, as an argument and as --model")
+    return model, words[0]
+
+
+def _is_model(word: str) -> bool:
+    """Whether a single word names a model, and is no prompt."""
+    from .models import registry as models
+
+    place, colon, rest = word.partition(":")
+    if word in models.REGISTRY or (place in models.PLACES and colon and rest and not any(map(str.isspace, rest))):
+        return True
+    with suppress(OSError, ValueError):
+        path = Path(word).expanduser()
+        return (path.suffix.lower() == ".gguf" and path.is_file()) or any(path.glob("*.gguf"))
+    return False
+
+
+def _chat(engine: Engine, params: GenerationParams, system: str | None) -> None:
+    from .chat.parameters import BeeParameters
+    from .chat.terminal import TerminalChat
+
+    given = {
+        name: getattr(params, name)
+        for name in ("temperature", "top_k", "top_p", "min_p", "seed", "max_tokens", "speculation", "draft_length")
+    }
+    parameters = BeeParameters(**given, stop=list(params.stop) or None)
+    chat = TerminalChat(
+        engine,
+        parameters,
+        _errors(),
+        system=system,
+        describe=lambda stats, reason: _statistics_line(stats, reason, _place(engine)),
+    )
+    chat.run(sys.stdin)
 
 
 @contextmanager
@@ -367,6 +422,39 @@ def info(
         typer.echo(json.dumps(report, ensure_ascii=False))
     else:
         print_model_report(report, Console(highlight=False))
+
+
+# ---- models and rm -----------------------------------------------------------------------------------------------
+
+
+@app.command("models")
+@_reports_errors
+def list_models(
+    folders: Annotated[list[Path] | None, typer.Argument(help="Look in these folders and below, too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The models on this machine, of all places: whether they run here, and which drafter goes with them."""
+    from .models.listing import found_models, print_models
+
+    entries = found_models(folders or [])
+    if as_json:
+        typer.echo(json.dumps({"models": entries}, ensure_ascii=False))
+    elif entries:
+        console = Console(highlight=False)
+        print_models(entries, console if console.is_terminal else Console(highlight=False, width=_TABLE_WIDTH))
+    else:
+        _errors().print("there are no models here yet; 'bee pull' gets the default one")
+
+
+@app.command("rm")
+@_reports_errors
+def remove(name: Annotated[str, typer.Argument(help="A registered model.")]) -> None:
+    """Remove a model from the cache directory. Models in stores that others share are theirs to remove."""
+    from .models.listing import remove_model
+    from .models.memory import size_text
+
+    freed = remove_model(name)
+    _errors().print(f"{name} is removed; {size_text(freed)} are free again", style="dim")
 
 
 # ---- bench -------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from ..errors import ModelFileError, ParameterError
 from .cache import sha256_of
 from .located import Located, Progress
 
-__all__ = ["FORMS", "installed", "locate", "stores"]
+__all__ = ["FORMS", "blob_of", "installed", "locate", "stores"]
 
 FORMS = "ollama:model, ollama:model:tag or ollama:user/model:tag"
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
@@ -101,6 +101,16 @@ def installed() -> Iterator[tuple[OllamaName, Path, Path]]:
             if manifest.is_file() and not manifest.name.startswith("."):
                 host, user, model, tag = manifest.relative_to(root).parts
                 yield OllamaName(host, user, model, tag), store, manifest
+
+
+def blob_of(name: OllamaName) -> Path | None:
+    """The GGUF of an installed model, unchecked; None where its manifest or the blob is damaged."""
+    for found, store, manifest in installed():
+        if found == name:
+            with contextlib.suppress(ModelFileError):
+                models = _layers(name, manifest).get("model", [])
+                return _blob(name, store, models[0]) if len(models) == 1 else None
+    return None
 
 
 def _parse(name: str) -> OllamaName:

@@ -20,7 +20,7 @@ from .file import ModelFile, TensorInfo
 from .memory import available_memory, size_text
 from .registry import resolve_drafter
 
-__all__ = ["describe_model_file", "print_model_report"]
+__all__ = ["describe_model_file", "plain_text", "print_model_report"]
 
 _SHOWN_ELEMENTS = 8  # of an array; vocabularies have hundreds of thousands
 
@@ -180,7 +180,7 @@ def _metadata_table(metadata: Mapping[str, Any]) -> Table:
     table.add_column("key", overflow="fold")
     table.add_column("value", overflow="fold")
     for key, value in metadata.items():
-        table.add_row(_plain(key), _plain(_one_line(value)))
+        table.add_row(plain_text(key), plain_text(_one_line(value)))
     return table
 
 
@@ -191,7 +191,7 @@ def _one_line(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}... ({len(text)} characters)"
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Text from a stranger's file, without terminal control sequences and without rich's markup."""
     return escape("".join(character if character.isprintable() else repr(character)[1:-1] for character in text))
 

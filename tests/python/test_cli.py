@@ -150,7 +150,7 @@ def test_run_stops_before_each_of_several_stop_strings(bee: Bee, run_tiny: list[
         (["--speculation", "sometimes"], "speculation"),
         (["--raw", "--system", "Be brief."], "--system"),
         (["--drafter", "missing.gguf"], "missing.gguf"),
-        (["--n-ctx", "0"], "n_ctx"),
+        (["--n-ctx", "-1"], "n_ctx"),
         (["--n-ctx", "4"], "context"),
         (["--instruction-set", "mmx"], "mmx"),
     ],

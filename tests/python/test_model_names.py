@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import tiny_model
 from hub_server import Hub, Repository, running_hub
+from model_stores import own_places, write_folder, write_ollama
 from no_home import without_home
 
 from bee_integrations import Engine, GenerationParams
@@ -30,13 +31,7 @@ OTHER = b"GGUF" + bytes(reversed(range(256))) * 5000
 @pytest.fixture(autouse=True)
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of this machine's own stores is seen."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("BEE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
+    own_places(tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -291,34 +286,6 @@ def test_names_that_are_none(name: str) -> None:
 # ---- Ollama ----------------------------------------------------------------------------------------------------------
 
 
-def write_ollama(store: Path, name: str, layers: dict[str, bytes]) -> Path:
-    """A model as Ollama writes it: blobs by their digest, and a manifest that lists them."""
-    blobs = store / "blobs"
-    blobs.mkdir(parents=True, exist_ok=True)
-    listed = []
-    for kind, content in layers.items():
-        digest = hashlib.sha256(content).hexdigest()
-        (blobs / f"sha256-{digest}").write_bytes(content)
-        media = f"application/vnd.ollama.image.{kind}"
-        listed.append({"mediaType": media, "digest": f"sha256:{digest}", "size": len(content)})
-    manifest = store / "manifests" / name
-    manifest.parent.mkdir(parents=True, exist_ok=True)
-    manifest.write_text(
-        json.dumps(
-            {
-                "schemaVersion": 2,
-                "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
-                "config": {
-                    "mediaType": "application/vnd.docker.container.image.v1+json",
-                    "digest": "sha256:" + "0" * 64,
-                },
-                "layers": listed,
-            }
-        )
-    )
-    return manifest
-
-
 PARAMETERS = {
     "temperature": 0.6,
     "top_k": 20,
@@ -423,19 +390,15 @@ def test_parameters_of_any_shape(store: Path) -> None:
 
 @pytest.fixture
 def studio(tmp_path: Path) -> Path:
-    directory = tmp_path / "home" / ".lmstudio" / "models"
-    for name, content in {
+    files = {
         "bee/demo-GGUF/demo-Q4_K_M.gguf": CONTENT,
         "bee/demo-GGUF/demo-Q8_0.gguf": OTHER,
         "bee/demo-GGUF/mmproj-demo-F16.gguf": b"GGUF",
         "bee/one/one.gguf": CONTENT,
         "other/one/one-Q4_0.gguf": OTHER,
         "other/empty/readme.txt": b"",
-    }.items():
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return directory
+    }
+    return write_folder(tmp_path / "home" / ".lmstudio" / "models", files)
 
 
 def test_lm_studio(studio: Path) -> None:
