@@ -76,14 +76,14 @@ class ClosingSearch:
             found = self._along_one_path(self._LONG_PATH)
         return None if found is None else self._vocabulary.spell(found)
 
-    def finds_nothing(self) -> bool:
-        """Whether it is certain that no text of a bearable length completes the state: everything that may follow was
-        looked at."""
+    def nothing_found(self) -> str:
+        """Why it is certain that no bearable text completes the state, since everything that may follow was looked at;
+        "" where that is not certain."""
         if self._along_one_path(self._SHORT_PATH) is not None:
-            return False
+            return ""
         if self._forced_beyond(_MAX_CLOSING):
-            return True
-        return self._along_many_paths() is None and not self._passed_over
+            return f"it admits no text of less than {_MAX_CLOSING:,} bytes"
+        return "it admits nothing" if self._along_many_paths() is None and not self._passed_over else ""
 
     def _along_one_path(self, steps: int) -> list[int] | None:
         state = self._start.deep_copy()
@@ -101,7 +101,8 @@ class ClosingSearch:
     def _forced_beyond(self, length: int) -> bool:
         """Whether one single text of so many bytes may follow, and no shorter one."""
         state = self._start.deep_copy()
-        for _ in range(length):
+        forced = state.compute_ff_tokens()
+        for _ in range(0 if forced else length):
             allowed = self._allowed(state)
             if (
                 len(allowed) != 1
@@ -109,7 +110,7 @@ class ClosingSearch:
                 or not state.try_consume_tokens([self._first_byte + allowed[0]])
             ):
                 return False
-        return True
+        return not forced or len(forced) > length
 
     def _end_of_text(self, state: LLMatcher) -> list[int] | None:
         """Where nearly anything may follow: what would leave little choice."""

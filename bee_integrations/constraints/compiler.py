@@ -21,23 +21,22 @@ from typing import TYPE_CHECKING
 from ..errors import ConstraintError
 from ..text.tokenizer import Tokenizer
 from .closing_text import ClosingSearch, Hints, ends_of_text
+from .gbnf import lark_of_gbnf
 from .grammar_source import (
     JSON_STYLE,
+    check_chain,
     check_repeats,
     check_rules,
     checked_source,
     choice_source,
-    lark_of_gbnf,
-    line_of_rule,
     quoted,
     strict_inner_schemas,
-    with_gbnf_line,
 )
 from .harmless import is_harmless_regex, is_harmless_rules, is_harmless_schema, may_force_for_ever
 from .json_schema import Node, ReadSchema, read_schema, schema_refusal
 from .kinds import Choice, Constraint, Grammar, JsonSchema, Regex, json_object
 from .matcher import CompiledGrammar, Matcher
-from .vocabulary import Mask, Vocabulary, grammar_engine, message
+from .vocabulary import Mask, Vocabulary, checked, grammar_engine, message
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -145,7 +144,7 @@ class GrammarCompiler:
                 return ""
             grammar = _schema_grammar(node)
             if not is_harmless_schema(node):
-                self._vocabulary.trial.check([grammar], "the schema")
+                self._vocabulary.trial.check(grammar, "the schema")
             matcher, error = self._vocabulary.build(grammar)
             built.append((matcher, grammar))
             fault = message(error)
@@ -157,7 +156,9 @@ class GrammarCompiler:
 
         reason = refused(schema.compiled_form())
         if not reason:
-            return CompiledGrammar(self._vocabulary, *built[0], "the schema", self._hints([schema]))
+            pristine, grammar = built[0]
+            states = pristine, checked(self._vocabulary.build(grammar, bytewise=True), "the schema")
+            return CompiledGrammar(self._vocabulary, states, "the schema", self._hints([schema]))
         path = ""
         if "too " not in reason:  # what is too large as a whole need not be so in any part
             path, reason = schema.find_refused(reason, refused)
@@ -179,22 +180,24 @@ class GrammarCompiler:
         if may_force_for_ever(rules):
             strict = f'{strict}\n%llguidance {{"no_forcing": true}}\n'
         grammar = grammar_engine().grammar_from_lark(strict)
-        return self._compile(grammar, hints, "the grammar", str, harmless=harmless)
+        return self._compile(grammar, hints, "the grammar", harmless=harmless, line_name=str)
 
     def _compile_gbnf(self, text: str) -> CompiledGrammar:
         try:
-            lark = lark_of_gbnf(text)
+            lark, lines = lark_of_gbnf(text)
         except RecursionError:
             raise ConstraintError("the grammar is nested too deeply") from None
-        except Exception as error:  # the converter raises plain exceptions for what is undefined or defined twice
-            raise ConstraintError(f"the grammar, {with_gbnf_line(str(error), text)}") from None
-
-        check_rules(lark)
-
-        def line(lark_line: int) -> str:
-            return line_of_rule(text, lark.splitlines()[:lark_line])
-
-        return self._compile(grammar_engine().grammar_from_lark(lark), Hints(text), "the grammar", line, harmless=False)
+        check_chain(lark)
+        grammar = grammar_engine().grammar_from_lark(lark)
+        hints = Hints(text, ends=ends_of_text(lark))
+        return self._compile(
+            grammar,
+            hints,
+            "the grammar",
+            harmless=is_harmless_rules(lark),
+            line_name=lambda line: lines[line - 1],
+            by_characters=True,
+        )
 
     def _compile_choice(self, text: str) -> CompiledGrammar:
         grammar = grammar_engine().grammar_from_lark(text)
@@ -222,22 +225,26 @@ class GrammarCompiler:
         return hints
 
     def _compile(
-        self, grammar: str, hints: Hints, subject: str, line_name: Callable[[int], str] | None = None, *, harmless: bool
+        self,
+        grammar: str,
+        hints: Hints,
+        subject: str,
+        *,
+        harmless: bool,
+        line_name: Callable[[int], object] = lambda line: "",
+        by_characters: bool = False,
     ) -> CompiledGrammar:
         """`line_name`: what users call a line of the Lark source."""
         if not harmless:
-            self._vocabulary.trial.check([grammar], subject)
-        pristine, error = self._vocabulary.build(grammar)
-        if error:
-            place = re.match(r"(?:at )?(\d+)\(\d+\): ", error)
-            line = line_name(int(place[1])) if place and line_name else ""
-            reason = (
-                "it admits nothing"
-                if error.startswith("NoExtension")
-                else message(error[place.end() :] if place else error)
-            )
-            raise ConstraintError(f"{subject}{f', line {line}' if line else ''}: {reason}")
-        return CompiledGrammar(self._vocabulary, pristine, grammar, subject, hints)
+            self._vocabulary.trial.check(grammar, subject, by_characters)
+        pristine, error = self._vocabulary.build(grammar, by_characters=by_characters)
+        place = re.match(r"(?:at )?(\d+)\(\d+\): ", error)
+        if place:
+            line = line_name(int(place[1]))
+            raise ConstraintError(f"{subject}{f', line {line}' if line else ''}: {message(error[place.end() :])}")
+        checked((pristine, error), subject)
+        states = pristine, checked(self._vocabulary.build(grammar, bytewise=True, by_characters=by_characters), subject)
+        return CompiledGrammar(self._vocabulary, states, subject, hints)
 
 
 def _schema_grammar(node: Node) -> str:

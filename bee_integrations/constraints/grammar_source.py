@@ -15,15 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "JSON_STYLE",
+    "check_chain",
     "check_repeats",
     "check_rules",
     "checked_source",
     "choice_source",
-    "lark_of_gbnf",
-    "line_of_rule",
     "quoted",
     "strict_inner_schemas",
-    "with_gbnf_line",
 ]
 
 # One way to write a value, and many forced tokens: single blanks after "," and ":", no other white space, and no
@@ -112,9 +110,8 @@ def _quoted_breaks(document: Mapping[str, Any], breaks: str) -> str:
 
 
 def check_rules(lark: str) -> None:
-    """Refuse rules that refer to one another in so long a row that the engine would exhaust the stack, and those of
-    which no text is finite: the engine would look for its end for ever."""
-    _check_chain(lark)
+    """As `check_chain`, and refuse rules of which no text is finite: the engine would look for its end for ever."""
+    check_chain(lark)
     for name, line in _endless_rules(lark):
         raise ConstraintError(
             f"the grammar, line {line}: it admits nothing: the rule {name!r} refers to itself without an end"
@@ -186,7 +183,8 @@ def _is_finite(parts: Sequence[str], finite: Collection[str]) -> bool:
     return stack[0][1]
 
 
-def _check_chain(lark: str) -> None:
+def check_chain(lark: str) -> None:
+    """Refuse rules that refer to one another in so long a row that the engine would exhaust the stack."""
     graph: dict[str, list[str]] = {}
     rule = ""
     brackets = 0
@@ -207,48 +205,3 @@ def _check_chain(lark: str) -> None:
                 graph.setdefault(inner, []).append(name)
     if is_chain_too_long(graph, "start"):
         raise ConstraintError(f"the grammar: more than {MAX_CHAIN} rules and brackets lead into one another in a row")
-
-
-def lark_of_gbnf(gbnf: str) -> str:
-    """The rules in Lark. Raises plain exceptions for what is undefined or defined twice."""
-    from llguidance.gbnf_to_lark import any_to_lark
-
-    return str(any_to_lark(_plain_escapes(gbnf)))
-
-
-def _plain_escapes(gbnf: str) -> str:
-    r"""GBNF with the characters themselves in place of \uXXXX and \UXXXXXXXX, which the converter misspells."""
-
-    def plain(match: re.Match[str]) -> str:
-        code = int(match[1] or match[2] or "0", 16)
-        if not 0x80 <= code < 0x110000 or 0xD800 <= code < 0xE000:
-            return f"\\x{code:02x}" if (match[1] or match[2]) and code < 0x80 else match[0]
-        return chr(code)
-
-    return re.sub(r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|.)", plain, gbnf, flags=re.DOTALL)
-
-
-def with_gbnf_line(error: str, gbnf: str) -> str:
-    place = re.search(r"^(.*) at line (\d+), ", error, flags=re.DOTALL)
-    if place:
-        return f"line {place[2]}: {place[1]}"
-    name = re.search(r"Rule '(.+?)'", error)
-    for number, line in enumerate(gbnf.splitlines(), start=1):
-        if name and re.search(rf"(?<![\w-]){re.escape(name[1])}(?![\w-])", line):
-            return f"line {number}: {error}"
-    return f"line 1: {error}"
-
-
-def line_of_rule(gbnf: str, lark_lines: Sequence[str]) -> str:
-    """The line of the GBNF rule that the last of these Lark lines belongs to."""
-
-    def plain(name: str) -> str:
-        return re.sub(r"[^a-z0-9]", "", name.lower())
-
-    heads = [head for line in lark_lines if (head := re.match(r"([\w-]+)\s*:", line))]
-    wanted = plain(heads[-1][1]) if heads else ""
-    for number, line in enumerate(gbnf.splitlines(), start=1):
-        head = re.match(r"\s*([\w-]+)\s*::=", line)
-        if head and plain(head[1]) in (wanted, "root" if wanted == "start" else wanted):
-            return str(number)
-    return ""

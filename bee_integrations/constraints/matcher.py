@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import ConstraintError, ParameterError
 from .closing_text import ClosingSearch, Hints
-from .vocabulary import Vocabulary, checked, message
+from .vocabulary import Vocabulary, message
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -27,23 +27,22 @@ class CompiledGrammar:
     def __init__(
         self,
         vocabulary: Vocabulary,
-        pristine: LLMatcher,
-        grammar: str,
+        states: tuple[LLMatcher, LLMatcher],
         subject: str,
         hints: Hints,
         not_enforced: Sequence[str] = (),
     ) -> None:
-        """`pristine`: the first state. Raises `ConstraintError` where the constraint admits nothing."""
+        """`states`: the first one, for the vocabulary and for bytes. Raises ConstraintError where it admits nothing."""
         self.not_enforced = tuple(not_enforced)
         """JSON pointers of the keywords that no mask enforces, such as "/properties/a/not"."""
         self._vocabulary = vocabulary
         self._subject = subject
         self._lock = Lock()
-        self._pristine = pristine
-        self._bytes = checked(vocabulary.build(grammar, bytewise=True), subject)
+        self._pristine, self._bytes = states
         self._hints = hints
-        if ClosingSearch(vocabulary, self._bytes, hints, subject).finds_nothing():
-            raise ConstraintError(f"{subject}: it admits nothing")
+        reason = ClosingSearch(vocabulary, self._bytes, hints, subject).nothing_found()
+        if reason:
+            raise ConstraintError(f"{subject}: {reason}")
 
     def matcher(self) -> Matcher:
         """A matcher in the initial state. Cheap."""

@@ -28,10 +28,10 @@ class Trial:
         self._shapes = [(v.tokens, v.special_token_ids, v.eos_token_id, v.bos_token_id) for v in vocabularies]
         self._key = next(_keys)
 
-    def check(self, grammars: Sequence[str], subject: str) -> None:
-        """Raises `ConstraintError` where the grammars together take too much time or memory to compile."""
+    def check(self, grammar: str, subject: str, by_characters: bool = False) -> None:
+        """Raises `ConstraintError` where a grammar takes too much time or memory to compile."""
         try:
-            exceeded = _helper.tried(self._key, self._shapes, grammars)
+            exceeded = _helper.tried(self._key, self._shapes, (grammar, by_characters))
         except (OSError, EOFError) as error:
             raise ConstraintError(
                 f"{subject}: compiling it needs a process of its own, which cannot be run ({error})"
@@ -50,22 +50,22 @@ class _Helper:
         self._process: subprocess.Popen[bytes] | None = None
         os.register_at_fork(after_in_child=self._forget)
 
-    def tried(self, key: int, shapes: Sequence[Any], grammars: Sequence[str]) -> str:
+    def tried(self, key: int, shapes: Sequence[Any], grammar: tuple[str, bool]) -> str:
         with self._lock:
             for attempt in range(2):  # a helper may have ended just now, having waited for long
                 try:
-                    return self._asked(key, shapes, grammars)
+                    return self._asked(key, shapes, grammar)
                 except (OSError, EOFError):
                     self._end()
                     if attempt:
                         raise
         raise AssertionError
 
-    def _asked(self, key: int, shapes: Sequence[Any], grammars: Sequence[str]) -> str:
+    def _asked(self, key: int, shapes: Sequence[Any], grammar: tuple[str, bool]) -> str:
         process = self._process or self._start()
-        answer = self._answer(process, (key, None, grammars))
+        answer = self._answer(process, (key, None, *grammar))
         if answer is None:  # it does not know this vocabulary yet
-            answer = self._answer(process, (key, shapes, grammars))
+            answer = self._answer(process, (key, shapes, *grammar))
         return str(answer)
 
     @staticmethod

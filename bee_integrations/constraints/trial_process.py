@@ -87,13 +87,20 @@ class EngineVocabulary:
         return max(map(len, self._by_bytes), default=1)
 
 
-def first_steps(tokenizer: LLTokenizer, grammar: str) -> tuple[LLMatcher, str]:
-    """(matcher in the initial state, error or ""), with the forced tokens and the first mask, the dearest, computed."""
+def first_steps(tokenizer: LLTokenizer, grammar: str, by_characters: bool = False) -> tuple[LLMatcher, str]:
+    """(matcher in the initial state, error or ""), with the forced tokens and the first mask, the dearest, computed.
+
+    by_characters: terminals may be single characters, as those of GBNF, where a mask takes more and smaller steps."""
     from llguidance import LLMatcher, LLParserLimits
 
     # All requests wait for a step of one grammar: with the engine's own limits it may take seconds, with these a
     # tenth of one. A state of the lexer takes some kilobytes.
-    limits = LLParserLimits(max_items_in_row=500, step_max_items=5_000, max_lexer_states=50_000, verbose_errors=False)
+    limits = LLParserLimits(
+        max_items_in_row=2_000 if by_characters else 500,
+        step_max_items=200_000 if by_characters else 5_000,
+        max_lexer_states=50_000,
+        verbose_errors=False,
+    )
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
     if not matcher.is_error():
         matcher.compute_ff_tokens()
@@ -135,10 +142,10 @@ def _serve() -> None:
 
     vocabularies: dict[int, list[LLTokenizer]] = {}
     while select.select([requests], [], [], _IDLE_SECONDS)[0]:
-        key, shapes, grammars = read_frame(whole)
+        key, shapes, grammar, by_characters = read_frame(whole)
         if shapes is not None:
             vocabularies[key] = [EngineVocabulary(*shape).tokenizer() for shape in shapes]
-        write_frame(answers, _tried(vocabularies[key], grammars) if key in vocabularies else None)
+        write_frame(answers, _tried(vocabularies[key], grammar, by_characters) if key in vocabularies else None)
 
 
 class _Whole:
@@ -158,15 +165,14 @@ class _Whole:
         return b"".join(parts)
 
 
-def _tried(tokenizers: Sequence[LLTokenizer], grammars: Sequence[str]) -> str:
-    """What became of the grammars in a fork: "", or what it exceeded ("time" or "memory")."""
+def _tried(tokenizers: Sequence[LLTokenizer], grammar: str, by_characters: bool) -> str:
+    """What became of a grammar in a fork: "", or what it exceeded ("time" or "memory")."""
     child = os.fork()
     if child == 0:
         _limit()
         try:
-            for grammar in grammars:
-                for tokenizer in tokenizers:
-                    first_steps(tokenizer, grammar)
+            for tokenizer in tokenizers:
+                first_steps(tokenizer, grammar, by_characters)
         except MemoryError:
             os._exit(_OUT_OF_MEMORY)
         except BaseException:

@@ -43,11 +43,11 @@ class Vocabulary:
         # Tokens that stand for no text of their own. A stop token is one whatever its kind.
         self.control = sorted({*tokenizer.special_tokens.values(), *tokenizer.stop_token_ids})
 
-    def build(self, grammar: str, *, bytewise: bool = False) -> tuple[LLMatcher, str]:
+    def build(self, grammar: str, *, bytewise: bool = False, by_characters: bool = False) -> tuple[LLMatcher, str]:
         """(matcher in the initial state, error or ""). What may run for long is to be tried first (`trial`)."""
         with self._lock:
             known = self._byte_tokens if bytewise else self._tokens
-        return first_steps(known, grammar)
+        return first_steps(known, grammar, by_characters)
 
     def tokens_that_begin(self, text: bytes) -> Mask:
         """As `GrammarCompiler` has it."""
