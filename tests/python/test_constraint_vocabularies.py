@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import gguf_document as gguf
 import jsonschema
 import numpy as np
 import pytest
+import tiny_model
 
 from bee_integrations.constraints import Choice, Constraint, Grammar, GrammarCompiler, JsonSchema, Matcher, Regex
+from bee_integrations.engine import Engine, GenerationParams
 from bee_integrations.errors import ConstraintError
 from bee_integrations.models.file import ModelFile
 from bee_integrations.text.tokenizer import Tokenizer
@@ -145,3 +150,70 @@ def test_what_is_said_under_a_grammar_fits_it(name: str) -> None:
         jsonschema.validate(json.loads(text), SCHEMA)
         assert re.fullmatch(r"(\d{2} ){2}[A-Zß]{1,4}\n", said_under(Regex(r"(\d{2} ){2}[A-Zß]{1,4}\n"), name, seed))
         assert re.fullmatch("([a-zà-ÿ]+|中[0-9])( ([a-zà-ÿ]+|中[0-9]))*", said_under(Grammar(GBNF, "gbnf"), name, seed))
+
+
+# ---- with an engine ------------------------------------------------------------------------------------
+
+ENGINE_TOKENS = [*TOKENS, *"cdefghijklmnopqrstuvwxyz", *'{}[]":,0123456789', '":', "▁1", "<|im_start|>", "<|im_end|>"]
+
+
+def with_pieces(document: gguf.Document) -> gguf.Document:
+    """The tiny model or its drafter, with a SentencePiece vocabulary."""
+    n_vocab = len(ENGINE_TOKENS)
+    kinds = [2, 3, 3, *[6] * 256, *[1] * (n_vocab - 261), 3, 3]
+    document.metadata |= {
+        "tokenizer.ggml.model": gguf.text("llama"),
+        "tokenizer.ggml.add_bos_token": gguf.Value(gguf.BOOL, True),
+        "tokenizer.ggml.token_type": gguf.Value(gguf.ARRAY, kinds, gguf.INT32),
+        "tokenizer.ggml.scores": gguf.Value(gguf.ARRAY, [-float(token) for token in range(n_vocab)], gguf.FLOAT32),
+    }
+    del document.metadata["tokenizer.ggml.merges"], document.metadata["tokenizer.ggml.pre"]
+    return document
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    folder = tmp_path_factory.mktemp("pieces")
+    model = with_pieces(tiny_model.model(vocabulary=ENGINE_TOKENS)).write(folder / "pieces.gguf")
+    drafter = with_pieces(tiny_model.drafter(vocabulary=ENGINE_TOKENS)).write(folder / "drafter.gguf")
+    with Engine(model, drafter=drafter, n_ctx=512, threads=1) as opened:
+        yield opened
+
+
+CONSTRAINTS: list[Constraint | None] = [None, JsonSchema(SCHEMA), Regex("( ?[a-zé]{2,4}){3}"), Grammar(GBNF, "gbnf")]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.2])
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+def test_generations_are_the_same_in_all_modes(
+    engine: Engine, constraint: Constraint | None, temperature: float
+) -> None:
+    for seed, prompt in enumerate(("ab ab", " a b é", "{ 1 }\n")):
+        params = GenerationParams(
+            max_tokens=60,
+            seed=seed,
+            temperature=temperature,
+            stop=("zq", "é1"),
+            logprobs=True,
+            constraint=constraint,
+            close_constraint=constraint is not None,
+        )
+        modes = ("off", "dflash", "copy", "auto")
+        plain, *others = [engine.complete(prompt, replace(params, speculation=mode)) for mode in modes]
+        for other in others:
+            assert (other.tokens, other.text, other.finish_reason) == (plain.tokens, plain.text, plain.finish_reason)
+            assert other.logprobs == plain.logprobs
+        if constraint is None and plain.finish_reason == "length":
+            # An answer that is cut in the middle of a character ends before it.
+            assert engine.tokenizer.decode(plain.tokens, continues=True) in (plain.text, plain.text + "\ufffd")
+        if isinstance(constraint, JsonSchema):
+            jsonschema.validate(json.loads(plain.text), SCHEMA)
+
+
+def test_a_prompt_gets_its_blank_and_a_chat_its_marks(engine: Engine) -> None:
+    spell = engine.tokenizer.token_text
+    assert [spell(token) for token in engine.encode_prompt("ab")] == ["<s>", "▁ab"]
+    chat = engine.render_chat([{"role": "user", "content": "ab"}])
+    tokens = [spell(token) for token in engine.encode_prompt(chat)]
+    assert tokens[:4] == ["<s>", "<|im_start|>", "▁", "u"]
+    assert tokens[7:9] == ["<|im_end|>", "▁"] or "<|im_end|>" in tokens
