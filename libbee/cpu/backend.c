@@ -339,20 +339,29 @@ static void buffer_copy(Backend *backend, void *to, const void *from, size_t byt
     memcpy(to, from, bytes);
 }
 
-/* The embedding stays in the file: a pass reads a few of its rows. */
+/* The rows as the file has them: a pass reads a few of them. */
 struct Table {
     Tensor tensor;
+    size_t bytes;
+    uint8_t *rows;
 };
 
 static Table *table_new(Backend *backend, const Tensor *tensor) {
     (void)backend;
     Table *table = malloc(sizeof *table);
-    if (table) table->tensor = *tensor;
+    uint8_t *rows = table ? pages_new(tensor->size) : NULL;
+    if (!rows) {
+        free(table);
+        return NULL;
+    }
+    *table = (Table){.tensor = *tensor, .bytes = tensor->size, .rows = rows};
+    table->tensor.data = memcpy(rows, tensor->data, tensor->size);
     return table;
 }
 
 static void table_free(Backend *backend, Table *table) {
     (void)backend;
+    if (table) pages_free(table->rows, table->bytes);
     free(table);
 }
 

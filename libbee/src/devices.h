@@ -7,8 +7,7 @@
 
 typedef struct Device {
     bee_device kind;
-    /* All that a model is made of is copied there, and a plan must fit; the CPU reads rows of the embedding in the
-     * file. */
+    /* It is not the host's: a plan must fit. */
     bool own_memory;
 
     bee_status (*describe)(bee_device_info *out, bee_error *error);

@@ -184,7 +184,7 @@ typedef struct Ops {
     void (*buffer_write)(Backend *backend, void *to, const void *from, size_t bytes);
     void (*buffer_read)(Backend *backend, void *to, const void *from, size_t bytes);
     void (*buffer_move)(Backend *backend, void *to, const void *from, size_t bytes);
-    Table *(*table_new)(Backend *backend, const Tensor *tensor); /* the tensor must outlive it */
+    Table *(*table_new)(Backend *backend, const Tensor *tensor);
     void (*table_free)(Backend *backend, Table *table);
     Cache *(*cache_new)(Backend *backend, const CacheShape *shape, int n_ctx);
     void (*cache_free)(Backend *backend, Cache *cache);

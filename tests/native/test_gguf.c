@@ -213,8 +213,10 @@ static void test_tensors(const bee_file *file) {
     CHECK_EQ(gguf_tensor(file, "blk.0.conv.weight", &tensor, &error), BEE_OK);
     CHECK(tensor.type == TYPE_F32 && tensor.n_dimensions == 4 && tensor.columns == 2 && tensor.rows == 6);
     CHECK(tensor.shape[0] == 2 && tensor.shape[1] == 3 && tensor.shape[2] == 1 && tensor.shape[3] == 2);
-    CHECK(tensor.size == 48 && tensor.data[0] == (uint8_t)320 && tensor.data[47] == (uint8_t)367);
-    CHECK_EQ((uintptr_t)tensor.data % 64, 0);
+    uint8_t data[48];
+    CHECK(tensor.size == sizeof data && gguf_read(&tensor, data, &error) == BEE_OK);
+    CHECK(data[0] == (uint8_t)320 && data[47] == (uint8_t)367);
+    CHECK_EQ(tensor.offset % 64, 0);
     CHECK(tensor.name_length == 17 && memcmp(tensor.name, "blk.0.conv.weight", 17) == 0);
     CHECK_EQ(gguf_tensor(file, "token_embd.weight", &tensor, &error), BEE_OK);
     CHECK(tensor.type == TYPE_Q8_0 && tensor.columns == 32 && tensor.rows == 3 && tensor.size == 102);
@@ -816,15 +818,35 @@ static int mapped_files(void) {
     return count;
 }
 
-/* Neither closing nor failing leaves a mapping behind. */
+/* Nothing of a file is ever mapped: who shortens it would end this process. */
 static void test_mappings(void) {
-    CHECK_EQ(mapped_files(), 0);
+    const int before = open_descriptors();
     bee_file *file = EXPECT_FILE(sample_file());
-    CHECK_EQ(mapped_files(), 1);
+    CHECK_EQ(mapped_files(), 0);
     bee_file_close(file);
-    CHECK_EQ(mapped_files(), 0);
     EXPECT_FAILURE(with_counts(5, 18), BEE_ERROR_FORMAT, "tensor entry 5 of 5");
-    CHECK_EQ(mapped_files(), 0);
+    CHECK_EQ(open_descriptors(), before);
+}
+
+/* What was read stays; what was not is an error that says why. */
+static void test_shortened_file(void) {
+    const Bytes bytes = sample_file();
+    const int descriptor = memfd_create("gguf", MFD_CLOEXEC);
+    REQUIRE(descriptor >= 0 && write(descriptor, bytes.data, bytes.size) == (ssize_t)bytes.size);
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", descriptor);
+    bee_error error;
+    bee_file *file = bee_file_open(path, &error);
+    REQUIRE(file && ftruncate(descriptor, 100) == 0);
+    Tensor tensor;
+    uint8_t data[48];
+    CHECK_EQ(gguf_tensor(file, "blk.0.conv.weight", &tensor, &error), BEE_OK);
+    CHECK_EQ(gguf_read(&tensor, data, &error), BEE_ERROR_FILE);
+    CHECK_CONTAINS(error.message, "truncated or overwritten");
+    CHECK_CONTAINS(error.message, "byte 1152 is gone");
+    bee_file_close(file);
+    close(descriptor);
+    free(bytes.data);
 }
 
 /* A file is usable after its path is gone, and two can be open at once. */
@@ -870,6 +892,7 @@ int main(int count, char **arguments) {
     test_random_damage();
     test_paths();
     test_mappings();
+    test_shortened_file();
     test_two_files();
     return check_report();
 }

@@ -493,8 +493,8 @@ OF_ANOTHER_PROCESSOR = "neon" if platform.machine().lower() in ("x86_64", "amd64
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({"n_ctx": 0}, "n_ctx is 0; it must lie between 1 and 512"),
-        ({"n_ctx": 513}, "n_ctx is 513; it must lie between 1 and 512"),
+        ({"n_ctx": -1}, "n_ctx is -1; it must lie between 0 and 512"),
+        ({"n_ctx": 513}, "n_ctx is 513; it must lie between 0 and 512"),
         ({"n_ctx": "many"}, "n_ctx is 'many'"),
         ({"threads": 0}, "threads is 0; it must lie between 1 and 64"),
         ({"threads": 65}, "threads is 65"),

@@ -209,6 +209,19 @@ def test_going_back_further_than_a_window_remembers(name: str, tmp_path: Path) -
                 assert found == generate(handle, fresh, prompt, lib.BEE_SPECULATION_OFF, 0, 0.8, length, 12), length
 
 
+def test_a_file_that_is_cut_or_overwritten_while_it_is_open(tmp_path: Path) -> None:
+    """An engine has all of a model in memory of its own."""
+    path = target_of("qwen2").write(tmp_path / "model.gguf")
+    drafter = drafter_for("qwen2").write(tmp_path / "drafter.gguf")
+    with engine(path, drafter) as handle, session(handle) as found:
+        options = (lib.BEE_SPECULATION_DFLASH, 5, 0.9, 1, 20)
+        expected = generate(handle, found, tokens(9), *options)
+        path.write_bytes(os.urandom(path.stat().st_size))
+        os.truncate(drafter, 100)
+        generate(handle, found, tokens(30)[::-1], *options)  # so that nothing is reused
+        assert generate(handle, found, tokens(9), *options) == expected
+
+
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 

@@ -98,6 +98,13 @@ static bee_status make_plan(const bee_engine *e, const char *model_path, const c
     return BEE_OK;
 }
 
+/* What is of use in them lies in the models. */
+static void close_files(bee_engine *e) {
+    bee_file_close(e->drafter_file);
+    bee_file_close(e->file);
+    e->drafter_file = e->file = NULL;
+}
+
 static bee_status load_models(bee_engine *e, const char *model_path, const char *drafter_path,
                               const bee_engine_params *params, uint64_t weight_bytes, bee_error *error) {
     LoadProgress progress = {
@@ -106,6 +113,7 @@ static bee_status load_models(bee_engine *e, const char *model_path, const char 
     if (!status && drafter_path) status = open_drafter(e, drafter_path, params, &progress, error);
     if (!status && progress.tell && !progress.tell(progress.user, progress.total, progress.total))
         status = bee_fail(error, BEE_ERROR_CANCELLED, "loading was cancelled");
+    close_files(e);
     return status;
 }
 
@@ -201,8 +209,6 @@ void bee_engine_close(bee_engine *e) {
         model_free(e->ops, e->backend, e->target);
         e->device->backend_free(e->backend);
     }
-    bee_file_close(e->drafter_file);
-    bee_file_close(e->file);
     pthread_mutex_destroy(&e->mutex);
     free(e);
 }

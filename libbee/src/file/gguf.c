@@ -20,20 +20,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define BEE_ADDRESS_SANITIZER
-#endif
-#elif defined(__SANITIZE_ADDRESS__)
-#define BEE_ADDRESS_SANITIZER
-#endif
-#ifdef BEE_ADDRESS_SANITIZER
-#include <sanitizer/asan_interface.h>
-#endif
 
 _Static_assert(sizeof(size_t) == 8, "models are mapped whole: a 64-bit machine is needed");
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "values are used where they lie in the file");
@@ -47,6 +35,8 @@ enum {
     MAX_DIMENSIONS = 4,
     MAX_PARTS = 99999, /* what fits their names */
     DEFAULT_ALIGNMENT = 32,
+    FIRST_READ = 1 << 20,                   /* of a file, to begin with */
+    MOST_READ = 1 << 30,                    /* at once */
     MIN_ALIGNMENT = 8,                      /* the specification wants a multiple of 8 */
     MAX_TENSOR_TYPE = 255,                  /* leaves room for types that ggml will add; a larger number is damage */
     SMALLEST_METADATA = 8 + 1 + 4 + 1,      /* bytes: key length, key, type, value */
@@ -67,13 +57,15 @@ typedef struct NameIndex {
 
 struct bee_file {
     char label[LABEL_CAPACITY]; /* the path, fit for a message */
-    const uint8_t *data;
-    uint64_t size;
+    int descriptor;             /* open until the file is closed: tensors are read from it when they are wanted */
+    uint8_t *data; /* the file's beginning, as far as it was read: header, metadata and the list of tensors */
+    uint64_t n_read, size;
+    bool wants_more; /* parsing needs more of the file than was read */
     bee_metadata *metadata;
     uint64_t metadata_count;
     NameIndex metadata_index;
     bee_tensor_info *tensors;
-    const uint8_t **tensor_data; /* where each tensor's data lies: in this file, or in a part */
+    const bee_file **holders; /* whose data each tensor is: this file's, or a part's */
     uint64_t tensor_count;
     NameIndex tensor_index;
     bee_file **parts; /* of a split model, those after this first one, whose tensors are this file's, too */
@@ -144,7 +136,7 @@ static void set_label(char label[LABEL_CAPACITY], const char *path) {
 
 /* The place in the header that is being read, and what to call it when something is wrong with it. */
 typedef struct Reader {
-    const bee_file *file;
+    bee_file *file;
     uint64_t position;
     const char *section; /* "header", "metadata", "tensor" */
     uint64_t entry, entries;
@@ -178,6 +170,13 @@ __attribute__((format(printf, 3, 4))) static bee_status fail(const Reader *reade
 
 static uint64_t bytes_left(const Reader *reader) { return reader->file->size - reader->position; }
 
+/* False, and the file is to be parsed again with more of it at hand, where the next `size` bytes were not read. */
+static bool is_read(const Reader *reader, uint64_t size) {
+    if (size <= reader->file->n_read - reader->position) return true;
+    reader->file->wants_more = true;
+    return false;
+}
+
 /* The next `size` bytes; `field` names them should the file end before. */
 static bee_status take(Reader *reader, uint64_t size, const char *field, const uint8_t **out) {
     if (size > bytes_left(reader)) {
@@ -186,6 +185,7 @@ static bee_status take(Reader *reader, uint64_t size, const char *field, const u
                     field, (unsigned long long)size, (unsigned long long)reader->position,
                     (unsigned long long)reader->file->size);
     }
+    if (!is_read(reader, size)) return fail(reader, BEE_ERROR_FILE, "%s was not read yet", field);
     *out = reader->file->data + reader->position;
     reader->position += size;
     return BEE_OK;
@@ -299,14 +299,21 @@ static bee_status take_value_type(Reader *reader, const char *field, bee_value_t
 /* Steps over `count` strings in one sweep. */
 static bee_status take_strings(Reader *reader, uint64_t count) {
     const uint8_t *data = reader->file->data;
-    uint64_t size = reader->file->size, position = reader->position;
+    const uint64_t size = reader->file->size, n_read = reader->file->n_read;
+    uint64_t position = reader->position;
     for (uint64_t i = 0; i < count; i++) {
-        uint64_t length;
+        uint64_t length = 0;
         bool whole = size - position >= sizeof length;
-        if (whole) {
+        if (whole && n_read - position >= sizeof length) {
             memcpy(&length, data + position, sizeof length);
             position += sizeof length;
             whole = length <= size - position;
+        } else if (whole) {
+            length = size; /* more than was read */
+        }
+        if (whole && length > n_read - position) {
+            reader->file->wants_more = true;
+            return fail(reader, BEE_ERROR_FILE, "a string was not read yet");
         }
         if (!whole) {
             return fail(reader, BEE_ERROR_FORMAT,
@@ -476,7 +483,7 @@ static bee_status read_tensors(bee_file *file, Reader *reader, uint64_t alignmen
         reader->name_length = file->tensors[i].name_length;
         bee_status status = place_tensor(reader, data_start, &file->tensors[i]);
         if (status != BEE_OK) return status;
-        file->tensor_data[i] = file->data + file->tensors[i].offset;
+        file->holders[i] = file;
     }
     return BEE_OK;
 }
@@ -531,8 +538,8 @@ static bee_status check_count(const Reader *reader, const char *field, uint64_t 
 }
 
 static bee_status read_preamble(bee_file *file, Reader *reader) {
-    if (file->size < 4 || memcmp(file->data, "GGUF", 4) != 0) {
-        const char *kind = foreign_kind(file->data, file->size);
+    if (file->n_read < 4 || memcmp(file->data, "GGUF", 4) != 0) {
+        const char *kind = foreign_kind(file->data, file->n_read);
         return fail(reader, BEE_ERROR_FORMAT, "not a GGUF file: it does not begin with \"GGUF\"%s%s",
                     kind ? " and looks like " : "", kind ? kind : "");
     }
@@ -571,9 +578,9 @@ static bee_status parse(bee_file *file, bee_error *error) {
     file->metadata_index.entries = new_array(file->metadata_count, sizeof *file->metadata_index.entries);
     file->tensors = new_array(file->tensor_count, sizeof *file->tensors);
     file->tensor_index.entries = new_array(file->tensor_count, sizeof *file->tensor_index.entries);
-    file->tensor_data = new_array(file->tensor_count, sizeof *file->tensor_data);
+    file->holders = new_array(file->tensor_count, sizeof *file->holders);
     if (!file->metadata || !file->metadata_index.entries || !file->tensors || !file->tensor_index.entries ||
-        !file->tensor_data) {
+        !file->holders) {
         return fail(&reader, BEE_ERROR_MEMORY, "no memory for %llu metadata and %llu tensor entries",
                     (unsigned long long)file->metadata_count, (unsigned long long)file->tensor_count);
     }
@@ -583,31 +590,44 @@ static bee_status parse(bee_file *file, bee_error *error) {
     return read_tensors(file, &reader, alignment);
 }
 
-/* A mapping ends at a page, and the bytes between the file's end and the page's read as 0: code that reads past the
- * file goes unnoticed. Builds with AddressSanitizer forbid those bytes, for all that use the file. */
-static void forbid_tail(const bee_file *file) {
-#ifdef BEE_ADDRESS_SANITIZER
-    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-    uint64_t tail = (page - file->size % page) % page;
-    ASAN_POISON_MEMORY_REGION(file->data + file->size, tail);
-#else
-    (void)file;
-#endif
+static void drop_entries(bee_file *file) {
+    free(file->metadata);
+    free(file->metadata_index.entries);
+    free(file->tensors);
+    free(file->tensor_index.entries);
+    free(file->holders);
+    file->metadata = NULL;
+    file->tensors = NULL;
+    file->holders = NULL;
+    file->metadata_index.entries = file->tensor_index.entries = NULL;
 }
 
-static void unmap(bee_file *file) {
-    if (!file->data) return;
-#ifdef BEE_ADDRESS_SANITIZER
-    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-    ASAN_UNPOISON_MEMORY_REGION(file->data, (file->size + page - 1) / page * page);
-#endif
-    munmap((void *)file->data, file->size);
+/* Bytes [begin, begin + size) of the file. It may have become shorter since it was opened. */
+static bee_status read_bytes(const bee_file *file, uint64_t begin, uint64_t size, uint8_t *out, bee_error *error) {
+    for (uint64_t done = 0; done < size;) {
+        const uint64_t step = size - done < MOST_READ ? size - done : MOST_READ;
+        const ssize_t n = pread(file->descriptor, out + done, (size_t)step, (off_t)(begin + done));
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return bee_fail(error, BEE_ERROR_FILE, "%s: cannot be read: %s", file->label, strerror(errno));
+        if (n == 0)
+            return bee_fail(error, BEE_ERROR_FILE,
+                            "%s: byte %llu is gone: the file had %llu bytes when it was opened, and was truncated or "
+                            "overwritten meanwhile",
+                            file->label, (unsigned long long)(begin + done), (unsigned long long)file->size);
+        done += (uint64_t)n;
+    }
+    return BEE_OK;
 }
 
-/* Maps the file that `descriptor` is open on. */
-static bee_status map_descriptor(bee_file *file, int descriptor, bee_error *error) {
+/* Nothing of the file is mapped: what somebody else does to it must not end this process. */
+static bee_status open_descriptor(bee_file *file, const char *path, bee_error *error) {
+    /* O_NONBLOCK: opening a pipe that nobody writes to must not wait. It means nothing to a regular file. */
+    file->descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (file->descriptor < 0) {
+        return bee_fail(error, BEE_ERROR_FILE, "%s: cannot be opened: %s", file->label, strerror(errno));
+    }
     struct stat about;
-    if (fstat(descriptor, &about) != 0) {
+    if (fstat(file->descriptor, &about) != 0) {
         return bee_fail(error, BEE_ERROR_FILE, "%s: cannot be examined: %s", file->label, strerror(errno));
     }
     if (S_ISDIR(about.st_mode)) {
@@ -619,26 +639,36 @@ static bee_status map_descriptor(bee_file *file, int descriptor, bee_error *erro
     if (about.st_size <= 0) {
         return bee_fail(error, BEE_ERROR_FORMAT, "%s: the file is empty; a GGUF file is needed", file->label);
     }
-    void *data = mmap(NULL, (size_t)about.st_size, PROT_READ, MAP_PRIVATE, descriptor, 0);
-    if (data == MAP_FAILED) {
-        bee_status status = errno == ENOMEM ? BEE_ERROR_MEMORY : BEE_ERROR_FILE;
-        return bee_fail(error, status, "%s: cannot be mapped into memory: %s", file->label, strerror(errno));
-    }
-    file->data = data;
     file->size = (uint64_t)about.st_size;
-    forbid_tail(file);
     return BEE_OK;
 }
 
-static bee_status map_file(bee_file *file, const char *path, bee_error *error) {
-    /* O_NONBLOCK: opening a pipe that nobody writes to must not wait. It means nothing to a regular file. */
-    int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (descriptor < 0) {
-        return bee_fail(error, BEE_ERROR_FILE, "%s: cannot be opened: %s", file->label, strerror(errno));
-    }
-    bee_status status = map_descriptor(file, descriptor, error);
-    close(descriptor); /* the mapping stays */
+/* Reads the file's first `n` bytes, into memory of exactly that size: what reads past them, sanitizers see. */
+static bee_status read_beginning(bee_file *file, uint64_t n, bee_error *error) {
+    free(file->data);
+    file->n_read = 0;
+    file->data = malloc((size_t)n);
+    if (!file->data)
+        return bee_fail(error, BEE_ERROR_MEMORY, "%s: no memory for its first %llu bytes", file->label,
+                        (unsigned long long)n);
+    const bee_status status = read_bytes(file, 0, n, file->data, error);
+    if (status == BEE_OK) file->n_read = n;
     return status;
+}
+
+/* How long the beginning is, only its end tells: it is read and parsed again, twice as much of it, until it is whole.
+ */
+static bee_status read_and_parse(bee_file *file, bee_error *error) {
+    uint64_t n = FIRST_READ;
+    for (;;) {
+        if (n > file->size) n = file->size;
+        file->wants_more = false;
+        bee_status status = read_beginning(file, n, error);
+        if (status == BEE_OK) status = parse(file, error);
+        if (!file->wants_more) return status;
+        drop_entries(file);
+        n *= 2;
+    }
 }
 
 static bee_file *open_one(const char *path, bee_error *error) {
@@ -648,7 +678,8 @@ static bee_file *open_one(const char *path, bee_error *error) {
         return NULL;
     }
     set_label(file->label, path);
-    if (map_file(file, path, error) == BEE_OK && parse(file, error) == BEE_OK) return file;
+    file->descriptor = -1;
+    if (open_descriptor(file, path, error) == BEE_OK && read_and_parse(file, error) == BEE_OK) return file;
     bee_file_close(file);
     return NULL;
 }
@@ -701,11 +732,11 @@ static bool make_room(bee_file *file, uint64_t more) {
     const uint64_t count = file->tensor_count + more;
     void *tensors = realloc(file->tensors, count * sizeof *file->tensors);
     if (tensors) file->tensors = tensors;
-    void *data = realloc(file->tensor_data, count * sizeof *file->tensor_data);
-    if (data) file->tensor_data = data;
+    void *holders = realloc(file->holders, count * sizeof *file->holders);
+    if (holders) file->holders = holders;
     void *entries = realloc(file->tensor_index.entries, count * sizeof *file->tensor_index.entries);
     if (entries) file->tensor_index.entries = entries;
-    return tensors && data && entries;
+    return tensors && holders && entries;
 }
 
 /* The part's tensors become the file's, too. */
@@ -719,7 +750,7 @@ static bee_status join_part(bee_file *file, const bee_file *part, bee_error *err
         const bee_tensor_info *tensor = &part->tensors[i];
         const uint64_t place = file->tensor_count++;
         file->tensors[place] = *tensor;
-        file->tensor_data[place] = part->tensor_data[i];
+        file->holders[place] = part;
     }
     return BEE_OK;
 }
@@ -783,12 +814,9 @@ void bee_file_close(bee_file *file) {
     if (!file) return;
     for (int i = 1; i < file->part_count; i++) bee_file_close(file->parts[i]);
     free(file->parts);
-    free(file->tensor_data);
-    unmap(file);
-    free(file->metadata);
-    free(file->metadata_index.entries);
-    free(file->tensors);
-    free(file->tensor_index.entries);
+    drop_entries(file);
+    free(file->data);
+    if (file->descriptor >= 0) close(file->descriptor);
     free(file);
 }
 
@@ -847,20 +875,16 @@ bee_status gguf_tensor(const bee_file *file, const char *name, Tensor *out, bee_
         .n_dimensions = info->n_dimensions,
         .columns = (int64_t)info->shape[0],
         .rows = (int64_t)(info->shape[1] * info->shape[2] * info->shape[3]),
-        .data = file->tensor_data[position],
+        .holder = file->holders[position],
+        .offset = info->offset,
         .size = info->size,
     };
     for (int i = 0; i < MAX_DIMENSIONS; i++) out->shape[i] = (int64_t)info->shape[i];
     return BEE_OK;
 }
 
-void gguf_release(const Tensor *tensor) {
-#ifdef MADV_DONTNEED
-    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    const uintptr_t begin = ((uintptr_t)tensor->data + page - 1) / page * page;
-    const uintptr_t end = ((uintptr_t)tensor->data + tensor->size) / page * page;
-    if (begin < end) madvise((void *)begin, end - begin, MADV_DONTNEED);
-#endif
+bee_status gguf_read(const Tensor *tensor, uint8_t *out, bee_error *error) {
+    return read_bytes(tensor->holder, tensor->offset, tensor->size, out, error);
 }
 
 bool gguf_find(const bee_file *file, const char *key, bee_metadata *out) {

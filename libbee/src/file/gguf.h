@@ -5,7 +5,7 @@
 #include "bee.h"
 #include "types/list.h"
 
-/* A tensor of a file: a view, valid while the file is open. */
+/* A tensor of a file, or a part of one; valid while the file is open. */
 typedef struct Tensor {
     const char *name; /* not NUL-terminated; for messages */
     int name_length;
@@ -14,7 +14,9 @@ typedef struct Tensor {
     int64_t columns; /* shape[0]: contiguous in memory */
     int64_t rows;    /* product of the other dimensions */
     int64_t shape[4];
-    const uint8_t *data; /* aligned to the file's alignment at least to 8 bytes */
+    const bee_file *holder;
+    uint64_t offset;     /* of its data in that file */
+    const uint8_t *data; /* whoever read it says how long; NULL: nobody did */
     uint64_t size;
 } Tensor;
 
@@ -22,8 +24,8 @@ typedef struct Tensor {
 bool gguf_has_tensor(const bee_file *file, const char *name);
 bee_status gguf_tensor(const bee_file *file, const char *name, Tensor *out, bee_error *error);
 
-/* The tensor's data may leave this process's memory until somebody reads it again. */
-void gguf_release(const Tensor *tensor);
+/* Reads the tensor's data, `size` bytes. Fails where the file has become shorter. */
+bee_status gguf_read(const Tensor *tensor, uint8_t *out, bee_error *error);
 
 /* Metadata by key. `gguf_find` returns false where the key is absent. The typed readers convert between integer
  * widths, check the range, and name the key where type or range are wrong; an absent key is an error that names

@@ -9,14 +9,20 @@ const uint8_t *tensor_row(const Tensor *tensor, int64_t row) {
     return tensor->data + (uint64_t)row * tensor_row_bytes(tensor);
 }
 
+Tensor tensor_rows(const Tensor *tensor, int64_t first, int64_t n) {
+    Tensor part = *tensor;
+    const uint64_t row_bytes = tensor_row_bytes(tensor), begin = (uint64_t)first * row_bytes;
+    part.n_dimensions = 2;
+    part.rows = part.shape[1] = n;
+    part.shape[2] = part.shape[3] = 1;
+    part.offset += begin;
+    if (part.data) part.data += begin;
+    part.size = row_bytes * (uint64_t)n;
+    return part;
+}
+
 Tensor tensor_matrix(const Tensor *tensor, int64_t index) {
-    Tensor matrix = *tensor;
-    matrix.n_dimensions = 2;
-    matrix.rows = matrix.shape[1];
-    matrix.shape[2] = matrix.shape[3] = 1;
-    matrix.data = tensor_row(tensor, index * matrix.rows);
-    matrix.size = tensor_row_bytes(tensor) * (uint64_t)matrix.rows;
-    return matrix;
+    return tensor_rows(tensor, index * tensor->shape[1], tensor->shape[1]);
 }
 
 static float read_float(TensorType type, const uint8_t *row, int64_t i) {

@@ -75,6 +75,7 @@ static int32_t *load_draft_tokens(Loader *l, Model *m, int n_vocab) {
     int32_t *tokens = malloc((size_t)t.columns * sizeof *tokens);
     if (l->backend) m->draft_tokens = (int32_t *)l->ops->buffer_new(l->backend, padded(t.columns));
     if (!tokens || (l->backend && !m->draft_tokens)) fail_memory(l, "d2t");
+    read_tensor(l, &t);
     for (int i = 0; !l->status && i < m->n_head_rows; i++) {
         int64_t token;
         memcpy(&token, t.data + 8 * (size_t)i, 8);

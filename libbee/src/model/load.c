@@ -151,7 +151,7 @@ static double *load_frequencies(Loader *l, const RopeShape *shape, const char *n
     double frequencies[MAX_HEAD_SIZE / 2];
     Tensor tensor;
     for (int i = 0; i < half; i++) factors[i] = 1;
-    if (name && find_tensor(l, name, 1, half, &tensor)) dequantize_row(&tensor, 0, factors);
+    if (name && find_tensor(l, name, 1, half, &tensor) && read_tensor(l, &tensor)) dequantize_row(&tensor, 0, factors);
     for (int i = 0; !l->status && i < half; i++) {
         if (!(factors[i] > 0))
             l->status = bee_fail(l->error, BEE_ERROR_FORMAT, "tensor '%s': factor %d must be above 0", name, i);
@@ -247,6 +247,7 @@ Model *model_load(const Device *device, const Ops *ops, Backend *backend, const 
     l.status = shape_read(file, &m->shape, error);
     if (!l.status) load_model(&l, m, target, target_file);
     free(l.bound);
+    free(l.buffer);
     if (!l.status) return m;
     model_free(ops, backend, m);
     return NULL;
@@ -282,6 +283,7 @@ bee_status model_plan(const bee_file *file, const Device *device, const Model *t
     l.status = shape_read(file, &out->shape, error);
     if (!l.status) load_model(&l, out, target, target_file);
     free(l.bound);
+    free(l.buffer);
     free(out->layers);
     out->layers = NULL;
     if (l.status) shape_free(&out->shape);

@@ -7,7 +7,7 @@
 
 /* Loads the weights. `target` is NULL for a target; a drafter takes from it, and from `target_file`, what its own file
  * lacks, after a check that the two fit. made_up: weights are random, not the file's. Returns NULL with the reason.
- * Both files must outlive the model. */
+ */
 Model *model_load(const Device *device, const Ops *ops, Backend *backend, const bee_file *file, const Model *target,
                   const bee_file *target_file, bool made_up, LoadProgress *progress, bee_error *error);
 /* The same walk over the tensors without a backend, for what the device would hold: shape, number of head rows

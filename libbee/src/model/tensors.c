@@ -48,6 +48,22 @@ bool find_tensor(Loader *l, const char *name, int64_t rows, int64_t columns, Ten
     return !l->status;
 }
 
+bool read_tensor(Loader *l, Tensor *tensor) {
+    if (l->status || tensor->data) return !l->status; /* random weights are there */
+    if (l->buffer_size < tensor->size) {
+        free(l->buffer);
+        l->buffer = malloc((size_t)tensor->size);
+        l->buffer_size = l->buffer ? tensor->size : 0;
+    }
+    if (!l->buffer)
+        l->status = bee_fail(l->error, BEE_ERROR_MEMORY, "out of memory while reading tensor '%.*s'",
+                             tensor->name_length, tensor->name);
+    else
+        l->status = gguf_read(tensor, l->buffer, l->error);
+    tensor->data = l->buffer;
+    return !l->status;
+}
+
 /* A matrix or a table has been loaded. */
 static void tell_progress(Loader *l, uint64_t bytes) {
     LoadProgress *p = l->progress;
@@ -55,14 +71,6 @@ static void tell_progress(Loader *l, uint64_t bytes) {
     p->done += bytes;
     if (!p->tell(p->user, p->done < p->total ? p->done : p->total, p->total))
         l->status = bee_fail(l->error, BEE_ERROR_CANCELLED, "loading was cancelled");
-}
-
-Tensor tensor_rows(const Tensor *tensor, int64_t first, int64_t n) {
-    Tensor part = *tensor;
-    part.data = tensor_row(tensor, first);
-    part.size = tensor_row_bytes(tensor) * (uint64_t)n;
-    part.rows = part.shape[1] = n;
-    return part;
 }
 
 bool has_tensor(const Loader *l, const char *name, const char *suffix) {
@@ -75,10 +83,10 @@ Weight *load_weight(Loader *l, const char *name, const Tensor *tensor, const int
     if (l->status) return NULL;
     const uint64_t bytes = l->device->matrix_bytes(tensor->type, n_rows, (int)tensor->columns);
     l->weight_bytes += bytes;
-    if (!l->backend) return NULL;
-    Weight *weight = l->ops->weight_new(l->backend, tensor, row_ids, n_rows);
+    Tensor at_hand = *tensor;
+    if (!l->backend || !read_tensor(l, &at_hand)) return NULL;
+    Weight *weight = l->ops->weight_new(l->backend, &at_hand, row_ids, n_rows);
     if (!weight) fail_memory(l, name);
-    if (!l->made_up) gguf_release(tensor); /* packed now: the file's copy need not take memory, too */
     tell_progress(l, bytes);
     return weight;
 }
@@ -88,7 +96,7 @@ static float *load_part_of_vector(Loader *l, const char *name, int64_t first, in
     Tensor tensor;
     if (!find_tensor(l, name, 1, whole, &tensor)) return NULL;
     l->weight_bytes += padded(columns) * sizeof(float);
-    if (!l->backend) return NULL;
+    if (!l->backend || !read_tensor(l, &tensor)) return NULL;
     float *values = malloc(padded(whole) * sizeof *values);
     float *vector = values ? l->ops->buffer_new(l->backend, padded(columns)) : NULL;
     if (vector) {
@@ -108,7 +116,7 @@ float *load_vector(Loader *l, const char *name, int64_t columns) {
 float load_number(Loader *l, const char *name, float fallback) {
     Tensor tensor;
     float value = fallback;
-    if (!l->status && gguf_has_tensor(l->file, name) && find_tensor(l, name, 1, 1, &tensor))
+    if (!l->status && gguf_has_tensor(l->file, name) && find_tensor(l, name, 1, 1, &tensor) && read_tensor(l, &tensor))
         dequantize_row(&tensor, 0, &value);
     return value;
 }
@@ -137,14 +145,14 @@ void matrix_free(const Ops *ops, Backend *backend, Matrix *matrix) {
     ops->buffer_free(backend, matrix->bias);
 }
 
-/* The CPU leaves it in the file: a pass reads a few of its rows. */
 Table *load_table(Loader *l, const char *name, const Tensor *tensor) {
+    Tensor at_hand = *tensor;
     if (l->status) return NULL;
-    if (l->device->own_memory) l->weight_bytes += tensor->size;
-    if (!l->backend) return NULL;
-    Table *table = l->ops->table_new(l->backend, tensor);
+    l->weight_bytes += tensor->size;
+    if (!l->backend || !read_tensor(l, &at_hand)) return NULL;
+    Table *table = l->ops->table_new(l->backend, &at_hand);
     if (!table) fail_memory(l, name);
-    if (l->device->own_memory) tell_progress(l, tensor->size);
+    tell_progress(l, tensor->size);
     return table;
 }
 

@@ -21,6 +21,8 @@ typedef struct Loader {
     const Device *device;
     MadeUp **made_up;       /* NULL: the weights are the file's */
     LoadProgress *progress; /* with a backend */
+    uint8_t *buffer;        /* of the tensor that is being loaded */
+    uint64_t buffer_size;
     bee_error *error;
     bee_status status;
 } Loader;
@@ -30,11 +32,11 @@ void fail_memory(Loader *l, const char *name);
 /* The names that a model has used. */
 bool is_bound(const Loader *l, const char *name);
 void bind_tensor(Loader *l, const char *name);
+/* Lets the tensor's data be at hand until the next one is read. */
+bool read_tensor(Loader *l, Tensor *tensor);
 /* Finds a tensor and checks its shape: columns is shape[0]; rows < 0 accepts any number. False where this, or anything
  * before it, failed. */
 bool find_tensor(Loader *l, const char *name, int64_t rows, int64_t columns, Tensor *out);
-/* A tensor's rows [first, first + n). */
-Tensor tensor_rows(const Tensor *tensor, int64_t first, int64_t n);
 bool has_tensor(const Loader *l, const char *name, const char *suffix);
 
 /* These return NULL where they failed, and where there is no backend. */
