@@ -122,7 +122,7 @@ class Statistics:
     prompt_tokens: int
     reused_tokens: int  # of the prompt, found in the cache
     output_tokens: int
-    reasoning_tokens: int  # of the output, those of a span of thinking that steering knows of
+    reasoning_tokens: int  # of the output, those of a span of thinking that the answer's phases know of
     cycles: int
     drafted_tokens: int  # proposed to the target
     accepted_tokens: int  # of those, kept
@@ -135,10 +135,15 @@ class Statistics:
     drafter_histogram: tuple[int, ...]  # [k]: cycles for which the drafter's model drafted k; [0]: it did not run
     prefill_seconds: float
     decode_seconds: float
-    steering_seconds: float  # of both: masks, and whatever else decides which tokens may follow
+    phase_seconds: float  # of both: masks, and whatever else decides which tokens may follow
     time_to_first_token_s: float  # since the request was made, waiting for its turn included
     seed: int
     speculation: str  # the sources in force: "dflash", "copy", both as "dflash+copy", or "off"
+
+    @property
+    def steering_seconds(self) -> float:
+        """`phase_seconds` under its earlier name."""
+        return self.phase_seconds
 
     @property
     def tokens_per_cycle(self) -> float:

@@ -22,7 +22,7 @@ from .drafting import repeat_figures, speculation_figures
 from .fresh import FreshEngine, load_time, peak_memory
 from .limits import Limits, measure_limits
 from .llama_cpp_peer import REQUANTISED_TYPES, PeerProcess, requantise
-from .passes import PassCosts
+from .passes import PassTimes
 from .run import NO_PEER, Figure, Run, made_up_tokens, same_place
 from .structured import structured_figures
 
@@ -170,7 +170,7 @@ def _prefill(run: Run) -> list[Figure]:
 def _passes(run: Run) -> list[Figure]:
     room = min(run.engine.n_ctx, run.engine.info["n_ctx_train"])
     figures = []
-    measured: dict[int, PassCosts] = {}
+    measured: dict[int, PassTimes] = {}
     for context, asked in _ASKED_PASSES.items():
         if context + max(asked) <= room:
             measured[context] = run.passes(context)
@@ -184,7 +184,7 @@ def _passes(run: Run) -> list[Figure]:
     return figures
 
 
-def _pass_ratio(costs: PassCosts, rows: int, asked: float) -> Figure:
+def _pass_ratio(costs: PassTimes, rows: int, asked: float) -> Figure:
     ours = costs.target[rows]
     figure = Figure(
         "passes", f"pass over {rows} after {costs.context} positions", asked=asked, ours=1e3 * ours, unit="ms"
@@ -196,7 +196,7 @@ def _pass_ratio(costs: PassCosts, rows: int, asked: float) -> Figure:
     )
 
 
-def _pass_share(costs: PassCosts, rows: int, limits: Limits) -> Figure:
+def _pass_share(costs: PassTimes, rows: int, limits: Limits) -> Figure:
     ours, bound = costs.target[rows], limits.pass_seconds(rows, costs.context)
     return Figure(
         "passes",

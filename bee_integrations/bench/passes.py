@@ -14,7 +14,7 @@ from .contenders import Steps
 from .limits import Limits, measure_limits
 from .llama_cpp_peer import PeerProcess
 
-__all__ = ["PASS_ROWS", "CycleCosts", "PassCosts", "bound_speed_up", "measure_cycle_costs", "measure_passes"]
+__all__ = ["PASS_ROWS", "CycleCosts", "PassTimes", "bound_speed_up", "measure_cycle_costs", "measure_passes"]
 
 PASS_ROWS = (1, 2, 4, 8, 16)
 _ROUNDS = 5
@@ -24,7 +24,7 @@ _CYCLE_REPEATS = 5
 
 
 @dataclass(frozen=True)
-class PassCosts:
+class PassTimes:
     """Seconds by the number of tokens in a pass, after `context` positions."""
 
     context: int
@@ -53,7 +53,7 @@ def _milliseconds(seconds: Mapping[int, float]) -> dict[str, float] | None:
     return {str(rows): 1e3 * value for rows, value in seconds.items()} or None
 
 
-def measure_passes(engine: Engine, peer: PeerProcess | None, context: int, steps: Steps) -> PassCosts:
+def measure_passes(engine: Engine, peer: PeerProcess | None, context: int, steps: Steps) -> PassTimes:
     """Passes of ours and of the peer's in turn, and the machine's rates, in several rounds."""
     ours: dict[int, list[float]] = {rows: [] for rows in PASS_ROWS}
     drafts: dict[int, list[float]] = {rows: [] for rows in PASS_ROWS}
@@ -70,7 +70,7 @@ def measure_passes(engine: Engine, peer: PeerProcess | None, context: int, steps
                 theirs[rows].append(peer.pass_seconds(rows, context, _REPEATS))
         limits = limits.with_rates_of(measure_limits(engine))
     ratios = {rows: [peer / bee for peer, bee in zip(theirs[rows], ours[rows], strict=False)] for rows in PASS_ROWS}
-    return PassCosts(context, _medians(ours), _medians(drafts), _medians(theirs), _medians(ratios), limits)
+    return PassTimes(context, _medians(ours), _medians(drafts), _medians(theirs), _medians(ratios), limits)
 
 
 def _medians(rounds: Mapping[int, Sequence[float]]) -> dict[int, float]:

@@ -14,7 +14,7 @@ from ..engine.engine import Engine
 from .contenders import Answers, BeeContender, Contender, PeerContender, Steps, answer_in_turn
 from .limits import Limits, measure_limits
 from .llama_cpp_peer import PeerProcess
-from .passes import PassCosts, measure_passes
+from .passes import PassTimes, measure_passes
 
 __all__ = ["NO_PEER", "Figure", "Run", "made_up_tokens", "same_place"]
 
@@ -61,7 +61,7 @@ class Run:
     avx2_peer_folder: Path | None = None
     draft_bounds: list[dict[str, Any]] = field(default_factory=list)  # how auto did on each prompt
     _answers: Answers | None = None
-    _passes: dict[int, PassCosts] = field(default_factory=dict)
+    _passes: dict[int, PassTimes] = field(default_factory=dict)
     _limits: Limits | None = None
 
     @property
@@ -84,7 +84,7 @@ class Run:
             )
         return self._answers
 
-    def passes(self, context: int) -> PassCosts:
+    def passes(self, context: int) -> PassTimes:
         """Costs of passes after `context` positions."""
         if context not in self._passes:
             self._passes[context] = measure_passes(self.engine, self.peer, context, self.steps)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..constraints.compiler import JsonSchema
-from ..constraints.phases import LazyGrammar, SteeringPlan
+from ..constraints.phases import AnswerPhases, LazyGrammar
 from ..engine.engine import Engine, GenerationParams
 from ..tools.hermes import HermesFormat
 from ..tools.tool_format import Tool, Trigger
@@ -28,10 +28,10 @@ def structured_figures(run: Run) -> list[Figure]:
     return [*_constrained(run), _lazy(run)]
 
 
-def _seconds(engine: Engine, prompt: Sequence[int], params: GenerationParams, plan: SteeringPlan | None) -> Any:
+def _seconds(engine: Engine, prompt: Sequence[int], params: GenerationParams, plan: AnswerPhases | None) -> Any:
     """Statistics and tokens of a greedy answer from an empty cache."""
     engine.forget()
-    answer = engine.complete(prompt, params, steering=plan)
+    answer = engine.complete(prompt, params, phases=plan)
     return answer.stats.decode_seconds, answer
 
 
@@ -55,7 +55,7 @@ def _constrained(run: Run) -> list[Figure]:
         gains.append(off / auto)
         cycles.append(answer.stats.tokens_per_cycle)
         forced.append(answer.stats.forced_tokens / len(answer.tokens))
-        shares.append(answer.stats.steering_seconds / answer.stats.decode_seconds)
+        shares.append(answer.stats.phase_seconds / answer.stats.decode_seconds)
     return [
         Figure(
             "structured",
@@ -96,7 +96,7 @@ def _lazy(run: Run) -> Figure:
     """Plain answers while a tool call's trigger is watched for, over answers without that."""
     form = HermesFormat()
     rules = f"rest: after_trigger\n{form.call_rules([_TOOL], run.engine.grammars.literal, parallel=False)}"
-    plan = SteeringPlan(lazy=LazyGrammar((Trigger(form.trigger, "rest"),), rules))
+    plan = AnswerPhases(lazy=LazyGrammar((Trigger(form.trigger, "rest"),), rules))
     chosen = list(run.tokens.items())[:LAZY_PROMPTS]
     params = GenerationParams(max_tokens=ANSWER_TOKENS, speculation="off")
     rounds = 2 * run.repeats
@@ -108,8 +108,8 @@ def _lazy(run: Run) -> Figure:
             run.steps.next(f"lazy, {name}")
             turn = [(None, 0), (plan, 1)]
             seconds, texts = [0.0, 0.0], ["", ""]
-            for steering, place in turn if round_ % 2 else reversed(turn):
-                seconds[place], answer = _seconds(run.engine, tokens, params, steering)
+            for phases, place in turn if round_ % 2 else reversed(turn):
+                seconds[place], answer = _seconds(run.engine, tokens, params, phases)
                 texts[place] = answer.text
             if texts[0] != texts[1]:
                 return replace(figure, note=f"THE TEXTS DIFFER: {name}")

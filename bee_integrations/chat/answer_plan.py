@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..constraints.compiler import CompiledGrammar, Constraint, GrammarCompiler, JsonSchema
-from ..constraints.phases import LazyGrammar, SteeringPlan, Thinking
+from ..constraints.phases import AnswerPhases, LazyGrammar, Thinking
 from ..engine.engine import Engine
 from ..errors import ParameterError
 from ..text.tokenizer import Tokenizer
@@ -25,7 +25,7 @@ def answer_plan(
     style: ToolFormat | None,
     span: ReasoningSpan | None,
     prompt: str,
-) -> SteeringPlan | None:
+) -> AnswerPhases | None:
     """The phases of an answer to `prompt`, with the control tokens that its readers look for; None where it may say
     anything, in one phase.
 
@@ -34,13 +34,13 @@ def answer_plan(
     constraint = parameters.generation.constraint
     rules = _Rules(engine.grammars, style, use)
     grammar = rules.from_the_start(constraint)
-    plan = SteeringPlan(
+    plan = AnswerPhases(
         grammar=grammar,
         lazy=rules.in_wait() if use.callable_tools and grammar is None else None,
         thinking=_thinking(span, prompt, parameters.reasoning_budget, bound=grammar is not None),
         markers=_markers(engine.tokenizer, style, span),
     )
-    return None if plan == SteeringPlan() else plan
+    return None if plan == AnswerPhases() else plan
 
 
 def _thinking(span: ReasoningSpan | None, prompt: str, budget: int | None, *, bound: bool) -> Thinking | None:

@@ -2,7 +2,7 @@
 
     messages, tools, parameters  ->  ChatRequest  ->  pieces of events, or a whole Reply
 
-A request puts together how the model is told of its tools (a `ToolFormat`), what it may say (a `SteeringPlan`), and how
+A request puts together how the model is told of its tools (a `ToolFormat`), what it may say (a `AnswerPhases`), and how
 its text is read (thinking first, then calls).
 """
 
@@ -64,7 +64,7 @@ class ChatRequest(Request):
             prompt=prompt.text,
             params=parameters.generation,
             timeout=parameters.timeout,
-            steering=plan,
+            phases=plan,
             tokens=prompt.tokens(engine) if prompt.guard else None,
             format=reads_calls,
             tools=tools,
@@ -105,7 +105,7 @@ class ChatRequest(Request):
         return reply
 
     def _reader(self) -> ReplyReader:
-        lazy = self.steering.lazy if self.steering is not None else None
+        lazy = self.phases.lazy if self.phases is not None else None
         ends_thinking = [trigger.text for trigger in lazy.in_thinking] if lazy is not None else []
         return ReplyReader(
             self.format, self.tools, self.span, opened=self.opened, demanded=self.demanded, ends_thinking=ends_thinking

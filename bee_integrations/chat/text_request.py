@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 
-from ..constraints.phases import SteeringPlan
+from ..constraints.phases import AnswerPhases
 from ..engine.engine import Engine, GenerationParams, Statistics, Step
 from ..errors import GenerationCancelled
 from ..generation import TokenLogprob
@@ -51,7 +51,7 @@ class Request:
     prompt: str
     params: GenerationParams
     timeout: float | None = None
-    steering: SteeringPlan | None = None
+    phases: AnswerPhases | None = None
     tokens: Sequence[int] | None = None  # of the prompt, where they are not what its text reads as
 
     @classmethod
@@ -86,7 +86,7 @@ class Request:
 
     def _all_steps(self) -> Generator[Step, None, None]:
         if self.timeout is None:
-            return self.engine.generate(self._given, self.params, steering=self.steering)
+            return self.engine.generate(self._given, self.params, phases=self.phases)
         return steps_within_blocking(self.timeout, self._engine_asteps)
 
     def _all_asteps(self) -> AsyncGenerator[Step, None]:
@@ -94,7 +94,7 @@ class Request:
         return steps if self.timeout is None else steps_within(self.timeout, steps)
 
     def _engine_asteps(self) -> AsyncGenerator[Step, None]:
-        return self.engine.agenerate(self._given, self.params, steering=self.steering)
+        return self.engine.agenerate(self._given, self.params, phases=self.phases)
 
     @property
     def _given(self) -> str | Sequence[int]:

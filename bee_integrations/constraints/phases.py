@@ -30,7 +30,7 @@ from ..tools.tool_format import Trigger
 from .compiler import CompiledGrammar, GrammarCompiler, Matcher
 from .vocabulary import Mask
 
-__all__ = ["LazyGrammar", "Steering", "SteeringPlan", "Thinking"]
+__all__ = ["AnswerPhases", "LazyGrammar", "RunningPhases", "Thinking"]
 
 _FREE, _REFUSED, _MASKED, _COMPLETE, _WATCHING, _FAILED = (
     int(lib.BEE_CONSTRAINT_FREE),
@@ -68,8 +68,8 @@ class Thinking:
 
 
 @dataclass(frozen=True)
-class SteeringPlan:
-    """What steers a request: thinking, then a grammar for the whole answer, or one that lies in wait, or neither."""
+class AnswerPhases:
+    """The phases of an answer: thinking, then a grammar for the whole answer, or one that lies in wait, or neither."""
 
     grammar: CompiledGrammar | None = None
     lazy: LazyGrammar | None = None
@@ -77,9 +77,12 @@ class SteeringPlan:
     markers: frozenset[str] = frozenset()  # control tokens that the text spells, for who reads it
 
     @property
-    def steers(self) -> bool:
-        """Whether there is more to it than what the text spells."""
+    def limits(self) -> bool:
+        """Whether anything limits what the answer may say."""
         return not (self.grammar is None and self.lazy is None and self.thinking is None)
+
+
+SteeringPlan = AnswerPhases  # its earlier name
 
 
 # ---- phases ----------------------------------------------------------------------------------------------------------
@@ -253,10 +256,11 @@ _Phase = _Bound | _Watch | _Free
 # ---- a request -------------------------------------------------------------------------------------------------------
 
 
-class Steering:
-    """Steers one request. `begin`, `advance` and `commit` run on the scheduler's thread, one at a time."""
+class RunningPhases:
+    """One answer on its way through its phases. `begin`, `advance` and `commit` run on the scheduler's thread, one at a
+    time."""
 
-    def __init__(self, plan: SteeringPlan, compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+    def __init__(self, plan: AnswerPhases, compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
         """Raises ConstraintError where a grammar of the plan cannot be compiled."""
         self._compiler = compiler
         self._tokenizer = tokenizer
@@ -305,7 +309,7 @@ class Steering:
 
     # ---- what follows what -------------------------------------------------------------------------------------------
 
-    def _phases(self, plan: SteeringPlan) -> Generator[_Phase, None, None]:
+    def _phases(self, plan: AnswerPhases) -> Generator[_Phase, None, None]:
         said, call = b"", None
         if plan.thinking is not None:
             said, call = yield from self._thinking(plan.thinking, plan.lazy, demanded=plan.grammar is not None)
@@ -427,8 +431,8 @@ class Steering:
 class _Answering:
     """Around what a callback does: nothing that is raised may pass through C, and its time counts."""
 
-    def __init__(self, steering: Steering) -> None:
-        self._steering = weakref.proxy(steering)
+    def __init__(self, phases: RunningPhases) -> None:
+        self._phases = weakref.proxy(phases)
         self._start = 0.0
 
     def __enter__(self) -> None:
@@ -437,17 +441,17 @@ class _Answering:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        self._steering.seconds += time.perf_counter() - self._start
+        self._phases.seconds += time.perf_counter() - self._start
         if error is not None:
-            self._steering.error = error
+            self._phases.error = error
         return True
 
 
 @ffi.callback("int32_t(void *, int32_t *, int32_t)")  # type: ignore[untyped-decorator]
 def _begin(user: Any, forced: Any, room: int) -> int:
-    steering: Steering = ffi.from_handle(user)
-    with steering.answering:
-        tokens = steering.begin(room)
+    phases: RunningPhases = ffi.from_handle(user)
+    with phases.answering:
+        tokens = phases.begin(room)
         if tokens is None:
             return _FREE
         forced[0 : len(tokens)] = tokens
@@ -457,18 +461,18 @@ def _begin(user: Any, forced: Any, room: int) -> int:
 
 @ffi.callback("int32_t(void *, int32_t, uint32_t *)")  # type: ignore[untyped-decorator]
 def _advance(user: Any, draft: int, mask: Any) -> int:
-    steering: Steering = ffi.from_handle(user)
-    with steering.answering:
-        return steering.advance(draft, int(ffi.cast("uintptr_t", mask)))
+    phases: RunningPhases = ffi.from_handle(user)
+    with phases.answering:
+        return phases.advance(draft, int(ffi.cast("uintptr_t", mask)))
     return _FAILED
 
 
 @ffi.callback("int32_t(void *, int32_t *, int32_t, int32_t *)")  # type: ignore[untyped-decorator]
 def _commit(user: Any, tokens: Any, n_tokens: int, following: Any) -> int:
-    steering: Steering = ffi.from_handle(user)
-    with steering.answering:
-        kept, complete = steering.commit(ffi.unpack(tokens, n_tokens))
-        following[0] = _COMPLETE if complete else steering.next_cycle
+    phases: RunningPhases = ffi.from_handle(user)
+    with phases.answering:
+        kept, complete = phases.commit(ffi.unpack(tokens, n_tokens))
+        following[0] = _COMPLETE if complete else phases.next_cycle
         return kept
     return _FAILED
 

@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..constraints.compiler import GrammarCompiler
-from ..constraints.phases import Steering, SteeringPlan
+from ..constraints.phases import AnswerPhases, RunningPhases
 from ..errors import (
     ConstraintError,
     ContextLengthError,
@@ -52,7 +52,7 @@ from ..text.tokenizer import StreamDecoder, Tokenizer
 from .device_plan import CPU, DEVICES, check_device, expected_place
 from .interruption import begun_together
 from .pass_costs import PassCosts
-from .scheduler import FINISH_CONTEXT, FINISH_LENGTH, FINISH_STOP, Request, Scheduler, SessionView
+from .scheduler import FINISH_CONTEXT, FINISH_LENGTH, FINISH_STOP, Job, Scheduler, SessionView
 
 __all__ = ["Completion", "Engine", "GenerationParams", "Statistics", "Step", "check_arguments", "model_tokenizer"]
 
@@ -201,19 +201,20 @@ class Engine:
         prompt: str | Sequence[int],
         params: GenerationParams | None = None,
         *,
-        steering: SteeringPlan | None = None,
+        phases: AnswerPhases | None = None,
+        steering: AnswerPhases | None = None,
     ) -> Generator[Step, None, None]:
         """Generate after `prompt` (text or token ids), a step per pass. Nothing runs before the first step is asked
         for; closing the generator, or an exception in its consumer, cancels what still runs.
 
-        steering: what decides which tokens may follow, in place of a constraint among the parameters.
+        phases: what may follow when, in place of a constraint among the parameters; `steering` is its earlier name.
 
         Raises ParameterError, ContextLengthError for a prompt that does not fit, ConstraintError, EngineClosedError.
         """
         arrived: queue.SimpleQueue[Step | BaseException] = queue.SimpleQueue()
-        request = self._request(prompt, params or GenerationParams(), steering, arrived.put)
+        job = self._job(prompt, params or GenerationParams(), phases or steering, arrived.put)
         try:
-            self._submit(request)
+            self._submit(job)
             while True:
                 self._scheduler.check_process()
                 item = arrived.get()
@@ -223,14 +224,15 @@ class Engine:
                 if item.finish_reason is not None:
                     return
         finally:
-            self._scheduler.cancel(request)
+            self._scheduler.cancel(job)
 
     async def agenerate(
         self,
         prompt: str | Sequence[int],
         params: GenerationParams | None = None,
         *,
-        steering: SteeringPlan | None = None,
+        phases: AnswerPhases | None = None,
+        steering: AnswerPhases | None = None,
     ) -> AsyncGenerator[Step, None]:
         """As `generate`, for an event loop, which is never blocked. Cancelling the task cancels the generation."""
         loop = asyncio.get_running_loop()
@@ -240,9 +242,9 @@ class Engine:
             loop.call_soon_threadsafe(arrived.put_nowait, item)  # raises in a closed loop, which ends the request
 
         # Encoding a long prompt takes a while, and so does compiling a grammar.
-        request = await asyncio.to_thread(self._request, prompt, params or GenerationParams(), steering, deliver)
+        job = await asyncio.to_thread(self._job, prompt, params or GenerationParams(), phases or steering, deliver)
         try:
-            self._submit(request)
+            self._submit(job)
             while True:
                 self._scheduler.check_process()
                 item = await arrived.get()
@@ -252,17 +254,18 @@ class Engine:
                 if item.finish_reason is not None:
                     return
         finally:
-            self._scheduler.cancel(request)
+            self._scheduler.cancel(job)
 
     def complete(
         self,
         prompt: str | Sequence[int],
         params: GenerationParams | None = None,
         *,
-        steering: SteeringPlan | None = None,
+        phases: AnswerPhases | None = None,
+        steering: AnswerPhases | None = None,
     ) -> Completion:
         """Generate to the end. Raises what `generate` raises."""
-        with closing(self.generate(prompt, params, steering=steering)) as steps:
+        with closing(self.generate(prompt, params, phases=phases or steering)) as steps:
             collected = list(steps)
         last = collected[-1]
         assert last.finish_reason is not None
@@ -277,25 +280,25 @@ class Engine:
             closed=last.closed,
         )
 
-    def _submit(self, request: Request) -> None:
-        begun_together(partial(self._scheduler.interrupt, request))
-        self._scheduler.submit(request)
+    def _submit(self, job: Job) -> None:
+        begun_together(partial(self._scheduler.interrupt, job))
+        self._scheduler.submit(job)
 
-    def _request(
+    def _job(
         self,
         prompt: str | Sequence[int],
         params: GenerationParams,
-        plan: SteeringPlan | None,
+        plan: AnswerPhases | None,
         deliver: Callable[[Step | BaseException], None],
-    ) -> Request:
+    ) -> Job:
         tokens = self._prompt_tokens(prompt)
         speculation, draft_length = self._speculation(params)
         seed = random.SystemRandom().getrandbits(_DRAWN_SEED_BITS) if params.seed is None else params.seed
         sources = self._draft_sources(speculation, draft_length)
-        steering = self._steering(params, plan)
+        phases = self._phases(params, plan)
         markers = params.markers | (plan.markers if plan is not None else frozenset())
-        sink = _Generation(self.tokenizer, params, markers, seed, sources, steering, deliver)
-        return Request(
+        sink = _Generation(self.tokenizer, params, markers, seed, sources, phases, deliver)
+        return Job(
             prompt=tokens,
             max_tokens=params.max_tokens or INT32_MAX,
             speculation=speculation,
@@ -309,20 +312,20 @@ class Engine:
                 "seed": seed,
             },
             sink=sink,
-            full_path=self._full_path(params),
-            steering=steering,
+            logit_edits=self._logit_edits(params),
+            phases=phases,
         )
 
-    def _steering(self, params: GenerationParams, plan: SteeringPlan | None) -> Steering | None:
+    def _phases(self, params: GenerationParams, plan: AnswerPhases | None) -> RunningPhases | None:
         if plan is None and params.constraint is not None:
-            plan = SteeringPlan(grammar=self.grammars.compile(params.constraint))
+            plan = AnswerPhases(grammar=self.grammars.compile(params.constraint))
         if plan is None:
             return None
-        if not isinstance(plan, SteeringPlan):
-            raise ParameterError(f"steering is a {type(plan).__name__}; it must be a SteeringPlan")
-        return Steering(plan, self.grammars, self.tokenizer) if plan.steers else None
+        if not isinstance(plan, AnswerPhases):
+            raise ParameterError(f"phases is a {type(plan).__name__}; it must be an AnswerPhases")
+        return RunningPhases(plan, self.grammars, self.tokenizer) if plan.limits else None
 
-    def _full_path(self, params: GenerationParams) -> dict[str, Any]:
+    def _logit_edits(self, params: GenerationParams) -> dict[str, Any]:
         for token in params.logit_bias:
             if token >= self.info["n_vocab"]:
                 raise ParameterError(
@@ -475,7 +478,7 @@ class _Generation:
         markers: frozenset[str],
         seed: int,
         speculation: str,
-        steering: Steering | None,
+        phases: RunningPhases | None,
         deliver: Callable[[Step | BaseException], None],
     ) -> None:
         self._tokenizer = tokenizer
@@ -484,8 +487,8 @@ class _Generation:
         self._logprobs = params.logprobs
         self._seed = seed
         self._speculation = speculation
-        self._steering = steering
-        self._bound = steering is not None and steering.answer_is_bound
+        self._phases = phases
+        self._bound = phases is not None and phases.answer_is_bound
         self._closes = params.close_constraint
         self._deliver = deliver
         self._submitted = time.monotonic()
@@ -516,7 +519,7 @@ class _Generation:
             closed=bool(closing_text),
             bound=self._bound,
         )
-        self._bound = self._steering is not None and self._steering.answer_is_bound
+        self._bound = self._phases is not None and self._phases.answer_is_bound
         self._deliver(step)
         return reason is not None
 
@@ -541,7 +544,7 @@ class _Generation:
 
     def _closing_text(self) -> str:
         try:
-            return self._steering.closing_text() if self._closes and self._steering is not None else ""
+            return self._phases.closing_text() if self._closes and self._phases is not None else ""
         except ConstraintError:  # no short end: the answer stays as it was cut, which its finish reason says
             return ""
 
@@ -564,7 +567,7 @@ class _Generation:
             prompt_tokens=stats.prompt_tokens,
             reused_tokens=stats.reused_tokens,
             output_tokens=self._n_tokens,
-            reasoning_tokens=self._steering.reasoning_tokens(self._n_tokens) if self._steering is not None else 0,
+            reasoning_tokens=self._phases.reasoning_tokens(self._n_tokens) if self._phases is not None else 0,
             cycles=stats.cycles,
             drafted_tokens=stats.drafted_tokens,
             accepted_tokens=stats.accepted_tokens,
@@ -577,7 +580,7 @@ class _Generation:
             drafter_histogram=tuple(stats.drafter_histogram),
             prefill_seconds=stats.prefill_seconds,
             decode_seconds=stats.decode_seconds,
-            steering_seconds=self._steering.seconds if self._steering is not None else 0.0,
+            phase_seconds=self._phases.seconds if self._phases is not None else 0.0,
             time_to_first_token_s=self._first_token_s or 0.0,
             seed=self._seed,
             speculation=self._speculation,

@@ -4,7 +4,7 @@ The thread owns the sessions and every list of requests; others talk to it throu
 hold while a pass runs. (`SimpleQueue.put` is reentrant: a garbage collector that closes a generator in the middle of
 anything may post a message.) The one thing done from outside is `bee_session_cancel`, which stops a running pass.
 
-The thread knows nothing of text: a request hands its tokens to a `Sink`. It holds no reference to the `Engine`, so an
+The thread knows nothing of text: a job hands its tokens to a `Sink`. It holds no reference to the `Engine`, so an
 engine that nobody uses can be collected, which stops the thread, which frees the library's handles.
 """
 
@@ -28,7 +28,7 @@ import numpy.typing as npt
 from ..errors import ConstraintError, EngineClosedError, GenerationCancelled, ModelFormatError, OutOfMemoryError
 from ..library import check, ffi, lib, new_error
 
-__all__ = ["Request", "Scheduler", "SessionView", "Sink", "Steered"]
+__all__ = ["Job", "Phased", "Scheduler", "SessionView", "Sink"]
 
 _log = logging.getLogger("bee_integrations.engine")
 _T = TypeVar("_T")
@@ -79,7 +79,7 @@ class Sink(Protocol):
         ...
 
 
-class Steered(Protocol):
+class Phased(Protocol):
     """What decides which tokens may follow: the Python side of `bee_constraint`."""
 
     error: BaseException | None
@@ -90,7 +90,7 @@ class Steered(Protocol):
 
 
 @dataclass(eq=False)
-class Request:
+class Job:
     """One generation: what `bee_session_begin` takes, where the tokens go, and how far it has come."""
 
     prompt: npt.NDArray[np.int32]
@@ -100,11 +100,11 @@ class Request:
     stop_tokens: tuple[int, ...]
     sampling: dict[str, float | int]  # fields of bee_sampling
     sink: Sink
-    full_path: dict[str, Any] = field(default_factory=dict)  # those of bee_request that concern the full logit path
-    steering: Steered | None = None
+    logit_edits: dict[str, Any] = field(default_factory=dict)  # those of bee_request that concern the full logit path
+    phases: Phased | None = None
     cancelled: bool = False
     session: _Session | None = field(default=None, repr=False)  # while it runs
-    constraint: Any = field(default=None, repr=False)  # the C side of `steering`
+    constraint: Any = field(default=None, repr=False)  # the C side of `phases`
 
 
 class _Session:
@@ -150,7 +150,7 @@ class _Call(Generic[_T]):
         return self._result  # type: ignore[return-value]
 
 
-_Message = Request | _Call[Any] | None  # a new request, a function to call, or just "look again"
+_Message = Job | _Call[Any] | None  # a new request, a function to call, or just "look again"
 
 _alive: weakref.WeakSet[Scheduler] = weakref.WeakSet()
 
@@ -167,15 +167,15 @@ class Scheduler:
         self._n_parallel = n_parallel
         self._pid = os.getpid()
         self._mailbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
-        # Guards `Request.session` against a cancellation that comes while the session passes to the next request, and
+        # Guards `Job.session` against a cancellation that comes while the session passes to the next request, and
         # the decision whether a message is still going to be read. Reentrant because a collected generator cancels.
         self._lock = threading.RLock()
         self._stopping = False
         self._stopped = False
         # Of the thread alone:
-        self._waiting: deque[Request] = deque()
+        self._waiting: deque[Job] = deque()
         self._calls: deque[_Call[Any]] = deque()
-        self._active: list[Request] = []
+        self._active: list[Job] = []
         self._sessions: list[_Session] = []
         self._uses = 0
         self._thread = threading.Thread(target=self._run, name="bee-scheduler", daemon=True)
@@ -193,25 +193,25 @@ class Scheduler:
         """Whether requests are still taken, in this process."""
         return not self._stopping and os.getpid() == self._pid
 
-    def submit(self, request: Request) -> None:
+    def submit(self, job: Job) -> None:
         """Queue a request. Raises EngineClosedError after `stop`, or in a process forked from the engine's."""
-        self._post(request)
+        self._post(job)
 
-    def interrupt(self, request: Request) -> None:
+    def interrupt(self, job: Job) -> None:
         """Stop a request as `cancel` does, and tell its sink so."""
-        if not request.cancelled and os.getpid() == self._pid:
-            self.cancel(request)
+        if not job.cancelled and os.getpid() == self._pid:
+            self.cancel(job)
             with contextlib.suppress(Exception):  # a sink whose event loop is gone
-                request.sink.fail(GenerationCancelled("the generation was interrupted"))
+                job.sink.fail(GenerationCancelled("the generation was interrupted"))
 
-    def cancel(self, request: Request) -> None:
+    def cancel(self, job: Job) -> None:
         """Stop a request: its pass ends within a layer, and its sink hears nothing more. Does not wait."""
         if os.getpid() != self._pid:
             return
         with self._lock:
-            request.cancelled = True
-            if request.session is not None:
-                lib.bee_session_cancel(request.session.handle)
+            job.cancelled = True
+            if job.session is not None:
+                lib.bee_session_cancel(job.session.handle)
         self._mailbox.put(None)
 
     def check_process(self) -> None:
@@ -225,11 +225,11 @@ class Scheduler:
         with contextlib.suppress(queue.Empty):
             while True:
                 message = self._mailbox.get_nowait()
-                if isinstance(message, Request):
+                if isinstance(message, Job):
                     waiting.append(message)
-        for request in waiting:
+        for job in waiting:
             with contextlib.suppress(Exception):  # a sink whose event loop is gone
-                request.sink.fail(_forked())
+                job.sink.fail(_forked())
 
     def call(self, function: Callable[[Any], _T]) -> _T:
         """Run `function(bee_engine)` between two passes, and return its result."""
@@ -247,9 +247,9 @@ class Scheduler:
             return  # the thread did not survive the fork, and its memory belongs to the parent
         with self._lock:
             self._stopping = True
-            for request in list(self._active):
-                if request.session is not None:
-                    lib.bee_session_cancel(request.session.handle)
+            for job in list(self._active):
+                if job.session is not None:
+                    lib.bee_session_cancel(job.session.handle)
         self._mailbox.put(None)
 
     def join(self, timeout: float | None = None) -> None:
@@ -257,7 +257,7 @@ class Scheduler:
         if os.getpid() == self._pid and threading.current_thread() is not self._thread:
             self._thread.join(timeout)
 
-    def _post(self, message: Request | _Call[Any]) -> None:
+    def _post(self, message: Job | _Call[Any]) -> None:
         self.check_process()
         with self._lock:
             if self._stopping:
@@ -288,7 +288,7 @@ class Scheduler:
                 message = self._mailbox.get(block=idle)
             except queue.Empty:
                 break
-            if isinstance(message, Request):
+            if isinstance(message, Job):
                 self._waiting.append(message)
             elif message is not None:
                 self._calls.append(message)
@@ -300,20 +300,20 @@ class Scheduler:
             self._calls.popleft().run(self._engine)
 
     def _drop_cancelled(self) -> None:
-        if any(request.cancelled for request in self._waiting):
-            self._waiting = deque(request for request in self._waiting if not request.cancelled)
+        if any(job.cancelled for job in self._waiting):
+            self._waiting = deque(job for job in self._waiting if not job.cancelled)
 
     def _admit(self) -> None:
         while self._waiting and len(self._active) < self._n_parallel:
-            request = self._waiting.popleft()
+            job = self._waiting.popleft()
             try:
-                session = self._session_for(request.prompt)
+                session = self._session_for(job.prompt)
                 if session is None:  # no memory for one more session: wait for one that is in use
-                    self._waiting.appendleft(request)
+                    self._waiting.appendleft(job)
                     return
-                self._begin(request, session)
+                self._begin(job, session)
             except Exception as error:
-                self._fail(request, error)
+                self._fail(job, error)
 
     def _session_for(self, prompt: npt.NDArray[np.int32]) -> _Session | None:
         """The idle session that saves most work, or a new one where an old one would lose more than it saves."""
@@ -339,26 +339,26 @@ class Scheduler:
         return session
 
     def _idle_sessions(self) -> list[_Session]:
-        used = {id(request.session) for request in self._active}
+        used = {id(job.session) for job in self._active}
         return [session for session in self._sessions if id(session) not in used]
 
-    def _begin(self, request: Request, session: _Session) -> None:
-        stop_tokens = ffi.new("int32_t[]", list(request.stop_tokens))
-        request.constraint = ffi.NULL if request.steering is None else request.steering.c_struct()
-        biases = ffi.new("bee_logit_bias[]", list(request.full_path.get("biases", ())))
+    def _begin(self, job: Job, session: _Session) -> None:
+        stop_tokens = ffi.new("int32_t[]", list(job.stop_tokens))
+        job.constraint = ffi.NULL if job.phases is None else job.phases.c_struct()
+        biases = ffi.new("bee_logit_bias[]", list(job.logit_edits.get("biases", ())))
         parameters = ffi.new(
             "bee_request *",
             {
-                "prompt": ffi.from_buffer("int32_t[]", request.prompt),
-                "n_prompt": len(request.prompt),
-                "max_tokens": request.max_tokens,
-                "speculation": _SPECULATION[request.speculation],
-                "draft_length": request.draft_length,
+                "prompt": ffi.from_buffer("int32_t[]", job.prompt),
+                "n_prompt": len(job.prompt),
+                "max_tokens": job.max_tokens,
+                "speculation": _SPECULATION[job.speculation],
+                "draft_length": job.draft_length,
                 "stop_tokens": stop_tokens,
-                "n_stop_tokens": len(request.stop_tokens),
-                "sampling": request.sampling,
-                "constraint": request.constraint,
-                **request.full_path,
+                "n_stop_tokens": len(job.stop_tokens),
+                "sampling": job.sampling,
+                "constraint": job.constraint,
+                **job.logit_edits,
                 "biases": biases,
                 "n_biases": len(biases),
             },
@@ -369,60 +369,60 @@ class Scheduler:
         session.last_used = self._uses
         with self._lock:
             # bee_session_begin forgets earlier cancellations: from here on they reach the session.
-            request.session = session
-            self._active.append(request)
-            if request.cancelled:
+            job.session = session
+            self._active.append(job)
+            if job.cancelled:
                 lib.bee_session_cancel(session.handle)
 
     def _run_pass(self) -> None:
         running = list(self._active)
-        sessions = ffi.new("bee_session *[]", [_handle(request) for request in running])
+        sessions = ffi.new("bee_session *[]", [_handle(job) for job in running])
         steps = ffi.new("bee_step[]", len(running))
         error = new_error()
         status = lib.bee_engine_step(self._engine, sessions, len(running), steps, error)
         try:
             check(status, error)
         except Exception as failure:
-            for request in running:
-                self._fail(request, failure)
+            for job in running:
+                self._fail(job, failure)
             return
-        for request, step in zip(running, steps, strict=True):
-            self._hand_over(request, step)
+        for job, step in zip(running, steps, strict=True):
+            self._hand_over(job, step)
 
-    def _hand_over(self, request: Request, step: Any) -> None:
+    def _hand_over(self, job: Job, step: Any) -> None:
         finish = int(step.finish)
-        if request.cancelled:
-            self._retire(request)
+        if job.cancelled:
+            self._retire(job)
         elif finish == FINISH_CANCELLED:
             if not self._stopping:  # else `_release` tells it why
-                self._fail(request, GenerationCancelled("the generation was cancelled"))
+                self._fail(job, GenerationCancelled("the generation was cancelled"))
         elif finish == FINISH_NOT_FINITE:
             broken = "the model's logits are not finite; the file's weights are broken"
-            self._fail(request, ModelFormatError(broken))
+            self._fail(job, ModelFormatError(broken))
         elif finish == FINISH_CONSTRAINT:
-            cause = request.steering.error if request.steering is not None else None
-            self._fail(request, cause or ConstraintError("the constraint keeps no token that the model can choose"))
+            cause = job.phases.error if job.phases is not None else None
+            self._fail(job, cause or ConstraintError("the constraint keeps no token that the model can choose"))
         elif step.n_tokens or finish:
             try:
                 tokens = ffi.unpack(step.tokens, step.n_tokens)
-                done = request.sink.accept(tokens, finish, SessionView(_handle(request)))
+                done = job.sink.accept(tokens, finish, SessionView(_handle(job)))
             except Exception as error:
-                self._fail(request, error)
+                self._fail(job, error)
                 return
             if done or finish:
-                self._retire(request)
+                self._retire(job)
 
-    def _retire(self, request: Request) -> None:
+    def _retire(self, job: Job) -> None:
         with self._lock:
-            request.session = None
-            if request in self._active:
-                self._active.remove(request)
+            job.session = None
+            if job in self._active:
+                self._active.remove(job)
 
-    def _fail(self, request: Request, error: BaseException) -> None:
-        self._retire(request)
-        if not request.cancelled:
+    def _fail(self, job: Job, error: BaseException) -> None:
+        self._retire(job)
+        if not job.cancelled:
             with contextlib.suppress(Exception):  # a sink whose event loop is gone
-                request.sink.fail(error)
+                job.sink.fail(error)
 
     def _close_sessions(self, sessions: list[_Session]) -> None:
         for session in sessions:
@@ -433,14 +433,14 @@ class Scheduler:
         """The end of the thread: everybody who waits hears why, and the handles are freed."""
         with self._lock:
             self._stopping = True
-        waiting: list[Request | _Call[Any]] = [*self._active, *self._waiting, *self._calls]
+        waiting: list[Job | _Call[Any]] = [*self._active, *self._waiting, *self._calls]
         with contextlib.suppress(queue.Empty):
             while True:
                 message = self._mailbox.get_nowait()
                 if message is not None:
                     waiting.append(message)
         for message in waiting:
-            if isinstance(message, Request):
+            if isinstance(message, Job):
                 self._fail(message, error)
             else:
                 message.fail(error)
@@ -458,9 +458,9 @@ def _forked() -> EngineClosedError:
     )
 
 
-def _handle(request: Request) -> Any:
-    assert request.session is not None
-    return request.session.handle
+def _handle(job: Job) -> Any:
+    assert job.session is not None
+    return job.session.handle
 
 
 def _common_prefix(a: npt.NDArray[np.int32], b: npt.NDArray[np.int32]) -> int:

@@ -7,7 +7,7 @@ import pytest
 from bee_integrations.bench.batch import shared_rate
 from bee_integrations.bench.contenders import median_of
 from bee_integrations.bench.limits import Limits, PassNeeds
-from bee_integrations.bench.passes import CycleCosts, PassCosts, bound_speed_up
+from bee_integrations.bench.passes import CycleCosts, PassTimes, bound_speed_up
 
 NEEDS = PassNeeds(
     weight_bytes=1000, kv_bytes_per_position=10, multiply_adds=400, head_multiply_adds=100, attention_multiply_adds=2
@@ -40,7 +40,7 @@ def test_the_best_rates_count() -> None:
 
 
 def test_costs_of_passes_are_reported_in_milliseconds() -> None:
-    costs = PassCosts(100, target={1: 0.04, 4: 0.05}, drafter={4: 0.01}, peer={}, peer_ratios={}, limits=LIMITS)
+    costs = PassTimes(100, target={1: 0.04, 4: 0.05}, drafter={4: 0.01}, peer={}, peer_ratios={}, limits=LIMITS)
     assert costs.as_dict(LIMITS) == {
         "context": 100,
         "pass_ms": {"1": 40.0, "4": 50.0},

@@ -1,5 +1,5 @@
-"""Constrained and steered generations with real engines: always valid, the same with and without speculation, and apart
-from requests beside them."""
+"""Constrained generations, and those in phases, with real engines: always valid, the same with and without
+speculation, and apart from requests beside them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bee_integrations.chat.parameters import BeeParameters
 from bee_integrations.chat.reasoning import ReasoningSpan
 from bee_integrations.chat.request import ChatRequest, Reply, ToolUse
 from bee_integrations.constraints import Choice, Constraint, Grammar, JsonSchema, Regex
-from bee_integrations.constraints.phases import LazyGrammar, SteeringPlan, Thinking
+from bee_integrations.constraints.phases import AnswerPhases, LazyGrammar, Thinking
 from bee_integrations.engine import Completion, Engine, GenerationParams, Step
 from bee_integrations.errors import ConstraintError
 from bee_integrations.tools.tool_format import Tool, Trigger
@@ -402,8 +402,8 @@ def test_tools_that_are_not_called(engine: Engine, choice: str) -> None:
         for temperature in TEMPERATURES
         for mode in ("off", "auto")
     ]
-    assert all((request.steering is not None) == (choice == "auto") for request in steered)
-    done = told(steered + [replace(request, steering=None, format=None) for request in steered])
+    assert all((request.phases is not None) == (choice == "auto") for request in steered)
+    done = told(steered + [replace(request, phases=None, format=None) for request in steered])
     free = 0
     for (with_tools, reply), (without, _) in zip(done[: len(steered)], done[len(steered) :], strict=True):
         if with_tools.calls or with_tools.broken:
@@ -463,7 +463,7 @@ def test_a_lazy_grammar(engine: Engine) -> None:
     triggered = 0
     for seed, temperature in enumerate((0.0, 0.5, 0.5, 0.8)):
         params = GenerationParams(temperature=temperature, seed=seed, max_tokens=40, speculation="off")
-        plain = engine.complete(PATTERN, params, steering=SteeringPlan(lazy=COLOURS))
+        plain = engine.complete(PATTERN, params, phases=AnswerPhases(lazy=COLOURS))
         free = engine.complete(PATTERN, params)
         before, trigger, rest = plain.text.partition("call:")
         assert free.text.startswith(before + trigger)
@@ -472,7 +472,7 @@ def test_a_lazy_grammar(engine: Engine) -> None:
             assert re.fullmatch(r" (red|green|blue) is a colour that was asked for\.", rest)
             assert plain.finish_reason == "stop"
         for mode in MODES:
-            done = engine.complete(PATTERN, replace(params, speculation=mode), steering=SteeringPlan(lazy=COLOURS))
+            done = engine.complete(PATTERN, replace(params, speculation=mode), phases=AnswerPhases(lazy=COLOURS))
             assert outcome(done) == outcome(plain)
             if trigger:
                 assert done.stats.forced_tokens > 3
@@ -487,17 +487,17 @@ THINK = ReasoningSpan("<think>", "</think>")
 def test_thinking_then_a_value(engine: Engine, opened: bool) -> None:
     schema = an_object(city=TEXT, sure={"type": "boolean"})
     grammar = engine.grammars.compile(JsonSchema(schema))
-    plan = SteeringPlan(grammar=grammar, thinking=Thinking(THINK, opened, demanded=True, budget=8))
+    plan = AnswerPhases(grammar=grammar, thinking=Thinking(THINK, opened, demanded=True, budget=8))
     prompt = engine.render_chat([{"role": "user", "content": "Is Paris a large city?"}]) + ("<think>" if opened else "")
     for temperature in TEMPERATURES:
         params = GenerationParams(temperature=temperature, seed=5, max_tokens=60, speculation="off")
-        plain = engine.complete(prompt, params, steering=plan)
+        plain = engine.complete(prompt, params, phases=plan)
         begin, thought, answer = re.split("<think>|</think>", "<think>" * opened + plain.text, maxsplit=2)
         assert begin == ""
         assert thought
         parsed(answer, schema)
         for mode in MODES:
-            done = engine.complete(prompt, replace(params, speculation=mode), steering=plan)
+            done = engine.complete(prompt, replace(params, speculation=mode), phases=plan)
             assert outcome(done) == outcome(plain)
             assert done.stats.reasoning_tokens == plain.stats.reasoning_tokens
             assert done.stats.logit_paths["reduced"] > 0
@@ -507,10 +507,10 @@ def test_thinking_then_a_value(engine: Engine, opened: bool) -> None:
 def test_a_model_that_ends_while_it_thinks_still_gives_the_value(engine: Engine) -> None:
     """A stop token within the thinking does not get around the grammar that follows."""
     grammar = engine.grammars.compile(JsonSchema(WHOLE))
-    plan = SteeringPlan(grammar=grammar, thinking=Thinking(THINK, opened=True))
+    plan = AnswerPhases(grammar=grammar, thinking=Thinking(THINK, opened=True))
     stops = dict.fromkeys(engine.tokenizer.stop_token_ids, 1000.0)
     params = GenerationParams(max_tokens=30, logit_bias=stops)
-    done = engine.complete("Think first. <think>", params, steering=plan)
+    done = engine.complete("Think first. <think>", params, phases=plan)
     parsed(done.text.partition("</think>")[2], WHOLE)
 
 

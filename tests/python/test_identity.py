@@ -20,7 +20,7 @@ import tiny_model
 
 from bee_integrations.chat.reasoning import ReasoningSpan
 from bee_integrations.constraints import Choice, Grammar, JsonSchema, Regex
-from bee_integrations.constraints.phases import LazyGrammar, SteeringPlan, Thinking
+from bee_integrations.constraints.phases import AnswerPhases, LazyGrammar, Thinking
 from bee_integrations.engine import Completion, Engine, GenerationParams
 from bee_integrations.tools.tool_format import Trigger
 
@@ -197,7 +197,7 @@ class Difference(Exception):  # noqa: N818
     mode: Any
 
 
-def random_steering(draw: random.Random) -> SteeringPlan | None:
+def random_phases(draw: random.Random) -> AnswerPhases | None:
     """Thinking between letters that come at any place, and calls that a letter begins."""
     if draw.random() < 0.6:
         return None
@@ -205,7 +205,7 @@ def random_steering(draw: random.Random) -> SteeringPlan | None:
     thinking = Thinking(span, opened=draw.random() < 0.8, budget=draw.choice([None, None, 0, 3, 9]))
     trigger = Trigger(draw.choice(["s", "th", ":", "1"]), "rest", at_start=draw.random() < 0.2)
     lazy = LazyGrammar((trigger,), 'rest: /[0-9]{2,6}/ "."', ends_thinking=draw.random() < 0.5)
-    return SteeringPlan(thinking=draw.choice([thinking, None]), lazy=draw.choice([lazy, None]))
+    return AnswerPhases(thinking=draw.choice([thinking, None]), lazy=draw.choice([lazy, None]))
 
 
 def stops_within(draw: random.Random, text: str) -> tuple[str, ...]:
@@ -223,24 +223,24 @@ def compare_all_modes(draw: random.Random, engine: Engine, longest: int, cases: 
     ends = list(engine.tokenizer.stop_token_ids)
     while seen["generations"] < cases:
         prompt = random_prompt(engine, draw)
-        steering = random_steering(draw)
+        phases = random_phases(draw)
         bias = {end: draw.choice([2.0, 4.0]) for end in ends} if draw.random() < 0.2 else {}
         plain = replace(
             random_params(draw, longest),
-            constraint=draw.choice(VARIANTS) if steering is None else None,
+            constraint=draw.choice(VARIANTS) if phases is None else None,
             close_constraint=draw.random() < 0.3,
             logprobs=draw.random() < 0.2,
             logit_bias=bias,
         )
-        first = engine.complete(prompt, plain, steering=steering)
+        first = engine.complete(prompt, plain, phases=phases)
         if first.text and draw.random() < 0.7:
             plain = replace(plain, stop=stops_within(draw, first.text))
-            first = engine.complete(prompt, plain, steering=steering)
+            first = engine.complete(prompt, plain, phases=phases)
         for mode, length in draw.sample(MODES, 4):
             params = replace(plain, speculation=mode, draft_length=length)
-            done = engine.complete(prompt, params, steering=steering)
+            done = engine.complete(prompt, params, phases=phases)
             if outcome(done) != outcome(first):
-                raise Difference((prompt, params, steering), (outcome(first), outcome(done)))
+                raise Difference((prompt, params, phases), (outcome(first), outcome(done)))
             seen["drafted"] += done.stats.drafted_tokens
             seen["accepted"] += done.stats.accepted_tokens
         seen["generations"] += 5

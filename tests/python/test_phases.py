@@ -1,8 +1,9 @@
-"""Steering by hand, without an engine: whatever the cut of the tokens into blocks, and whatever is drafted, the same
-tokens stay, chosen under the same masks, as one token at a time."""
+"""Phases of an answer by hand, without an engine: whatever the cut of the tokens into blocks, and whatever is drafted,
+the same tokens stay, chosen under the same masks, as one token at a time."""
 
 from __future__ import annotations
 
+import importlib
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -16,7 +17,8 @@ import pytest
 
 from bee_integrations.chat.reasoning import ReasoningSpan
 from bee_integrations.constraints import Choice, Grammar, GrammarCompiler, JsonSchema, Regex
-from bee_integrations.constraints.phases import LazyGrammar, Steering, SteeringPlan, Thinking
+from bee_integrations.constraints.phases import AnswerPhases, LazyGrammar, RunningPhases, Thinking
+from bee_integrations.engine import Engine
 from bee_integrations.errors import ConstraintError
 from bee_integrations.library import ffi, lib
 from bee_integrations.models.file import ModelFile
@@ -57,8 +59,8 @@ class Desk:
     def stop(self) -> int:
         return min(self.tokenizer.stop_token_ids)
 
-    def steering(self, plan: SteeringPlan) -> Steering:
-        return Steering(plan, self.compiler, self.tokenizer)
+    def phases(self, plan: AnswerPhases) -> RunningPhases:
+        return RunningPhases(plan, self.compiler, self.tokenizer)
 
     def pieces(self, *texts: str) -> list[int]:
         """Tokens that are spelled so, one each."""
@@ -121,9 +123,9 @@ class Said:
 class Request:
     """A request as libbee runs it: begin, advance over the drafts, choose, commit; through the C callbacks."""
 
-    def __init__(self, steering: Steering, speaker: Speaker, limit: int = LIMIT) -> None:
-        self.steering = steering
-        self._constraint = steering.c_struct()
+    def __init__(self, phases: RunningPhases, speaker: Speaker, limit: int = LIMIT) -> None:
+        self.phases = phases
+        self._constraint = phases.c_struct()
         self._speaker = speaker
         self._limit = limit
         self._words = -(-speaker.n_vocab // 32)
@@ -157,7 +159,7 @@ class Request:
         # Where any token may follow, libbee need not ask, and both ways must come to the same.
         skips = self._next == WATCHING or (self._next == FREE and len(said) % 2)
         n_forced = FREE if skips else self._constraint.begin(self._constraint.user, forced, room)
-        assert n_forced >= FREE, self.steering.error
+        assert n_forced >= FREE, self.phases.error
         if n_forced != FREE:
             assert n_forced <= room
             self.forced += n_forced
@@ -188,7 +190,7 @@ class Request:
     def _advance(self, token: int) -> tuple[int, npt.NDArray[np.uint32] | None]:
         mask = np.full(self._words, 0xA5A5A5A5, dtype=np.uint32)
         result = int(self._constraint.advance(self._constraint.user, token, ffi.from_buffer("uint32_t[]", mask)))
-        assert result in (FREE, REFUSED, MASKED), self.steering.error
+        assert result in (FREE, REFUSED, MASKED), self.phases.error
         return result, mask if result == MASKED else None
 
     def _commit(self, tokens: list[int]) -> tuple[int, bool]:
@@ -198,7 +200,7 @@ class Request:
         following = ffi.new("int32_t *", MASKED)
         chosen = ffi.new("int32_t[]", tokens)
         kept = int(self._constraint.commit(self._constraint.user, chosen, len(tokens), following))
-        assert 0 <= kept <= len(tokens), self.steering.error
+        assert 0 <= kept <= len(tokens), self.phases.error
         self._next = following[0]
         return kept, following[0] == COMPLETE
 
@@ -226,13 +228,13 @@ def drafts_of(speaker: Speaker, source: random.Random, known: Sequence[int] = ()
     return draft
 
 
-def said_alike(desk: Desk, plan: SteeringPlan, script: Sequence[int], *, cuts: int = 4, limit: int = LIMIT) -> Said:
+def said_alike(desk: Desk, plan: AnswerPhases, script: Sequence[int], *, cuts: int = 4, limit: int = LIMIT) -> Said:
     """What is said one token at a time; asserts that blocks of all kinds come to the same."""
     speaker = desk.speaker(script)
-    expected = Request(desk.steering(plan), speaker, limit).run(nothing)
+    expected = Request(desk.phases(plan), speaker, limit).run(nothing)
     for seed in range(cuts):
         source = random.Random(f"{seed} {list(script)}")
-        found = Request(desk.steering(plan), speaker, limit).run(drafts_of(speaker, source, expected.tokens))
+        found = Request(desk.phases(plan), speaker, limit).run(drafts_of(speaker, source, expected.tokens))
         assert found == expected
     return expected
 
@@ -259,7 +261,7 @@ def said_alike(desk: Desk, plan: SteeringPlan, script: Sequence[int], *, cuts: i
     ],
 )
 def test_a_trigger_starts_the_grammar(desk: Desk, lazy: LazyGrammar, pieces: list[str], expected: str) -> None:
-    said = said_alike(desk, SteeringPlan(lazy=lazy), desk.pieces(*pieces))
+    said = said_alike(desk, AnswerPhases(lazy=lazy), desk.pieces(*pieces))
     text = desk.text(said.tokens)
     begun, trigger, rest = text.partition(lazy.triggers[0].text)
     assert text.startswith(expected)
@@ -288,14 +290,14 @@ def test_a_trigger_starts_the_grammar(desk: Desk, lazy: LazyGrammar, pieces: lis
 )
 def test_a_trigger_that_does_not_come_leaves_the_text_alone(desk: Desk, lazy: LazyGrammar, pieces: list[str]) -> None:
     script = desk.pieces(*pieces)
-    said = said_alike(desk, SteeringPlan(lazy=lazy), script)
+    said = said_alike(desk, AnswerPhases(lazy=lazy), script)
     assert said == Said([*script, desk.stop], [None] * (len(script) + 1), "stop")
 
 
 def test_a_void_token_is_said_again_where_its_rest_fits(desk: Desk) -> None:
     """The token that completes the trigger and begins the call is chosen twice, the second time under a mask."""
     script = desk.pieces("<", "tool", "_", "call", '>"')
-    said = said_alike(desk, SteeringPlan(lazy=WORD), script)
+    said = said_alike(desk, AnswerPhases(lazy=WORD), script)
     assert said.tokens[: len(script)] == script
     assert [mask is None for mask in said.masks[: len(script)]] == [True] * 4 + [False]
 
@@ -303,7 +305,7 @@ def test_a_void_token_is_said_again_where_its_rest_fits(desk: Desk) -> None:
 def test_a_grammar_that_is_complete_with_its_trigger(desk: Desk) -> None:
     lazy = LazyGrammar((Trigger("<tool_call>", "rest"),), 'rest: ""')
     for last in (">", ">>"):
-        said = said_alike(desk, SteeringPlan(lazy=lazy), desk.pieces("a", "<", "tool", "_", "call", last, " more"))
+        said = said_alike(desk, AnswerPhases(lazy=lazy), desk.pieces("a", "<", "tool", "_", "call", last, " more"))
         assert desk.text(said.tokens) == "a<tool_call>"
         assert said.end in ("stop", "complete")
 
@@ -322,7 +324,7 @@ def test_a_grammar_that_is_complete_with_its_trigger(desk: Desk) -> None:
     ],
 )
 def test_a_grammar_holds_from_the_start(desk: Desk, constraint: Any, pattern: str, ends: set[str]) -> None:
-    plan = SteeringPlan(grammar=desk.compiler.compile(constraint))
+    plan = AnswerPhases(grammar=desk.compiler.compile(constraint))
     for script in ([], ["low"], ["1", "2"], ["Hi", " there"], ["a", "b", "c", "b"]):
         said = said_alike(desk, plan, desk.pieces(*script))
         assert said.end in ends
@@ -331,31 +333,31 @@ def test_a_grammar_holds_from_the_start(desk: Desk, constraint: Any, pattern: st
 
 
 def test_a_grammar_that_admits_the_empty_text_alone(desk: Desk) -> None:
-    said = said_alike(desk, SteeringPlan(grammar=desk.compiler.compile(Regex(""))), desk.pieces("Hi"))
+    said = said_alike(desk, AnswerPhases(grammar=desk.compiler.compile(Regex(""))), desk.pieces("Hi"))
     assert desk.text(said.tokens) == ""
     assert said.end in ("stop", "complete")
 
 
 def test_stop_tokens_are_refused_within_a_grammar_and_taken_at_its_end(desk: Desk) -> None:
-    plan = SteeringPlan(grammar=desk.compiler.compile(Regex("[0-9]{1,3}")))
+    plan = AnswerPhases(grammar=desk.compiler.compile(Regex("[0-9]{1,3}")))
     stops = sorted(desk.tokenizer.stop_token_ids)
     for stop in stops:
-        request = Request(desk.steering(plan), desk.speaker([]))
-        assert request.steering.begin(4) == []
+        request = Request(desk.phases(plan), desk.speaker([]))
+        assert request.phases.begin(4) == []
         assert request._advance(-1)[0] == MASKED
         assert request._advance(stop)[0] == REFUSED
     seven = desk.pieces("7")
     for stop in stops:
-        steering = desk.steering(plan)
-        assert steering.commit([*seven, stop]) == (2, False)  # libbee knows that the stop token ends the request
-        assert steering.closing_text() == ""
+        phases = desk.phases(plan)
+        assert phases.commit([*seven, stop]) == (2, False)  # libbee knows that the stop token ends the request
+        assert phases.closing_text() == ""
 
 
 @pytest.mark.parametrize("position", range(9))
 def test_the_model_ends_anywhere(desk: Desk, position: int) -> None:
     """A stop token in free text ends the answer; where a trigger is complete it is void."""
     script = desk.pieces("Hi", " <", "tool", "_", "call", ">", '"', "ab", '"')[:position]
-    said = said_alike(desk, SteeringPlan(lazy=WORD), script)
+    said = said_alike(desk, AnswerPhases(lazy=WORD), script)
     if position < 6:
         assert said == Said([*script, desk.stop], [None] * (position + 1), "stop")
     else:
@@ -368,7 +370,7 @@ def test_the_model_ends_anywhere(desk: Desk, position: int) -> None:
 
 def thought(desk: Desk, thinking: Thinking, *pieces: str, lazy: LazyGrammar | None = None) -> str:
     """The text of a scripted answer, however it is cut; the model's own end is left out."""
-    said = said_alike(desk, SteeringPlan(lazy=lazy, thinking=thinking), desk.pieces(*pieces))
+    said = said_alike(desk, AnswerPhases(lazy=lazy, thinking=thinking), desk.pieces(*pieces))
     return desk.text(said.tokens)
 
 
@@ -420,7 +422,7 @@ def test_a_budget_that_is_used_up_within_a_character_of_the_end(desk: Desk) -> N
     end = desk.tokenizer.encode("</思>", add_special=False)
     assert len(end) == 4
     script = [*end[:2], *desk.pieces(" no", " end")]
-    said = said_alike(desk, SteeringPlan(thinking=replace(thinking, budget=2)), script)
+    said = said_alike(desk, AnswerPhases(thinking=replace(thinking, budget=2)), script)
     assert "</思>" in desk.text(said.tokens)
 
 
@@ -433,10 +435,10 @@ def test_thinking_of_another_answer_is_not_ended(desk: Desk) -> None:
 
 def test_verbatim_loops_are_ended(desk: Desk) -> None:
     script = desk.pieces("Well", *[" no", ",", " no"] * 400)
-    said = said_alike(desk, SteeringPlan(thinking=OPENED), script, cuts=2, limit=900)
+    said = said_alike(desk, AnswerPhases(thinking=OPENED), script, cuts=2, limit=900)
     at = desk.text(said.tokens).index("</think>")
     assert 512 <= len(desk.tokenizer.encode(desk.text(said.tokens)[:at])) <= 520
-    endless = said_alike(desk, SteeringPlan(thinking=replace(OPENED, guard=False)), script, cuts=1, limit=900)
+    endless = said_alike(desk, AnswerPhases(thinking=replace(OPENED, guard=False)), script, cuts=1, limit=900)
     assert endless == Said(script[:900], [None] * 900, "length")
 
 
@@ -506,7 +508,7 @@ DIGITS = r"[0-9]{2}"
     ],
 )
 def test_thinking_then_a_grammar(desk: Desk, thinking: Thinking, pieces: list[str], pattern: str) -> None:
-    plan = SteeringPlan(grammar=desk.compiler.compile(Regex(DIGITS)), thinking=thinking)
+    plan = AnswerPhases(grammar=desk.compiler.compile(Regex(DIGITS)), thinking=thinking)
     tokens = desk.pieces(*pieces)
     said = said_alike(desk, plan, tokens + [desk.pieces("a")[0]] * 5)
     assert re.fullmatch(pattern, desk.text(said.tokens))
@@ -516,7 +518,7 @@ def test_thinking_then_a_grammar(desk: Desk, thinking: Thinking, pieces: list[st
 @pytest.mark.parametrize("position", range(5))
 def test_a_grammar_holds_though_the_model_ends_while_it_thinks(desk: Desk, position: int) -> None:
     """Structured answers are valid, or cut off: a stop token in the thinking does not get around the grammar."""
-    plan = SteeringPlan(grammar=desk.compiler.compile(Regex(DIGITS)), thinking=OPENED)
+    plan = AnswerPhases(grammar=desk.compiler.compile(Regex(DIGITS)), thinking=OPENED)
     said = said_alike(desk, plan, desk.pieces("a", "b", "</", "think", ">")[:position])
     assert re.fullmatch(rf".*</think>{DIGITS}", desk.text(said.tokens))
     assert said.end == "complete"
@@ -526,10 +528,10 @@ def test_reasoning_tokens(desk: Desk) -> None:
     """Those of the thinking with its end, whoever said that."""
 
     def counted(thinking: Thinking, *pieces: str) -> int:
-        steering = desk.steering(SteeringPlan(thinking=thinking))
+        phases = desk.phases(AnswerPhases(thinking=thinking))
         speaker = desk.speaker(desk.pieces(*pieces))
-        Request(steering, speaker).run(nothing)
-        return steering.reasoning_tokens(1000)
+        Request(phases, speaker).run(nothing)
+        return phases.reasoning_tokens(1000)
 
     end = ["</", "think", ">"]
     assert counted(OPENED, "a", "b", *end, "c") == 5
@@ -545,26 +547,26 @@ def test_reasoning_tokens(desk: Desk) -> None:
 def test_how_what_is_unfinished_would_be_closed(desk: Desk) -> None:
     schema = JsonSchema({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})
 
-    def closing(plan: SteeringPlan, *said: str) -> str:
-        steering = desk.steering(plan)
+    def closing(plan: AnswerPhases, *said: str) -> str:
+        phases = desk.phases(plan)
         for piece in said:
-            steering.commit(desk.tokenizer.encode(piece, add_special=False))
-        return steering.closing_text()
+            phases.commit(desk.tokenizer.encode(piece, add_special=False))
+        return phases.closing_text()
 
-    held = SteeringPlan(grammar=desk.compiler.compile(schema))
+    held = AnswerPhases(grammar=desk.compiler.compile(schema))
     assert closing(held).startswith('{"a": ')
     assert closing(held, '{"a": 12') == "}"
-    lazy = SteeringPlan(lazy=WORD)
+    lazy = AnswerPhases(lazy=WORD)
     assert closing(lazy, "Hello") == ""
     assert closing(lazy, "<", "tool", "_") == ""
     assert re.fullmatch(WORDS, closing(lazy, "<", "tool", "_", "call", ">"))
 
 
 def test_drafts_do_not_change_how_it_would_be_closed(desk: Desk) -> None:
-    plan = SteeringPlan(grammar=desk.compiler.compile(Regex("abc|abd[0-9]{2}e")))
-    before, drafted = desk.steering(plan), desk.steering(plan)
-    for steering in (before, drafted):
-        steering.commit(desk.pieces("a"))
+    plan = AnswerPhases(grammar=desk.compiler.compile(Regex("abc|abd[0-9]{2}e")))
+    before, drafted = desk.phases(plan), desk.phases(plan)
+    for phases in (before, drafted):
+        phases.commit(desk.pieces("a"))
     request = Request(drafted, desk.speaker([]))
     drafted.begin(8)
     for piece in ("b", "d", "1"):
@@ -576,14 +578,14 @@ def test_drafts_do_not_change_how_it_would_be_closed(desk: Desk) -> None:
 @pytest.mark.parametrize("n_tokens", range(8))
 def test_an_answer_that_is_cut_while_it_thinks(desk: Desk, n_tokens: int) -> None:
     """Where a grammar follows, what closes the answer holds a value of the grammar; or nothing closes it."""
-    plan = SteeringPlan(grammar=desk.compiler.compile(Regex(DIGITS)), thinking=replace(OPENED, budget=2))
-    steering = desk.steering(plan)
+    plan = AnswerPhases(grammar=desk.compiler.compile(Regex(DIGITS)), thinking=replace(OPENED, budget=2))
+    phases = desk.phases(plan)
     speaker = desk.speaker(desk.pieces("a", "b", "c"))
-    said = Request(steering, speaker, n_tokens).run(nothing) if n_tokens else Said()
+    said = Request(phases, speaker, n_tokens).run(nothing) if n_tokens else Said()
     if said.end == "complete":
-        assert steering.closing_text() == ""
+        assert phases.closing_text() == ""
         return
-    assert re.fullmatch(rf"(ab?)?</think>{DIGITS}", desk.text(said.tokens) + steering.closing_text())
+    assert re.fullmatch(rf"(ab?)?</think>{DIGITS}", desk.text(said.tokens) + phases.closing_text())
 
 
 AMBIGUOUS = 100
@@ -594,8 +596,8 @@ many: "x" | {" | ".join(f"many t{i}" for i in range(AMBIGUOUS))}
 
 def test_a_draft_that_meets_the_limits_of_the_grammar_engine_is_refused(desk: Desk) -> None:
     grammar = desk.compiler.compile(Grammar(LIMITED))
-    request = Request(desk.steering(SteeringPlan(grammar=grammar)), desk.speaker([]))
-    request.steering.begin(8)
+    request = Request(desk.phases(AnswerPhases(grammar=grammar)), desk.speaker([]))
+    request.phases.begin(8)
     assert request._advance(-1)[0] == MASKED
     drafts = desk.pieces("go", ":", " ", *"xxxxxx")
     results = [request._advance(draft)[0] for draft in drafts]
@@ -612,26 +614,26 @@ def test_a_draft_that_meets_the_limits_of_the_grammar_engine_is_refused(desk: De
     with pytest.raises(ConstraintError):  # the limits, not the grammar, refuse it
         take(drafts[refused])
     # What was before the draft still stands, and what the drafts were not goes on.
-    fresh = Request(desk.steering(SteeringPlan(grammar=grammar)), desk.speaker([]))
+    fresh = Request(desk.phases(AnswerPhases(grammar=grammar)), desk.speaker([]))
     said = desk.pieces("x", ",", " ", "a")
-    assert request.steering.commit(said) == fresh.steering.commit(said) == (len(said), False)
+    assert request.phases.commit(said) == fresh.phases.commit(said) == (len(said), False)
     for one in (request, fresh):
-        one.steering.begin(8)
+        one.phases.begin(8)
     assert np.array_equal(request._advance(-1)[1], fresh._advance(-1)[1])
 
 
 # ---- random scripts --------------------------------------------------------------------------------------------------
 
 PLANS = {
-    "lazy": SteeringPlan(lazy=WORD),
-    "either": SteeringPlan(lazy=EITHER),
-    "opened thinking, either": SteeringPlan(lazy=EITHER, thinking=replace(OPENED, budget=8)),
-    "at the start": SteeringPlan(lazy=AT_START),
-    "thinking": SteeringPlan(thinking=replace(CLOSED, budget=9)),
-    "opened thinking, lazy": SteeringPlan(lazy=WORD, thinking=OPENED),
-    "closed thinking, lazy": SteeringPlan(lazy=WORD, thinking=replace(CLOSED, budget=6)),
-    "closed thinking, at the start": SteeringPlan(lazy=AT_START, thinking=replace(CLOSED, budget=12)),
-    "opened thinking with a budget, lazy": SteeringPlan(lazy=COLOUR, thinking=replace(OPENED, budget=5)),
+    "lazy": AnswerPhases(lazy=WORD),
+    "either": AnswerPhases(lazy=EITHER),
+    "opened thinking, either": AnswerPhases(lazy=EITHER, thinking=replace(OPENED, budget=8)),
+    "at the start": AnswerPhases(lazy=AT_START),
+    "thinking": AnswerPhases(thinking=replace(CLOSED, budget=9)),
+    "opened thinking, lazy": AnswerPhases(lazy=WORD, thinking=OPENED),
+    "closed thinking, lazy": AnswerPhases(lazy=WORD, thinking=replace(CLOSED, budget=6)),
+    "closed thinking, at the start": AnswerPhases(lazy=AT_START, thinking=replace(CLOSED, budget=12)),
+    "opened thinking with a budget, lazy": AnswerPhases(lazy=COLOUR, thinking=replace(OPENED, budget=5)),
 }
 SCRAPS = ["<tool_call>", "<tool", "_call>", "<tool_call", '>"', "><", "call:", "call: red.", " call", ":", "<think>"]
 SCRAPS += ["</think>", "<", "</", "think", ">>", ">", "\n\n", " ", "ab", " word", "思", "<|im_end|>", '"', "ca", "ll"]
@@ -656,18 +658,18 @@ def test_blocks_change_nothing(desk: Desk, name: str) -> None:
         "opened thinking, a grammar": replace(OPENED, budget=7),
         "demanded thinking, a grammar": replace(CLOSED, demanded=True, budget=7),
     }
-    plan = PLANS[name] if name in PLANS else SteeringPlan(grammar=grammar, thinking=thinking[name])
+    plan = PLANS[name] if name in PLANS else AnswerPhases(grammar=grammar, thinking=thinking[name])
     source = random.Random(name)
     ends = set()
     forced = voided = refused = 0
     for case in range(120):
         more = ("<function=", "{", "</think>", "</think>", "<tool_call>") if plan.lazy is EITHER else ()
         speaker = desk.speaker(random_script(desk, source, *more), seed=case)
-        expected = Request(desk.steering(plan), speaker).run(nothing)
+        expected = Request(desk.phases(plan), speaker).run(nothing)
         check_text(desk, plan, speaker, expected)
         ends.add(expected.end)
         for _ in range(2):
-            request = Request(desk.steering(plan), speaker)
+            request = Request(desk.phases(plan), speaker)
             assert request.run(drafts_of(speaker, source, expected.tokens)) == expected
             forced, voided, refused = forced + request.forced, voided + request.voided, refused + request.refused
     # The comparison means something only where all of this happens.
@@ -677,7 +679,7 @@ def test_blocks_change_nothing(desk: Desk, name: str) -> None:
     assert refused > 3 or name == "thinking"  # whose few demanded tokens are all forced
 
 
-def check_text(desk: Desk, plan: SteeringPlan, speaker: Speaker, said: Said) -> None:
+def check_text(desk: Desk, plan: AnswerPhases, speaker: Speaker, said: Said) -> None:
     """A lazy grammar holds from the first trigger on, and everything before that is what the model wished."""
     if plan.lazy is None or plan.thinking is not None or plan.lazy is EITHER:
         return
@@ -697,15 +699,15 @@ def check_text(desk: Desk, plan: SteeringPlan, speaker: Speaker, said: Said) -> 
 
 def test_one_plan_for_two_requests(desk: Desk) -> None:
     """Requests side by side, cycle by cycle, do not disturb each other."""
-    plan = SteeringPlan(lazy=WORD, thinking=OPENED)
+    plan = AnswerPhases(lazy=WORD, thinking=OPENED)
     script = desk.pieces("a", "</", "think", ">", "<", "tool", "_", "call", ">")
-    expected = Request(desk.steering(plan), desk.speaker(script)).run(nothing)
-    first, second = desk.steering(plan), desk.steering(plan)
+    expected = Request(desk.phases(plan), desk.speaker(script)).run(nothing)
+    first, second = desk.phases(plan), desk.phases(plan)
     kept: dict[int, list[int]] = {0: [], 1: []}
     for token in expected.tokens:
-        for index, steering in enumerate((first, second)):
-            steering.begin(4)
-            n_kept, _ = steering.commit([token])
+        for index, phases in enumerate((first, second)):
+            phases.begin(4)
+            n_kept, _ = phases.commit([token])
             kept[index] += [token][:n_kept]
     assert kept == {0: expected.tokens, 1: expected.tokens}
 
@@ -715,29 +717,38 @@ def test_one_plan_for_two_requests(desk: Desk) -> None:
 
 @pytest.mark.parametrize("name", ["begin", "advance", "commit"])
 def test_errors_do_not_pass_through_c(desk: Desk, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    steering = desk.steering(SteeringPlan(grammar=desk.compiler.compile(Regex(DIGITS))))
-    constraint = steering.c_struct()
+    phases = desk.phases(AnswerPhases(grammar=desk.compiler.compile(Regex(DIGITS))))
+    constraint = phases.c_struct()
     failure = ConstraintError("too much")
 
     def fail(*arguments: Any) -> Any:
         raise failure
 
-    monkeypatch.setattr(steering, name, fail)
+    monkeypatch.setattr(phases, name, fail)
     tokens, mask, complete = ffi.new("int32_t[4]"), ffi.new("uint32_t[]", 49152 // 32), ffi.new("int32_t *")
     arguments = {"begin": (tokens, 4), "advance": (-1, mask), "commit": (tokens, 1, complete)}[name]
-    assert steering.error is None
+    assert phases.error is None
     assert getattr(constraint, name)(constraint.user, *arguments) == FAILED
-    assert steering.error is failure
+    assert phases.error is failure
 
 
 def test_a_token_against_its_mask_is_an_error(desk: Desk) -> None:
-    steering = desk.steering(SteeringPlan(grammar=desk.compiler.compile(Regex(DIGITS))))
-    constraint = steering.c_struct()
+    phases = desk.phases(AnswerPhases(grammar=desk.compiler.compile(Regex(DIGITS))))
+    constraint = phases.c_struct()
     tokens = ffi.new("int32_t[]", desk.pieces("a"))
     assert constraint.commit(constraint.user, tokens, 1, ffi.new("int32_t *")) == FAILED
-    assert isinstance(steering.error, AssertionError)
+    assert isinstance(phases.error, AssertionError)
 
 
 def test_grammars_that_cannot_be_compiled_are_refused_before_the_request(desk: Desk) -> None:
     with pytest.raises(ConstraintError, match="grammar"):
-        desk.steering(SteeringPlan(lazy=LazyGrammar((Trigger("<tool_call>", "rest"),), "rest: nowhere")))
+        desk.phases(AnswerPhases(lazy=LazyGrammar((Trigger("<tool_call>", "rest"),), "rest: nowhere")))
+
+
+def test_phases_under_their_earlier_name(tiny: Engine) -> None:
+    assert importlib.import_module("bee_integrations.steering").SteeringPlan is AnswerPhases
+    phases = AnswerPhases(grammar=tiny.grammars.compile(Choice(("ab", "ba"))))
+    said = tiny.complete("Hi", steering=phases)
+    assert said.text == tiny.complete("Hi", phases=phases).text
+    assert said.text in ("ab", "ba")
+    assert said.stats.steering_seconds == said.stats.phase_seconds > 0
