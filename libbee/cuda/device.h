@@ -33,10 +33,15 @@ typedef struct LaunchOverlap {
 } LaunchOverlap;
 inline thread_local LaunchOverlap launch_overlap;
 
+/* With BEE_CUDA_CARVEOUT=1, the kernel's multiprocessors have as much shared memory as they can, as those of all
+ * others: between kernels that want different splits a multiprocessor may have to run empty. */
+void ask_for_shared_memory(const void *kernel);
+
 /* Queues a kernel; what goes wrong shows in cudaGetLastError, or at the next wait. */
 template <class... Parameters, class... Arguments>
 void launch(cudaStream_t stream, dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(Parameters...),
             Arguments... arguments) {
+    ask_for_shared_memory((const void *)kernel);
     cudaLaunchAttribute overlap = {};
     overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     overlap.val.programmaticStreamSerializationAllowed = 1;
@@ -150,9 +155,9 @@ static __device__ __forceinline__ void mma_bf16_k16(float *d, const unsigned *a,
 /* ---- copies into shared memory, under way while the thread goes on ----------------------------------- */
 
 #if defined(BEE_EMULATE)
-static inline void copy_async(void *shared, const void *global) { memcpy(shared, global, 16); }
-static inline void copies_commit() {}
-template <int LEFT> static inline void copies_wait() {}
+static inline void copy_async(void *shared, const void *global) { emulated_copy_async(shared, global); }
+static inline void copies_commit() { emulated_copies_commit(); }
+template <int LEFT> static inline void copies_wait() { emulated_copies_wait(LEFT); }
 #else
 /* 16 bytes, both sides aligned; past the first-level cache. */
 static __device__ __forceinline__ void copy_async(void *shared, const void *global) {

@@ -3,6 +3,8 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
+#include <unordered_set>
 
 /* ---- errors ------------------------------------------------------------------------------------- */
 
@@ -27,6 +29,19 @@ bee_status status(Backend *b, bee_error *error) {
 }
 
 bool wait_for_stream(Backend *b) { return succeeded(b, cudaStreamSynchronize(b->stream), "finished its work"); }
+
+/* ---- launches ----------------------------------------------------------------------------------- */
+
+/* Launches are recorded, so that this is asked once for every place in a graph. */
+void ask_for_shared_memory(const void *kernel) {
+    static std::mutex lock;
+    static std::unordered_set<const void *> asked;
+    const char *wanted = getenv("BEE_CUDA_CARVEOUT");
+    if (!wanted || strcmp(wanted, "1")) return;
+    const std::lock_guard<std::mutex> guard(lock);
+    if (asked.insert(kernel).second)
+        cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100 /* per cent */);
+}
 
 /* ---- memory ------------------------------------------------------------------------------------- */
 

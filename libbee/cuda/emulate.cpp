@@ -2,6 +2,7 @@
 #include "device.h"
 #include "types/float16.h"
 
+#include <algorithm>
 #include <atomic>
 #include <climits>
 #include <cstdio>
@@ -13,6 +14,10 @@
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
+
+/* Variables in shared memory, of all kernels; there may be none. */
+extern "C" unsigned char __start_bee_shared[] __attribute__((weak, visibility("hidden")));
+extern "C" unsigned char __stop_bee_shared[] __attribute__((weak, visibility("hidden")));
 
 /* ---- fibers ------------------------------------------------------------------------------------- */
 
@@ -54,11 +59,21 @@ void prepare(Context &c, unsigned char *stack, void (*entry)()) {
 }
 #endif
 
+/* 16 bytes on their way into shared memory, of the thread's so manieth group. */
+struct Copy {
+    void *to;
+    const void *from;
+    unsigned group;
+};
+
 struct Fiber {
     Context context;
     EmulatedThread thread;
     bool done;
+    bool fenced;        /* since it met the others */
     unsigned exchanges; /* so far: even and odd ones use different buffers */
+    unsigned groups;    /* of copies */
+    std::vector<Copy> copies;
 };
 
 /* Meets of a group of threads: who comes waits until as many are there as are alive. */
@@ -77,6 +92,7 @@ struct Block {
     std::vector<unsigned char> shared;
     Context outside;
     int current, n, n_alive;
+    bool late;   /* copies arrive when they are waited for */
     bool early;  /* the grid before has not run yet */
     int n_early; /* threads that wait for it */
     const std::function<void()> *kernel;
@@ -170,12 +186,16 @@ void prepare_block(Block *b, dim3 grid, dim3 block, dim3 index) {
     b->exchanged.resize(b->warps.size() * 2 * WARP * MOST_EXCHANGED);
     while ((int)b->stacks.size() < b->n) b->stacks.push_back((unsigned char *)malloc(STACK_BYTES + MOST_SHIFT));
     memset(b->shared.data(), 0xff, b->shared.size());
+    if (__start_bee_shared) memset(__start_bee_shared, 0xff, (size_t)(__stop_bee_shared - __start_bee_shared));
+    static unsigned turn;
+    b->late = turn++ % 2;
     arrange(b, index.x + 977 * index.y + 7919 * index.z);
     for (int i = 0; i < b->n; i++) {
         Fiber &f = b->fibers[i];
         f.thread = {dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y)), index, block, grid};
-        f.done = false;
-        f.exchanges = 0;
+        f.done = f.fenced = false;
+        f.exchanges = f.groups = 0;
+        f.copies.clear();
         prepare(f.context, b->stacks[i] + i * 320 % MOST_SHIFT, fiber_main);
     }
     b->current = b->order[0];
@@ -193,7 +213,36 @@ unsigned char *emulated_shared_memory() {
 
 unsigned emulated_lane() { return (unsigned)running->current % WARP; }
 
-void __syncthreads() { meet(running, running->all); }
+void __syncthreads() {
+    running->fibers[running->current].fenced = false;
+    meet(running, running->all);
+}
+
+void __threadfence() { running->fibers[running->current].fenced = true; }
+
+static void fail(const char *what) {
+    fprintf(stderr, "emulated CUDA: %s\n", what);
+    abort();
+}
+
+void emulated_copy_async(void *shared, const void *global) {
+    if ((uintptr_t)shared % 16 || (uintptr_t)global % 16) fail("a copy into shared memory is not aligned");
+    Fiber &me = running->fibers[running->current];
+    if (running->late)
+        me.copies.push_back({shared, global, me.groups});
+    else
+        memcpy(shared, global, 16);
+}
+
+void emulated_copies_commit() { running->fibers[running->current].groups++; }
+
+void emulated_copies_wait(int left) {
+    Fiber &me = running->fibers[running->current];
+    size_t n = 0;
+    for (; n < me.copies.size() && me.copies[n].group + (unsigned)left < me.groups; n++)
+        memcpy(me.copies[n].to, me.copies[n].from, 16);
+    me.copies.erase(me.copies.begin(), me.copies.begin() + (long)n);
+}
 
 void __syncwarp(unsigned) { meet(running, running->warps[running->current / WARP]); }
 
@@ -340,7 +389,17 @@ static long setting(const char *name, long otherwise) {
 
 static thread_local cudaError_t last_error;
 static size_t taken;
+static std::map<const unsigned char *, size_t> allocations;
 static std::mutex memory_lock;
+
+void emulated_check_fence(const void *at) {
+    if (running->fibers[running->current].fenced) return;
+    const std::lock_guard<std::mutex> guard(memory_lock);
+    const auto behind = allocations.upper_bound((const unsigned char *)at);
+    if (behind == allocations.begin()) return;
+    const auto found = std::prev(behind);
+    if ((const unsigned char *)at < found->first + found->second) fail("a thread counts blocks without a fence");
+}
 static size_t total_memory() { return (size_t)setting("BEE_EMULATED_MEMORY", 4l << 30); }
 
 cudaError_t cudaGetDeviceCount(int *count) {
@@ -377,6 +436,7 @@ cudaError_t cudaMalloc(void **out, size_t bytes) {
     memcpy(memory, &bytes, sizeof bytes);
     memset(memory + MEMORY_HEAD, 0xff, bytes);
     taken += bytes;
+    allocations[memory + MEMORY_HEAD] = bytes;
     *out = memory + MEMORY_HEAD;
     return cudaSuccess;
 }
@@ -387,6 +447,7 @@ cudaError_t cudaFree(void *memory) {
     size_t bytes;
     memcpy(&bytes, (unsigned char *)memory - MEMORY_HEAD, sizeof bytes);
     taken -= bytes;
+    allocations.erase((unsigned char *)memory);
     free((unsigned char *)memory - MEMORY_HEAD);
     return cudaSuccess;
 }
@@ -479,6 +540,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
 }
 static std::mutex allowed_lock;
 static std::map<const void *, int> allowed_shared;
+static std::set<const void *> preferring; /* a split of shared memory and cache */
 
 static bool launch_fails() {
     static long launches, counted_for;
@@ -492,6 +554,7 @@ cudaError_t emulated_launch(const void *kernel, dim3 grid, dim3 block, size_t sh
     enum { OWN_VARIABLES = 1024, USUAL = 48 << 10 };
     const std::lock_guard<std::mutex> guard(allowed_lock);
     if (launch_fails()) return last_error = cudaErrorNoKernelImageForDevice;
+    if (setting("BEE_CUDA_CARVEOUT", 0) && !preferring.count(kernel)) return last_error = cudaErrorInvalidValue;
     if (overlaps && refuses_overlap(1)) return last_error = cudaErrorNotSupported;
     const auto found = allowed_shared.find(kernel);
     const size_t most = found == allowed_shared.end() ? (size_t)USUAL - OWN_VARIABLES : (size_t)found->second;
@@ -499,10 +562,13 @@ cudaError_t emulated_launch(const void *kernel, dim3 grid, dim3 block, size_t sh
                     block.x * block.y * block.z <= 1024 && shared_bytes <= most;
     return ok ? cudaSuccess : last_error = cudaErrorInvalidValue;
 }
-cudaError_t emulated_allow_shared(const void *kernel, int bytes) {
+cudaError_t emulated_function_attribute(const void *kernel, int attribute, int value) {
     const std::lock_guard<std::mutex> guard(allowed_lock);
-    if (bytes > (99 << 10) - 1024) return last_error = cudaErrorInvalidValue;
-    allowed_shared[kernel] = bytes;
+    if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout && value >= -1 && value <= 100)
+        return preferring.insert(kernel), cudaSuccess;
+    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value > (99 << 10) - 1024)
+        return last_error = cudaErrorInvalidValue;
+    allowed_shared[kernel] = value;
     return cudaSuccess;
 }
 cudaError_t cudaGetLastError() {
@@ -571,16 +637,60 @@ void multiply_s8(int *d, const Fragments *all, int depth, const int *c) {
     }
 }
 
+/* How a generation adds 16-bit products: so many at a time, with what was there before, each cut off `bits` behind the
+ * leading bit that the largest may have, and the sum cut to float. What is known of it comes from experiments: Fasi,
+ * Higham, Mikaitis, Pranesh, "Numerical behavior of NVIDIA tensor cores" (PeerJ CS 7:e330, 2021), and Khattak,
+ * Mikaitis, "Accurate models of NVIDIA tensor cores" (arXiv 2512.07004, 2025). terms 0: one after the other, rounded.
+ */
+struct Adder {
+    const char *name;
+    int terms, bits;
+};
+const Adder adders[] = {{"exact", 0, 0}, {"ampere", 8, 24}, {"hopper", 16, 25}};
+
+const Adder &adder() {
+    static const Adder *found = [] {
+        const char *wanted = getenv("BEE_EMULATED_SUMS");
+        if (!wanted) return &adders[0];
+        for (const Adder &one : adders)
+            if (!strcmp(one.name, wanted)) return &one;
+        fail("BEE_EMULATED_SUMS is none of exact, ampere, hopper");
+        return &adders[0];
+    }();
+    return *found;
+}
+
+float add_aligned(const float *a, const float *b, int n, float c, int bits) {
+    int largest = c != 0 ? std::ilogb(c) : INT_MIN;
+    for (int i = 0; i < n; i++) {
+        if (a[i] != 0 && b[i] != 0) largest = std::max(largest, std::ilogb(a[i]) + std::ilogb(b[i]));
+        if (!std::isfinite(a[i]) || !std::isfinite(b[i])) largest = INT_MAX;
+    }
+    if (largest == INT_MIN) return c;
+    if (largest == INT_MAX || !std::isfinite(c)) { /* what is not finite stays so */
+        for (int i = 0; i < n; i++) c += a[i] * b[i];
+        return c;
+    }
+    double sum = std::trunc(std::ldexp((double)c, bits - largest));
+    for (int i = 0; i < n; i++) sum += std::trunc(std::ldexp((double)a[i] * (double)b[i], bits - largest));
+    const double exact = std::ldexp(sum, largest - bits);
+    const float rounded = (float)exact;
+    return std::fabs((double)rounded) > std::fabs(exact) ? std::nextafter(rounded, 0.0f) : rounded;
+}
+
 template <class Convert> void multiply_16(float *d, const Fragments *all, const float *c, Convert to_float) {
     const int lane = (int)emulated_lane(), g = lane / 4, t = lane % 4;
+    const Adder &how = adder();
     for (int i = 0; i < 4; i++) {
         const int row = g + 8 * (i / 2), column = 2 * t + i % 2;
-        float sum = c[i];
+        float a[16], b[16], sum = c[i];
         for (int k = 0; k < 16; k++) {
             const int pair = k % 8 / 2, half = k / 8, at = k % 2;
-            sum += to_float(element<uint16_t>(&all[4 * (row % 8) + pair].a[2 * half + row / 8], at)) *
-                   to_float(element<uint16_t>(&all[4 * column + pair].b[half], at));
+            a[k] = to_float(element<uint16_t>(&all[4 * (row % 8) + pair].a[2 * half + row / 8], at));
+            b[k] = to_float(element<uint16_t>(&all[4 * column + pair].b[half], at));
         }
+        for (int k = 0; how.terms && k < 16; k += how.terms) sum = add_aligned(a + k, b + k, how.terms, sum, how.bits);
+        for (int k = 0; !how.terms && k < 16; k++) sum += a[k] * b[k];
         d[i] = sum;
     }
 }

@@ -5,7 +5,11 @@
  * at a barrier, a shuffle, a matrix instruction. `emulated_order` changes who comes first, so that a missing barrier
  * shows as another result. Streams are lazy: work is queued, and done when somebody waits for it, so that a read which
  * does not wait sees old data. Of a kernel that may overlap with the one before it a block begins, until it waits,
- * before that one. Fresh device memory holds NaN.
+ * before that one. Fresh device memory holds NaN, and so does the shared memory of a block that begins. Copies into it
+ * arrive at once in every other block, and in the others when their thread waits for them, not before. Vectors and
+ * copies must be aligned as the hardware asks. A thread that counts blocks must have fenced what the others wrote since
+ * they met. Sums of matrix instructions come in the order of their terms, or with BEE_EMULATED_SUMS as the hardware of
+ * a generation makes them (emulate.cpp).
  *
  * One grid runs at a time, whichever system thread it belongs to.
  *
@@ -29,23 +33,24 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
-#define __shared__ static
+/* All in one place, so that they can be poisoned. */
+#define __shared__ static __attribute__((section("bee_shared")))
 #define SHARED_MEMORY(name) unsigned char *const name = emulated_shared_memory()
 
 struct dim3 {
     unsigned x, y, z;
     dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
 };
-struct uint2 {
+struct alignas(8) uint2 {
     unsigned x, y;
 };
-struct uint4 {
+struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
-struct int2 {
+struct alignas(8) int2 {
     int x, y;
 };
-struct float2 {
+struct alignas(8) float2 {
     float x, y;
 };
 struct alignas(16) float4 {
@@ -67,7 +72,11 @@ extern int emulated_order;
 
 void __syncthreads();
 void __syncwarp(unsigned mask = 0xffffffff);
-static inline void __threadfence() {}
+void __threadfence();
+
+void emulated_copy_async(void *shared, const void *global);
+void emulated_copies_commit();
+void emulated_copies_wait(int left); /* until at most so many of the thread's groups are under way */
 
 /* Every lane gives `bytes` (at most 32) and sees those of all 32, one beside the other, until its next exchange. */
 const void *emulated_exchange(const void *mine, size_t bytes);
@@ -91,7 +100,11 @@ unsigned __ballot_sync(unsigned mask, int predicate);
 static inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 static inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == 0xffffffff; }
 
+/* Of device memory: others count on what was written before, which must have been fenced. */
+void emulated_check_fence(const void *at);
+
 template <class T, class U> T atomicAdd(T *at, U value) {
+    emulated_check_fence(at);
     const T old = *at;
     *at = (T)(old + value);
     return old;
@@ -167,7 +180,7 @@ typedef struct cudaLaunchConfig_t {
     unsigned numAttrs;
 } cudaLaunchConfig_t;
 enum { cudaHostAllocDefault = 0, cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaEventDefault = 0 };
-enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaFuncAttributePreferredSharedMemoryCarveout = 9 };
 
 cudaError_t cudaGetDeviceCount(int *count);
 cudaError_t cudaSetDevice(int device);
@@ -206,9 +219,10 @@ const char *cudaGetErrorName(cudaError_t error);
 void emulated_enqueue_grid(cudaStream_t stream, dim3 grid, dim3 block, size_t shared_bytes, bool overlaps,
                            std::function<void()> kernel);
 /* Of a card: sizes of grids and blocks, and 48 KiB of shared memory, of which the kernel's own variables take a part,
- * unless a function asked for up to 99. A launch that is refused is the last error. */
+ * unless a function asked for up to 99. With BEE_CUDA_CARVEOUT=1 all must have a preferred split of shared memory and
+ * cache. A launch that is refused is the last error. */
 cudaError_t emulated_launch(const void *kernel, dim3 grid, dim3 block, size_t shared_bytes, bool overlaps);
-cudaError_t emulated_allow_shared(const void *kernel, int bytes);
+cudaError_t emulated_function_attribute(const void *kernel, int attribute, int value);
 
 /* As the runtime library's: the arguments are copied at the launch. */
 template <class... Parameters, class... Arguments>
@@ -228,8 +242,8 @@ typedef struct cudaFuncAttributes {
 template <class Kernel> cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *out, Kernel) {
     return out->ptxVersion = 90, cudaSuccess;
 }
-template <class Kernel> cudaError_t cudaFuncSetAttribute(Kernel kernel, int, int value) {
-    return emulated_allow_shared((const void *)kernel, value);
+template <class Kernel> cudaError_t cudaFuncSetAttribute(Kernel kernel, int attribute, int value) {
+    return emulated_function_attribute((const void *)kernel, attribute, value);
 }
 
 /* Last, because structures above have members of these names. */

@@ -50,13 +50,13 @@
 enum { TILE_ROWS = 16 };
 
 /* Columns of a span. */
-LAYOUT int span_columns(TensorType type) {
+TRAITS_FUNCTION int span_columns(TensorType type) {
     const int columns = traits_of(type).columns;
     return columns > 64 ? columns : 64;
 }
 
 /* Bytes of one row's columns of a span, here as in the file. */
-LAYOUT int span_row_bytes(TensorType type) {
+TRAITS_FUNCTION int span_row_bytes(TensorType type) {
     return span_columns(type) / traits_of(type).columns * traits_of(type).bytes;
 }
 
@@ -67,7 +67,7 @@ typedef struct DeviceWeight {
     uint8_t *data; /* 256-byte aligned */
 } DeviceWeight;
 
-LAYOUT size_t span_bytes(TensorType type) { return (size_t)TILE_ROWS * (size_t)span_row_bytes(type); }
+TRAITS_FUNCTION size_t span_bytes(TensorType type) { return (size_t)TILE_ROWS * (size_t)span_row_bytes(type); }
 
 LAYOUT size_t tile_bytes(const DeviceWeight *w) { return (size_t)w->n_spans * span_bytes(w->type); }
 

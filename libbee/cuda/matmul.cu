@@ -38,6 +38,9 @@ enum {
     FLOAT_TOKENS = 16,   /* of a block where the weight is float32 */
     RESIDENT_BLOCKS = 4, /* of a processor: 128 registers a thread; without it some are spilled to have more blocks */
     RESIDENT_LARGE = 3,  /* for 64 tokens: 168 registers; shared memory has no place for more on most processors */
+    /* Shared memory of a block, so that two of them share a processor: most have 100 KiB, of which each block costs one
+     * more. */
+    MOST_SHARED = 100 * 1024 / 2 - 1024,
 };
 
 /* A product as the kernel sees it: one of DeviceProduct, or a gate and up, whose rows a block has 32 of each. */
@@ -62,7 +65,7 @@ struct Tasks {
 struct Share {
     Task task;
     int block, part; /* of the task: 64 rows; columns */
-    int first_token, n_tokens;
+    int first_token, n_tokens, max_tokens;
 };
 
 __host__ __device__ int smaller(int a, int b) { return a < b ? a : b; }
@@ -82,6 +85,7 @@ template <int TOKENS> __device__ Share share_of_block(const Tasks &tasks, int n)
     s.part = block % s.task.n_parts;
     s.first_token = (int)blockIdx.x * TOKENS;
     s.n_tokens = smaller(n - s.first_token, TOKENS);
+    s.max_tokens = TOKENS;
     return s;
 }
 
@@ -105,20 +109,22 @@ __device__ const uint8_t *tile_data(const Share &s, size_t bytes) {
 /* results[token][row of the block] are a part's sums. Where there are several parts they are left in memory, and the
  * block that comes last gets the sums of all; the others are done (false). */
 __device__ bool sum_parts(const Share &s, float *results, int n) {
-    __shared__ int is_last;
+    int *const is_last = (int *)(results + s.max_tokens * RESULT_STRIDE);
     const int thread = (int)threadIdx.x, count = s.n_tokens * BLOCK_ROWS;
     const size_t part_floats = (size_t)n * BLOCK_ROWS;
     float *const all =
         s.task.partials + (size_t)(s.block * s.task.n_parts) * part_floats + (size_t)s.first_token * BLOCK_ROWS;
     for (int i = thread; i < count; i += BLOCK_THREADS)
         all[(size_t)s.part * part_floats + (size_t)i] = results[i / BLOCK_ROWS * RESULT_STRIDE + i % BLOCK_ROWS];
-    __threadfence();
     __syncthreads();
     unsigned *const ticket = s.task.tickets + s.block * (int)gridDim.x + (int)blockIdx.x;
-    if (thread == 0) is_last = atomicAdd(ticket, 1u) == (unsigned)s.task.n_parts - 1;
+    if (thread == 0) { /* for all, who met it: its fences order what they wrote, and what they will read */
+        __threadfence();
+        *is_last = atomicAdd(ticket, 1u) == (unsigned)s.task.n_parts - 1;
+        __threadfence();
+    }
     __syncthreads();
-    if (!is_last) return false;
-    __threadfence();
+    if (!*is_last) return false;
     const volatile float *const written = all; /* by other processors: not from this one's cache */
     for (int i = thread; i < count; i += BLOCK_THREADS) {
         float sum = written[i];
@@ -187,43 +193,46 @@ template <TensorType TYPE, int TILES> struct Form {
     /* A K type's spans then last for two stages, and have two slots of their own. */
     static constexpr int span_stages = stage_pairs < span_pairs ? span_pairs / stage_pairs : 1;
     static constexpr bool spans_apart = span_stages > 1;
-    /* Three slots of the largest would leave room for one block in the 100 KiB that most processors have. */
-    static constexpr bool large = halves || (bits == 6 && TILES == 2);
-    static constexpr int slots = TILES == 8 || large ? 2 : 3;
     /* Pairs of a stage, in a straight line: a span's scales are loaded once, one pair's loads are under way during the
      * other's products. Of 16-bit types, and of most for 64 tokens, one pair is line enough, and registers are few. */
     static constexpr int unrolled = k_type ? stage_pairs : TILES == 8 || halves ? 1 : 2;
     static constexpr int group_bytes = halves ? 1024 : 256; /* of 8 tokens: codes, or halves */
     static constexpr int group_scale_bytes = halves ? 32 : 64;
+    static constexpr int tile_bytes = stage_pairs * span_stages / span_pairs * (int)span_bytes(TYPE);
+    static constexpr int slot_bytes =
+        (spans_apart ? 0 : BLOCK_WARPS * tile_bytes) + TILES * stage_groups * (group_bytes + group_scale_bytes);
+    static constexpr int apart_bytes = spans_apart ? 2 * BLOCK_WARPS * tile_bytes : 0;
+    /* Three slots of the largest would leave room for one block. */
+    static constexpr int slots = TILES == 8 || 3 * slot_bytes + apart_bytes > MOST_SHARED ? 2 : 3;
 };
 
 /* Where things are in a slot: the four tiles' spans, the tokens' codes, their scales. Spans that last for two stages
  * lie behind all slots instead. */
 template <TensorType TYPE, int TILES> struct Slot {
     typedef Form<TYPE, TILES> F;
-    static __host__ __device__ int tile_bytes() {
-        return F::stage_pairs * F::span_stages / F::span_pairs * (int)span_bytes(TYPE);
-    }
-    static __host__ __device__ int codes_at(int tile) {
+    static constexpr __host__ __device__ int tile_bytes() { return F::tile_bytes; }
+    static constexpr __host__ __device__ int codes_at(int tile) {
         return (F::spans_apart ? 0 : BLOCK_WARPS * tile_bytes()) + tile * F::stage_groups * F::group_bytes;
     }
-    static __host__ __device__ int scales_at(int tile) {
+    static constexpr __host__ __device__ int scales_at(int tile) {
         return codes_at(TILES) + tile * F::stage_groups * F::group_scale_bytes;
     }
-    static __host__ __device__ int bytes() { return scales_at(TILES); }
+    static constexpr __host__ __device__ int bytes() { return scales_at(TILES); }
     /* A stage's spans that lie apart, from the ring's beginning. */
     static __host__ __device__ int spans_at(int stage) {
         return F::slots * bytes() + (int)((unsigned)stage / F::span_stages % 2) * BLOCK_WARPS * tile_bytes();
     }
 };
 
+/* What a block's results take, and behind them whether it came last. */
+constexpr int results_bytes(int tokens) { return tokens * RESULT_STRIDE * (int)sizeof(float) + 16; }
+
 /* Shared memory of a block: the ring, in which the results will lie. */
-template <TensorType TYPE, int TILES> size_t ring_bytes() {
+template <TensorType TYPE, int TILES> constexpr int ring_bytes() {
     typedef Form<TYPE, TILES> F;
     typedef Slot<TYPE, TILES> S;
-    const int ring = F::slots * S::bytes() + (F::spans_apart ? 2 * BLOCK_WARPS * S::tile_bytes() : 0);
-    const int results = TILES * 8 * RESULT_STRIDE * (int)sizeof(float);
-    return (size_t)(ring > results ? ring : results);
+    const int ring = F::slots * S::bytes() + F::apart_bytes;
+    return ring > results_bytes(8 * TILES) ? ring : results_bytes(8 * TILES);
 }
 
 template <TensorType TYPE> __device__ const uint8_t *operand_codes(const DeviceOperand &in) {
@@ -613,8 +622,16 @@ void launch_kernel(cudaStream_t stream, Kernel *kernel, int tokens, size_t share
            kernel, tasks, in, out, n);
 }
 
+/* What the head of this file promises. */
+template <TensorType TYPE, int TILES> constexpr bool two_blocks_fit() {
+    static_assert(Form<TYPE, TILES>::slot_bytes == Slot<TYPE, TILES>::bytes(), "a slot is as large as its parts");
+    return ring_bytes<TYPE, TILES>() <= MOST_SHARED;
+}
+
 template <TensorType TYPE>
 void launch_type(cudaStream_t stream, const Tasks &tasks, const DeviceOperand &in, const DeviceOperand &out, int n) {
+    static_assert(two_blocks_fit<TYPE, 1>() && two_blocks_fit<TYPE, 2>() && two_blocks_fit<TYPE, 8>(),
+                  "two blocks share a processor");
     if (n <= 8)
         launch_kernel(stream, multiply_kernel<TYPE, 1>, 8, ring_bytes<TYPE, 1>(), tasks, in, out, n);
     else if (n <= 16)
@@ -632,8 +649,7 @@ void launch_tasks(cudaStream_t stream, TensorType type, const Tasks &tasks, cons
         CASE(F16, f16, 1)
         CASE(BF16, bf16, 30)
     default: /* F32 */
-        launch_kernel(stream, multiply_floats_kernel, FLOAT_TOKENS, FLOAT_TOKENS * RESULT_STRIDE * sizeof(float), tasks,
-                      in, out, n);
+        launch_kernel(stream, multiply_floats_kernel, FLOAT_TOKENS, results_bytes(FLOAT_TOKENS), tasks, in, out, n);
     }
 #undef CASE
 }

@@ -389,6 +389,21 @@ static void test_refused_overlap(void) {
     }
 }
 
+/* All kernels ask for the same split of shared memory and cache; the emulation refuses one that does not. */
+static void test_carveout(void) {
+    const bee_request request = greedy_request();
+    Output outputs[2];
+    for (int with = 0; with < 2; with++) {
+        bee_error error = {BEE_OK, ""};
+        play("BEE_CUDA_CARVEOUT", with ? "1" : "0");
+        bee_engine *engine = open_on(BEE_DEVICE_CUDA, &error);
+        if (CHECK(engine != NULL)) outputs[with] = generate_fresh(engine, &request);
+        bee_engine_close(engine);
+    }
+    CHECK(same_output(&outputs[0], &outputs[1]));
+    play("BEE_CUDA_CARVEOUT", NULL);
+}
+
 int main(void) {
     test_no_library();
     test_progress(BEE_DEVICE_CPU);
@@ -406,6 +421,7 @@ int main(void) {
         test_failure_while_loading();
         test_session_on_failed_card();
         test_refused_overlap();
+        test_carveout();
     }
     return check_report();
 }

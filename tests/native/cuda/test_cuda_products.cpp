@@ -785,8 +785,46 @@ static void test_gate() {
     test_gate_case(8, 10, 40, 512, 9, false, 100, &random);
 }
 
+/* ---- the emulation's own sums -------------------------------------------------------------------------- */
+
+#if defined(BEE_EMULATE)
+/* Every product of a row and a column is `product`, a power of two; to each sum comes 1. */
+__global__ void add_to_one_kernel(unsigned a, unsigned b, float *out) {
+    const unsigned as[4] = {a, a, a, a}, bs[2] = {b, b};
+    const float one[4] = {1, 1, 1, 1};
+    float d[4];
+    mma_f16_k16(d, as, bs, one);
+    out[lane_of()] = d[0];
+}
+
+static float added_to_one(int exponent, bool negative) {
+    float *const out = (float *)device_memory(WARP_SIZE * sizeof(float)), result[WARP_SIZE];
+    const unsigned half = (unsigned)(15 + exponent / 2) << 10, other = (unsigned)(15 + exponent - exponent / 2) << 10;
+    const unsigned sign = negative ? 0x8000 : 0;
+    launch(stream, dim3(1), dim3(WARP_SIZE), 0, add_to_one_kernel, (half | sign) * 0x10001u, other * 0x10001u, out);
+    download(result, out, sizeof result);
+    cudaFree(out);
+    return result[0];
+}
+
+/* What the experiments show: sixteen terms that are each too small for a float beside 1 are lost one by one, or counted
+ * together as far as the generation's grid goes. */
+static void test_sums() {
+    const char *const sums = getenv("BEE_EMULATED_SUMS");
+    const bool ampere = sums && !strcmp(sums, "ampere"), hopper = sums && !strcmp(sums, "hopper");
+    CHECK_EQ(added_to_one(-20, false) == 1 + 0x1p-16f, 1);
+    CHECK_EQ(added_to_one(-24, false) == (ampere || hopper ? 1 + 0x1p-20f : 1), 1);
+    CHECK_EQ(added_to_one(-25, false) == (hopper ? 1 + 0x1p-21f : 1), 1);
+    CHECK_EQ(added_to_one(-26, false) == 1, 1);
+    CHECK_EQ(added_to_one(-25, true) == (ampere ? 1 : hopper ? 1 - 0x1p-21f : 1), 1);
+}
+#endif
+
 int main() {
     MUST(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+#if defined(BEE_EMULATE)
+    test_sums();
+#endif
     test_products();
     test_parts();
     test_largest_codes();
