@@ -18,10 +18,12 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.prompts import ChatPromptTemplate
 
+from bee_integrations.errors import TemplateError
 from bee_integrations.langchain import ChatBee
 
 QUESTION = "Write a Python function that returns the n-th Fibonacci number, and show how to call it."
 REPEATS = 4
+PLAIN_TEMPLATE = "{% for message in messages %}{{ message.content }}\n\n{% endfor %}"
 PROMPT = ChatPromptTemplate.from_messages([("system", "You are a helpful assistant."), ("human", "{question}")])
 
 
@@ -48,11 +50,19 @@ class FinalMessage(BaseCallbackHandler):
 
 def main() -> int:
     arguments = _arguments()
-    settings = {"model": arguments.model, "drafter": arguments.drafter, "threads": arguments.threads}
-    drafting = ChatBee(**settings, max_tokens=arguments.max_tokens, speculation="auto")
-    plain = ChatBee(**settings, max_tokens=arguments.max_tokens, speculation="off")
+    settings = {
+        "model": arguments.model,
+        "drafter": arguments.drafter,
+        "threads": arguments.threads,
+        "max_tokens": arguments.max_tokens,
+    }
+    try:
+        ChatBee(**settings).invoke("Hello", max_tokens=8)  # loads the model, so that no timing includes it
+    except TemplateError:
+        settings["chat_template"] = PLAIN_TEMPLATE  # a model that was never taught to chat goes on with the text
+    drafting, plain = ChatBee(**settings, speculation="auto"), ChatBee(**settings, speculation="off")
     for llm in (drafting, plain):
-        llm.invoke("Hello", max_tokens=8)  # loads the model, so that neither timing includes it
+        llm.invoke("Hello", max_tokens=8)
 
     print(f"Question: {arguments.question}\n\n==== DFlash on\n")
     with_dflash = stream_answer(drafting, arguments.question)
