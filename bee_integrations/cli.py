@@ -200,10 +200,14 @@ def run(
     ] = False,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", help="Tokens to generate at most.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this string. May be given several times.")] = None,
-    temperature: Annotated[float, typer.Option(help="0 always takes the most likely token.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Sample from that many tokens; 0 is off.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample from that much probability; 1 is off.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Drop tokens less likely than that share of the best; 0 is off.")] = 0.0,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 always takes the most likely token. This and others: the model's own, or 0.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from that many tokens; 0 is off.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample from that much probability; 1 is off.")] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Drop tokens less likely than that share of the best; 0 is off.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same answer. Drawn if left out.")] = None,
     n_ctx: NCtx = None,
     threads: Threads = None,
@@ -215,17 +219,11 @@ def run(
     from .engine.engine import GenerationParams
 
     model, prompt = _model_and_prompt(words, model)
-    params = GenerationParams(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        seed=seed,
-        max_tokens=max_tokens,
-        stop=tuple(stop or ()),
-        speculation=speculation,
-        draft_length=draft_length,
-    )
+    given: dict[str, Any] = {"speculation": speculation, "draft_length": draft_length, "max_tokens": max_tokens}
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
+    given |= {name: value for name, value in sampling.items() if value is not None}
+    given |= {"stop": tuple(stop)} if stop else {}
+    GenerationParams(**given)  # says what makes no sense before a model is loaded
     if raw and system is not None:
         raise ParameterError("--raw gives the model the prompt as it stands, so there is no place for --system")
     if prompt is None and (raw or as_json):
@@ -240,8 +238,9 @@ def run(
         instruction_set=instruction_set,
     ) as engine:
         if text is None:
-            _chat(engine, params, system)
+            _chat(engine, given, system)
             return
+        params = engine.own_params(**given)
         tokens = _prompt_tokens(engine, text, system, raw)
         last, output = _answer(engine, tokens, params, echo=not as_json)
     stats = last.stats
@@ -285,18 +284,14 @@ def _is_model(word: str) -> bool:
     return False
 
 
-def _chat(engine: Engine, params: GenerationParams, system: str | None) -> None:
+def _chat(engine: Engine, given: dict[str, Any], system: str | None) -> None:
     from .chat.parameters import BeeParameters
     from .chat.terminal import TerminalChat
 
-    given = {
-        name: getattr(params, name)
-        for name in ("temperature", "top_k", "top_p", "min_p", "seed", "max_tokens", "speculation", "draft_length")
-    }
-    parameters = BeeParameters(**given, stop=list(params.stop) or None)
+    stop = {"stop": list(given["stop"])} if "stop" in given else {}
     chat = TerminalChat(
         engine,
-        parameters,
+        BeeParameters(**given | stop),
         _errors(),
         system=system,
         describe=lambda stats, reason: _statistics_line(stats, reason, _place(engine)),

@@ -77,7 +77,9 @@ class _BeeModel(BeeParameters):
     @property
     def lc_attributes(self) -> dict[str, Any]:
         """Arguments that LangChain stores in another form than the object has them; part of its cache's keys, too."""
-        return {} if self.constraint is None else {"constraint": stored_constraint(self.constraint)}
+        # LangChain stores defaults that are not 0 as if they were given.
+        own: dict[str, Any] = dict.fromkeys(name for name in sorted(self.left_to_the_model) if getattr(self, name))
+        return own if self.constraint is None else {**own, "constraint": stored_constraint(self.constraint)}
 
     def bind(self, **kwargs: Any) -> Any:
         """As all runnables have it; what the answer must look like is bound in a form that can be stored."""

@@ -443,7 +443,7 @@ class _CompletionToPrompt(_TemplatePrompt):
 
 def _plain_request(engine: Engine, parameters: BeeParameters, prompt: str) -> ChatRequest:
     """A request whose answer is text as it stands."""
-    return ChatRequest(engine, prompt, parameters.generation, parameters.timeout)
+    return ChatRequest(engine, prompt, parameters.generation_for(engine), parameters.timeout)
 
 
 # ---- answers as they come ----------------------------------------------------------------------------------

@@ -36,6 +36,8 @@ def response_metadata(engine: Engine, last: Step) -> dict[str, Any]:
         "system_fingerprint": _fingerprint(engine.info),
         "device": engine.info["device"],
     }
+    if engine.sampling:
+        metadata["model_sampling"] = dict(engine.sampling)  # counts where nobody gave another
     if last.closed:
         metadata["closed"] = True
     if last.stop_text is not None:

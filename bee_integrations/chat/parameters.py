@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -12,9 +13,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from ..constraints.compiler import Constraint
-from ..engine.engine import GenerationParams, check_arguments
+from ..engine.engine import Engine, GenerationParams, check_arguments
 from ..errors import BeeError, ParameterError
 from ..models.registry import DEFAULT_MODEL
+from ..models.sampling_defaults import FIELDS as SAMPLING_FIELDS
 from ..parameter_checks import INT32_MAX, integer
 from .argument_words import own_arguments
 from .model_header import known_header
@@ -48,7 +50,8 @@ class BeeParameters(BaseModel):
     device: str = "auto"
     """Where the model runs: "cuda", "cpu", or "auto": the card where there is one and the model fits, else the CPU."""
     temperature: float = 0.0
-    """0 always takes the most likely token; higher values take more varied ones."""
+    """0 always takes the most likely token; higher values take more varied ones. Where this, another parameter of
+    sampling or `stop` is not given, what the model's file or place says counts (`Engine.sampling`)."""
     top_k: int = 0
     """Sample from the `top_k` most likely tokens only; 0 is off."""
     top_p: float = 1.0
@@ -180,6 +183,17 @@ class BeeParameters(BaseModel):
             draft_length=self.draft_length,
         )
 
+    @property
+    def left_to_the_model(self) -> frozenset[str]:
+        """Parameters of sampling that nobody gave."""
+        given = {name for name in self.model_fields_set if getattr(self, name) is not None}
+        return SAMPLING_FIELDS - given
+
+    def generation_for(self, engine: Engine) -> GenerationParams:
+        """As `generation`, with the model's own sampling (`Engine.sampling`) in the place of what nobody gave."""
+        own = {name: value for name, value in engine.sampling.items() if name in self.left_to_the_model}
+        return replace(self.generation, **own) if own else self.generation
+
     def asked_constraint(self) -> Constraint | None:
         """`constraint`, or what `response_format` says. Raises ParameterError."""
         asked = constraint_of(self.response_format)
@@ -192,15 +206,18 @@ class BeeParameters(BaseModel):
         return {name: getattr(self, name) for name in BeeParameters.model_fields}
 
     def stored_parameters(self) -> dict[str, Any]:
-        """As `parameters`, with a constraint in the form of `stored_constraint`."""
-        return self.parameters() | {"constraint": stored_constraint(self.constraint)}
+        """As `parameters`, with a constraint in the form of `stored_constraint`, and None for sampling that is left to
+        the model."""
+        own = dict.fromkeys(self.left_to_the_model)
+        return self.parameters() | own | {"constraint": stored_constraint(self.constraint)}
 
     def for_call(self, stop: list[str] | None, overrides: Mapping[str, Any]) -> BeeParameters:
         """The parameters of one call: `overrides` win, under any name that the constructor takes.
 
         Raises `ParameterError` for unknown names and values out of range.
         """
-        values = self.parameters()
+        # What nobody gave stays so: it may be the model's own.
+        values = {name: value for name, value in self.parameters().items() if name in self.model_fields_set}
         if stop is not None:
             values["stop"] = stop
         changed = own_arguments(self._of_calls(overrides), BeeParameters.model_fields)

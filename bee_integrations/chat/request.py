@@ -62,7 +62,7 @@ class ChatRequest(Request):
         return cls(
             engine=engine,
             prompt=prompt.text,
-            params=parameters.generation,
+            params=parameters.generation_for(engine),
             timeout=parameters.timeout,
             phases=plan,
             tokens=prompt.tokens(engine) if prompt.guard else None,

@@ -17,7 +17,8 @@ from ..errors import BeeError, ContextLengthError, ParameterError
 from ..tools.tool_format import Reasoning, Text
 from .messages import chat_message
 from .parameters import BeeParameters
-from .request import ChatRequest, Reply
+from .reply import Reply
+from .request import ChatRequest
 
 __all__ = ["TerminalChat"]
 

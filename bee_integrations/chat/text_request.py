@@ -57,7 +57,7 @@ class Request:
     @classmethod
     def of(cls, engine: Engine, parameters: BeeParameters, prompt: str) -> Request:
         """A request for `prompt` with the generation's part of `parameters`."""
-        return cls(engine, prompt, parameters.generation, parameters.timeout)
+        return cls(engine, prompt, parameters.generation_for(engine), parameters.timeout)
 
     def steps(self) -> Generator[Step, None, None]:
         """The generation as it comes, without steps that bring nothing; closing the generator cancels it.

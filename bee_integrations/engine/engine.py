@@ -45,6 +45,7 @@ from ..library import check, ffi, lib, new_error
 from ..models import registry as models
 from ..models.drafters import Drafter, find_drafter
 from ..models.file import ModelFile, Plan
+from ..models.sampling_defaults import sampling_defaults
 from ..parameter_checks import INT32_MAX, integer, token_ids
 from ..text.chat_template import ChatTemplate
 from ..text.stop_strings import StopStrings
@@ -113,7 +114,7 @@ class Engine:
         self.model_path: Path = located.path
         self.model_name: str = located.name
         self.drafter_path: Path | None = found.path
-        self._read_model_file(n_ctx)
+        self._read_model_file(n_ctx, located)
         handle = _open_engine(
             self.model_path,
             self.drafter_path,
@@ -126,14 +127,14 @@ class Engine:
         self._scheduler = Scheduler(handle, self.n_ctx, n_parallel)  # owns the handle from here on
         self.info: dict[str, Any] = self._scheduler.call(_describe)
         self.info |= {"n_ctx": self.n_ctx, "architecture": self._architecture, "n_parallel": n_parallel}
-        self.info |= {"model_note": located.note, "drafter_note": found.note}
+        self.info |= {"model_note": located.note, "drafter_note": found.note, "sampling": dict(self.sampling)}
         self._block_size = int(self.info["block_size"])
         self.grammars = GrammarCompiler(self.tokenizer)
         # A collected engine stops its thread; at the interpreter's exit the scheduler module does it.
         self._finalizer = weakref.finalize(self, self._scheduler.stop)
         self._finalizer.atexit = False
 
-    def _read_model_file(self, n_ctx: int | None) -> None:
+    def _read_model_file(self, n_ctx: int | None, located: models.Located) -> None:
         with ModelFile(self.model_path) as file, _named(self.model_path):
             plan = file.plan()  # says what an unsupported file lacks before anything is read from it
             if plan.is_drafter:
@@ -143,6 +144,8 @@ class Engine:
             self.tokenizer: Tokenizer = model_tokenizer(file, plan)
             self._template, self._template_error = _read_template(file, self.tokenizer)
             self._architecture = file.architecture
+            # What the model's makers want for answers of which nobody says how they are to be sampled.
+            self.sampling: dict[str, Any] = sampling_defaults(file.metadata, located)
         self.n_ctx: int = context_length(n_ctx, plan.n_ctx_train)
         self._n_ctx_train = plan.n_ctx_train
 
@@ -170,6 +173,10 @@ class Engine:
                              instruction_set=instruction_set, n_parallel=n_parallel)  # fmt: skip
                 _shared.engines[key] = engine
             return engine
+
+    def own_params(self, **given: Any) -> GenerationParams:
+        """`GenerationParams` of what is given, and for the rest what the model's file or place says (`sampling`)."""
+        return GenerationParams(**self.sampling | given)
 
     # ---- text --------------------------------------------------------------------------------------------------------
 
@@ -212,7 +219,7 @@ class Engine:
         Raises ParameterError, ContextLengthError for a prompt that does not fit, ConstraintError, EngineClosedError.
         """
         arrived: queue.SimpleQueue[Step | BaseException] = queue.SimpleQueue()
-        job = self._job(prompt, params or GenerationParams(), phases or steering, arrived.put)
+        job = self._job(prompt, params or self.own_params(), phases or steering, arrived.put)
         try:
             self._submit(job)
             while True:
@@ -242,7 +249,7 @@ class Engine:
             loop.call_soon_threadsafe(arrived.put_nowait, item)  # raises in a closed loop, which ends the request
 
         # Encoding a long prompt takes a while, and so does compiling a grammar.
-        job = await asyncio.to_thread(self._job, prompt, params or GenerationParams(), phases or steering, deliver)
+        job = await asyncio.to_thread(self._job, prompt, params or self.own_params(), phases or steering, deliver)
         try:
             self._submit(job)
             while True:

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from bee_integrations.chat import terminal
 from bee_integrations.chat.parameters import BeeParameters
-from bee_integrations.chat.request import ChatRequest, Piece
+from bee_integrations.chat.reply import Piece
+from bee_integrations.chat.request import ChatRequest
 from bee_integrations.chat.terminal import TerminalChat
 from bee_integrations.engine import Engine
 from bee_integrations.errors import ContextLengthError
