@@ -48,6 +48,7 @@ from .langchain_messages import (
     tool_use,
     usage_metadata,
 )
+from .models.sampling_defaults import FIELDS as SAMPLING_FIELDS
 
 if TYPE_CHECKING:
     from langchain_core.language_models import ModelProfile
@@ -77,8 +78,13 @@ class _BeeModel(BeeParameters):
     @property
     def lc_attributes(self) -> dict[str, Any]:
         """Arguments that LangChain stores in another form than the object has them; part of its cache's keys, too."""
-        # LangChain stores defaults that are not 0 as if they were given.
-        own: dict[str, Any] = dict.fromkeys(name for name in sorted(self.left_to_the_model) if getattr(self, name))
+        # LangChain stores defaults that are not 0 as if they were given, and a 0 that was given not at all.
+        left = self.left_to_the_model
+        own = {
+            name: None if name in left else getattr(self, name)
+            for name in sorted(SAMPLING_FIELDS)
+            if bool(getattr(self, name)) == (name in left)
+        }
         return own if self.constraint is None else {**own, "constraint": stored_constraint(self.constraint)}
 
     def bind(self, **kwargs: Any) -> Any:

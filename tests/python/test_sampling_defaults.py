@@ -12,6 +12,7 @@ import gguf_document as gguf
 import pytest
 import tiny_model
 from gguf_document import Value, integer, number, text
+from langchain_core.load import dumpd, load
 from llama_index.core.llms import ChatMessage
 from model_stores import own_places, write_ollama
 
@@ -143,3 +144,12 @@ OFF = [("temp", number(-1.0), "temperature"), ("top_k", Value(gguf.INT32, -1), "
 def test_off_in_the_words_of_others(tmp_path: Path, key: str, value: Value, name: str) -> None:
     with Engine(write(tmp_path / "off.gguf", {f"general.sampling.{key}": value}), threads=1) as engine:
         assert engine.sampling == {name: 0}
+
+
+@pytest.mark.parametrize("given", [{}, {"temperature": 0.0}, {"top_p": 1.0, "top_k": 0}, {"penalty_window": 64}])
+def test_a_stored_chain_keeps_what_was_given(model: Path, given: dict[str, Any]) -> None:
+    original = ChatBee(model=str(model), threads=1, **given)
+    again = load(dumpd(original), valid_namespaces=["bee_integrations"], allowed_objects=[ChatBee])
+    assert again.left_to_the_model == original.left_to_the_model
+    with Engine(model, threads=1) as engine:
+        assert again.generation_for(engine) == original.generation_for(engine) == GenerationParams(**{**OWN, **given})
