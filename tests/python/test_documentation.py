@@ -51,6 +51,17 @@ def test_every_c_file_has_its_row() -> None:
     assert sorted(set(map(module, files)) - set(documented)) == [], "files without a row in docs/library.md"
 
 
+def test_every_python_module_has_its_row() -> None:
+    package = ROOT / "bee_integrations"
+    named = [name for name in rows(ROOT / "docs" / "development.md") if name.endswith((".py", "families/"))]
+    assert sorted(set(named)) == sorted(named), "docs/development.md names a module twice"
+    folders = {name for name in named if name.endswith("/")}  # of many modules of one kind
+    modules = {str(path.relative_to(package)) for path in package.rglob("*.py") if path.name != "__init__.py"}
+    modules = {name for name in modules if not name.startswith(tuple(folders))}
+    assert sorted(modules - set(named)) == [], "modules without a row in docs/development.md"
+    assert sorted(set(named) - folders - modules) == [], "rows of docs/development.md without a module"
+
+
 def includes() -> dict[str, set[str]]:
     """File -> files of libbee that it includes."""
     files = c_files()
