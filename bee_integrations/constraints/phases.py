@@ -25,6 +25,7 @@ import numpy as np
 from ..chat.reasoning import LoopGuard, ReasoningSpan, ThinkingBudget
 from ..errors import ConstraintError
 from ..library import ffi, lib
+from ..text.beginnings import possible_beginning
 from ..text.tokenizer import Tokenizer
 from ..tools.tool_format import Trigger
 from .compiler import CompiledGrammar, GrammarCompiler, Matcher
@@ -185,7 +186,7 @@ class _Watch:
                 self._at_start = False
                 if all(trigger.at_start for trigger in self._sought):
                     return used, True
-            self.said = data if self._at_start else self._possible_beginning(data, *self._lasting)
+            self.said = data if self._at_start else data[len(data) - possible_beginning(data, self._lasting) :]
             spent = self._budget is not None and self._budget.push((token,)) is not None
             if spent and self._rest_is_whole():
                 self.close()
@@ -203,7 +204,7 @@ class _Watch:
         self.missing = self._rest_of_first().decode(errors="ignore")
 
     def _rest_of_first(self) -> bytes:
-        return self._texts[0][len(self._possible_beginning(self.said, self._texts[0])) :]
+        return self._texts[0][possible_beginning(self.said, self._texts[:1]) :]
 
     def _rest_is_whole(self) -> bool:
         return not self._rest_of_first().decode(errors="replace").startswith("\N{REPLACEMENT CHARACTER}")
@@ -235,12 +236,6 @@ class _Watch:
             for text, trigger in zip(self._texts, self._sought, strict=True)
             if trigger.at_start
         )
-
-    def _possible_beginning(self, data: bytes, *texts: bytes) -> bytes:
-        for length in range(min(max(map(len, texts), default=1) - 1, len(data)), 0, -1):
-            if any(text.startswith(data[-length:]) for text in texts):
-                return data[-length:]
-        return b""
 
 
 class _Free:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from .beginnings import possible_beginning
+
 __all__ = ["StopScan", "StopStrings"]
 
 
@@ -39,7 +41,7 @@ class StopStrings:
             start, stop = match
             self._held = ""
             return StopScan(pending[:start], stop)
-        keep = self._possible_beginning(pending)
+        keep = possible_beginning(pending, self._stops)
         self._held = pending[len(pending) - keep :]
         return StopScan(pending[: len(pending) - keep], None)
 
@@ -55,12 +57,3 @@ class StopStrings:
             if start >= 0 and (best is None or (start + len(stop), start) < best[:2]):
                 best = (start + len(stop), start, stop)
         return None if best is None else (best[1], best[2])
-
-    def _possible_beginning(self, text: str) -> int:
-        """Length of the longest end of the text that begins a stop string."""
-        longest = max(len(stop) for stop in self._stops) - 1
-        for length in range(min(longest, len(text)), 0, -1):
-            tail = text[len(text) - length :]
-            if any(stop.startswith(tail) for stop in self._stops):
-                return length
-        return 0

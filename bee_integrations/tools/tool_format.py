@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from ..text.beginnings import possible_beginning
+
 __all__ = [
     "AnswerReader",
     "CallArguments",
@@ -206,7 +208,7 @@ class MarkerScan:
             at, _, marker = min(found)
             self.held = ""
             return pending[:at], marker, pending[at + len(marker) :]
-        keep = self._possible_beginning(pending)
+        keep = possible_beginning(pending, self._markers)
         self.held = pending[len(pending) - keep :]
         return pending[: len(pending) - keep], None, ""
 
@@ -214,13 +216,6 @@ class MarkerScan:
         """What is held back."""
         held, self.held = self.held, ""
         return held
-
-    def _possible_beginning(self, text: str) -> int:
-        longest = max(map(len, self._markers), default=1) - 1
-        for length in range(min(longest, len(text)), 0, -1):
-            if any(marker.startswith(text[len(text) - length :]) for marker in self._markers):
-                return length
-        return 0
 
 
 def new_call_id() -> str:
