@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol
@@ -78,6 +78,7 @@ class Tokenizer:
         _require(self._bos, self._add_bos, "bos")
         _require(self._eos, self._add_eos, "eos")
         self._stop = find_stop_tokens(metadata, self._texts, self._ids, self._kinds, self._eos)
+        self._control = {self._texts[token]: token for token, kind in enumerate(self._kinds) if kind is Kind.CONTROL}
         self._partition = _special_texts(self._texts, self._kinds, _swallowing(metadata))
         self._by_beginning: dict[str, list[int]] = {}
         for place, special in enumerate(self._partition):
@@ -131,7 +132,7 @@ class Tokenizer:
     @property
     def special_tokens(self) -> dict[str, int]:
         """Text to id of the control tokens, which `decode` leaves out."""
-        return {self._texts[token]: token for token, kind in enumerate(self._kinds) if kind is Kind.CONTROL}
+        return dict(self._control)
 
     def token_text(self, token: int) -> str:
         """The token as the vocabulary spells it (byte-level characters, or U+2581 for a blank, in ordinary tokens)."""
@@ -178,13 +179,13 @@ class Tokenizer:
 
     def holds_control(self, text: str) -> bool:
         """Whether the text of a control token stands in `text`."""
-        return any(special.is_control and special.text in text for special in self._partition)
+        return any(special.is_control for special in self._occurring(text))
 
     def guarded(self, text: str, guard: str) -> str:
         """`text` with the character `guard`, which it must not hold, inside every text of a control token: `encode`
         with the same `guard` reads those as text, and what is around them as ever."""
-        for special in self._partition:
-            if special.is_control and special.text in text:
+        for special in self._occurring(text):
+            if special.is_control:
                 text = text.replace(special.text, f"{special.text[0]}{guard}{special.text[1:]}")
         return text
 
@@ -224,13 +225,18 @@ class Tokenizer:
             return bytes([byte])
         return text.encode() if kind is Kind.USER_DEFINED else b""
 
+    def _occurring(self, text: str) -> Iterator[_Special]:
+        """The special tokens whose texts stand in `text`, the longest first."""
+        # Vocabularies have thousands of them, few of which occur: most are ruled out by how they begin.
+        begun = (places for beginning, places in self._by_beginning.items() if beginning in text)
+        candidates = map(self._partition.__getitem__, sorted(chain.from_iterable(begun)))
+        return (special for special in candidates if special.text in text)
+
     def _split_special(self, text: str, parse_special: bool) -> list[str | int]:
         """Cut the text at special tokens: the longest special text is looked for first, over the whole text."""
         pieces: list[str | int] = [text] if text else []
-        # Vocabularies have thousands of them, few of which occur: most are ruled out by how they begin.
-        begun = (places for beginning, places in self._by_beginning.items() if beginning in text)
-        for special in map(self._partition.__getitem__, sorted(chain.from_iterable(begun))):
-            if special.text in text and (parse_special or not special.is_control):
+        for special in self._occurring(text):
+            if parse_special or not special.is_control:
                 pieces = [part for piece in pieces for part in special.cut(piece)]
         return pieces
 
