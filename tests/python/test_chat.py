@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bee_integrations.chat.reply import Piece, Reply, ReplyReader
+from bee_integrations.chat.request import ChatRequest
 from bee_integrations.chat.tool_use import ToolUse
+from bee_integrations.engine.scheduler import Job
 from bee_integrations.errors import ParameterError
-from bee_integrations.generation import Step
+from bee_integrations.generation import GenerationParams, Step
+from bee_integrations.langchain import ChatBee
+from bee_integrations.llama_index import Bee
 from bee_integrations.tools.hermes import HermesFormat, call_text
 from bee_integrations.tools.tool_format import CallBroken, Tool
 
@@ -52,3 +57,29 @@ def test_a_call_that_is_cut_off_leaves_those_before_it(demanded: bool) -> None:
 def test_tools_that_do_not_fit_together(tools: Any, choice: str, message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         ToolUse(tools, choice)
+
+
+def test_parameters_and_request_are_built_once(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+
+    def counted(kind: type[Any]) -> None:
+        constructor = kind.__init__
+
+        def build(self: Any, *arguments: Any, **named: Any) -> None:
+            built.append(kind.__name__)
+            constructor(self, *arguments, **named)
+
+        monkeypatch.setattr(kind, "__init__", build)
+
+    chat, plain = ChatBee(model=tiny_path, max_tokens=3), Bee(model=tiny_path, max_tokens=3)
+    chat.invoke("Hi")  # opens the engine
+    for kind in (GenerationParams, ChatRequest, Job):
+        counted(kind)
+    for call in (
+        lambda: chat.invoke("Hi", response_format={"type": "object"}, reasoning_span="<think>"),
+        lambda: list(chat.stream("Hi", tools=[ADD.as_openai()], tool_format="hermes")),
+        lambda: plain.complete("Hi", temperature=0.5),
+    ):
+        built.clear()
+        call()
+        assert sorted(built) == ["ChatRequest", "GenerationParams", "Job"]
