@@ -233,7 +233,7 @@ def build_by_hand(folder: Path, nvcc: str, architecture: str, limit: float) -> B
     version = re.search(r'__version__ = "([^"]+)"', (ROOT / "bee_integrations" / "__init__.py").read_text())
     defines = [f'-DBEE_VERSION="{version.group(1) if version else "0.0.0"}"']
     common = [*defines, *(f"-DBEE_HAVE_{isa.upper()}" for isa in sets)]
-    common += [f"-I{libbee / name}" for name in ("include", "src")]
+    common += [f"-I{libbee / name}" for name in ("include", "src", "")]
     c = [cc, "-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", *common, f"-I{libbee / 'cpu'}"]
     cuda = [nvcc, f"-arch={architecture}", "-std=c++17", "-O3", "-fmad=false", "-Xcompiler=-fPIC"]
     cuda += ["-Xcompiler=-fvisibility=hidden", "-Xcompiler=-ffp-contract=off", *common]
@@ -255,7 +255,8 @@ def build_by_hand(folder: Path, nvcc: str, architecture: str, limit: float) -> B
         compiled([*c, f"-DBEE_ISA_{isa.upper()}", *flags.split()], libbee / "cpu" / "kernels.c", f"kernels-{isa}")
         for isa, flags in kernels.items()
     ]
-    sources = sorted([*(libbee / "src").glob("*.c"), *(libbee / "cpu").glob("*.c")])
+    rooms = ("src", "types", "cpu", "cuda")
+    sources = sorted(source for room in rooms for source in (libbee / room).rglob("*.c"))
     on_host += [compiled(c, source) for source in sources if source.name != "kernels.c"]
     support = [compiled(c, native / f"{name}.c") for name in ("ggml_blocks", "tiny_model")]
     engine_tests = {name: compiled([*c, "-UNDEBUG"], native / f"{name}.c") for name in ENGINE_TESTS}

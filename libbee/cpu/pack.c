@@ -4,30 +4,14 @@
 
 #include "file/tensor.h"
 
-/* 32 columns of one row: value = scale * (code - zero) + minimum, with a scale for each 16 columns. */
-typedef struct Group {
-    uint32_t code[GROUP / 4]; /* of four columns each */
-    BlockScale half[2];
-} Group;
-
-static Group unpack_group(TensorType type, const uint8_t *row, int group) {
-    const WeightTraits t = traits_of(type);
-    const int column = GROUP * group, in_block = column % t.columns;
-    const uint8_t *block = row + (size_t)(column / t.columns) * (size_t)t.bytes;
-    Group g;
-    group_codes(type, block, in_block, g.code);
-    g.half[0] = block_scale(type, block, in_block);
-    g.half[1] = t.scales & HALVES ? block_scale(type, block, in_block + GROUP / 2) : g.half[0];
-    return g;
-}
-
 void weight_layout(Weight *weight, const Tensor *tensor, int n_rows) {
     const WeightTraits t = traits_of(tensor->type);
     *weight = (Weight){.type = tensor->type, .rows = n_rows, .columns = (int)tensor->columns};
     weight->n_blocks = (n_rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
-    weight->n_pairs = t.bits ? (weight->columns + PAIR - 1) / PAIR : 0;
+    const int in_span = span_pairs(t), n_spans = (weight->columns + in_span * PAIR - 1) / (in_span * PAIR);
+    weight->n_pairs = t.bits ? n_spans * in_span : 0;
     weight->block_bytes =
-        t.bits ? weight->n_pairs * (size_t)pair_bytes(t) : (size_t)weight->columns * BLOCK_ROWS * (size_t)t.bytes;
+        t.bits ? (size_t)n_spans * (size_t)span_bytes(t) : (size_t)weight->columns * BLOCK_ROWS * (size_t)t.bytes;
 }
 
 size_t packed_size(TensorType type, int rows, int columns) {
@@ -37,44 +21,108 @@ size_t packed_size(TensorType type, int rows, int columns) {
     return weight.block_bytes * (size_t)weight.n_blocks;
 }
 
-/* Four codes that move by `left` bits within their bytes, behind those that are there already. */
-static void place(uint8_t *at, uint32_t codes, int left) {
+/* 32 columns of one row on their way: block and column where they are, and where they go. */
+typedef struct Group {
+    TensorType type;
+    WeightTraits traits;
+    const uint8_t *block;
+    int column;                      /* of the block */
+    uint8_t *codes, *small, *scales; /* of the pair; of the span */
+    int odd, row;
+} Group;
+
+/* Four numbers that move by `left` bits within their bytes, beside those that are there already. */
+static void place(uint8_t *at, uint32_t numbers, int left) {
     uint32_t word;
     memcpy(&word, at, sizeof word);
-    word |= codes << left;
+    word |= numbers << left;
     memcpy(at, &word, sizeof word);
 }
 
-static void place_codes(WeightTraits t, uint8_t *pair, int odd, int row, const Group *g) {
-    const int more = t.bits - 4; /* bits above the nibble */
-    const uint32_t mask = more == 1 ? 0x01010101 : 0x03030303;
-    uint8_t *plane = pair + 512 + 64 * more * odd;
+static void place_nibbles(const Group *g, int j, uint32_t nibbles) {
+    place(g->codes + 64 * j + 4 * g->row, nibbles, g->odd ? 4 : 0);
+}
+
+static void place_integers(const Group *g) {
+    const int bits = g->traits.bits;
     for (int j = 0; j < GROUP / 4; j++) {
-        const int at = 64 * j + 4 * row;
-        if (t.bits == 8) {
-            place(pair + 512 * odd + at, g->code[j], 0);
+        uint32_t codes = block_codes(g->type, g->block, g->column + 4 * j);
+        uint8_t *at = g->codes;
+        if (bits == 8) {
+            place(at + 512 * g->odd + 64 * j + 4 * g->row, codes, 0);
             continue;
         }
-        place(pair + at, g->code[j] & 0x0f0f0f0f, odd ? 4 : 0);
-        if (more) place(plane + 64 * (j * more / 8) + 4 * row, g->code[j] >> 4 & mask, j * more % 8);
+        if (bits == 1) codes >>= 1;
+        if (bits & 4) place_nibbles(g, j, codes & 0x0f0f0f0f), codes = codes >> 4 & 0x0f0f0f0f, at += 512;
+        if (bits & 2) {
+            place(at + 128 * g->odd + 64 * (j / 4) + 4 * g->row, codes & 0x03030303, 2 * (j % 4));
+            codes = codes >> 2 & 0x03030303, at += 256;
+        }
+        if (bits & 1) place(at + 64 * g->odd + 4 * g->row, codes & 0x01010101, j);
     }
 }
 
-static void place_scales(WeightTraits t, uint8_t *pair, int odd, int row, const Group *g) {
-    const BlockScale *s = &g->half[0];
-    const bool has_minimum = t.scales & MINIMUM;
-    uint8_t *p = pair + code_bytes(t);
-    if (!(t.scales & SUPER)) {
-        memcpy(p + 32 * odd + 2 * row, &s->scale, 2);
-        if (has_minimum) memcpy(p + 64 + 32 * odd + 2 * row, &s->minimum, 2);
-        return;
+static void place_entries(const Group *g) {
+    const WeightTraits t = g->traits;
+    const int per_group = GROUP / t.entry, more = high_bits(t);
+    uint8_t *upper = g->codes + 2 * per_group * BLOCK_ROWS + per_group * more / 4 * g->row;
+    uint8_t *signs = g->codes + 2 * per_group * BLOCK_ROWS * (8 + more) / 8 + 64 * g->odd + 4 * g->row;
+    for (int i = 0; i < per_group; i++) {
+        const GridEntry e = block_entry(g->type, g->block, g->column + i * t.entry);
+        const int number = g->odd * per_group + i, at = number * more;
+        const unsigned high = e.index >> 8 | (t.flags & EIGHTHS ? (e.signs & 1) << (more - 1) : 0);
+        g->codes[number * BLOCK_ROWS + g->row] = (uint8_t)e.index;
+        if (more) upper[at / 8] |= (uint8_t)(high << at % 8);
+        for (int j = 0; t.flags & SIGNS && j < t.entry / 4; j++)
+            place(signs, spread_bits(e.signs >> 4 * j), i * t.entry / 4 + j);
     }
-    const int n_scales = t.scales & HALVES ? 2 : 1, per_group = BLOCK_ROWS * n_scales;
-    for (int h = 0; h < n_scales; h++) p[per_group * odd + BLOCK_ROWS * h + row] = (uint8_t)g->half[h].small;
-    if (has_minimum) p[2 * per_group + BLOCK_ROWS * odd + row] = (uint8_t)s->small_minimum;
-    p += small_scale_bytes(t);
-    memcpy(p + 2 * row, &s->scale, 2);
-    if (has_minimum) memcpy(p + 32 + 2 * row, &s->minimum, 2);
+}
+
+/* The digits of a byte are of columns that lie 4 apart, so that a span's are placed at once: with its first group. */
+static void place_digits(const Group *g, int pair) {
+    if (pair || g->odd) return;
+    for (int at = 0; at < 13 * 4; at++) {
+        unsigned value = 0;
+        for (int n = 0; n < 5; n++) {
+            const int k = 5 * (at / 4) + n;
+            const uint32_t codes = k < 64 ? block_codes(g->type, g->block, 4 * k) : 0;
+            value = 3 * value + (codes >> 8 * (at % 4) & 255);
+        }
+        g->codes[at / 4 * 64 + 4 * g->row + at % 4] = (uint8_t)((256 * value + 242) / 243);
+    }
+}
+
+static void put_half(uint8_t *halves, int index, uint16_t bits) { memcpy(halves + 2 * index, &bits, sizeof bits); }
+
+/* One of a group's scales, `n` of it, of type SUPER. */
+static void place_small_scale(const Group *g, int half, int n, const BlockScale *s) {
+    const int flags = g->traits.flags, at = BLOCK_ROWS * (n * g->odd + half) + g->row;
+    if (flags & ODD) {
+        const int nibble = n == 2 ? half : g->odd;
+        g->small[(n == 2 ? BLOCK_ROWS * g->odd : 0) + g->row] |= (uint8_t)(s->small / 2 << 4 * nibble);
+    } else if (flags & HALVES && flags & MINIMUM) {
+        g->small[at] = (uint8_t)(s->small | -s->small_minimum << 4);
+    } else {
+        g->small[at] = (uint8_t)s->small;
+        if (flags & MINIMUM) g->small[2 * BLOCK_ROWS + BLOCK_ROWS * g->odd + g->row] = (uint8_t)s->small_minimum;
+    }
+}
+
+static void place_scales(const Group *g) {
+    const int flags = g->traits.flags, n = flags & HALVES ? 2 : 1;
+    for (int half = 0; half < n; half++) {
+        const BlockScale s = block_scale(g->type, g->block, g->column + 16 * half);
+        if (flags & SUPER) place_small_scale(g, half, n, &s);
+        if (flags & (SUPER | WHOLE)) {
+            put_half(g->scales, g->row, s.scale);
+            if (flags & MINIMUM) put_half(g->scales, BLOCK_ROWS + g->row, s.minimum);
+        } else if (flags & (EXPONENT | SMALL_FLOAT)) {
+            g->small[BLOCK_ROWS * (n * g->odd + half) + g->row] = (uint8_t)s.scale;
+        } else {
+            put_half(g->small, BLOCK_ROWS * g->odd + g->row, s.scale);
+            if (flags & MINIMUM) put_half(g->small, BLOCK_ROWS * (2 + g->odd) + g->row, s.minimum);
+        }
+    }
 }
 
 static void fill_floats(const Weight *weight, size_t bytes, const uint8_t *row, int r, uint8_t *block) {
@@ -83,11 +131,25 @@ static void fill_floats(const Weight *weight, size_t bytes, const uint8_t *row, 
 }
 
 static void fill_codes(const Weight *weight, WeightTraits t, const uint8_t *row, int r, uint8_t *block) {
-    for (int group = 0; group < weight->columns / GROUP; group++) {
-        const Group g = unpack_group(weight->type, row, group);
-        uint8_t *pair = block + (size_t)(group / 2) * (size_t)pair_bytes(t);
-        place_codes(t, pair, group % 2, r, &g);
-        place_scales(t, pair, group % 2, r, &g);
+    const int in_span = span_pairs(t);
+    for (int column = 0; column < weight->columns; column += GROUP) {
+        const int pair = column / PAIR % in_span;
+        uint8_t *span = block + (size_t)(column / PAIR / in_span) * (size_t)span_bytes(t);
+        const Group g = {.type = weight->type,
+                         .traits = t,
+                         .block = row + (size_t)(column / t.columns) * (size_t)t.bytes,
+                         .column = column % t.columns,
+                         .codes = span + pair * code_bytes(t),
+                         .small = span + in_span * code_bytes(t) + pair * small_scale_bytes(t),
+                         .scales = span + in_span * (code_bytes(t) + small_scale_bytes(t)),
+                         .odd = column / GROUP % 2,
+                         .row = r};
+        if (t.kind == INTEGERS) place_integers(&g);
+        if (t.kind == GRID_INDICES) place_entries(&g);
+        if (t.kind == DIGITS) place_digits(&g, pair);
+        for (int j = 0; t.kind == NIBBLE_TABLE && j < GROUP / 4; j++)
+            place_nibbles(&g, j, block_nibbles(g.type, g.block, g.column + 4 * j));
+        place_scales(&g);
     }
 }
 

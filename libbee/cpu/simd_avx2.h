@@ -134,6 +134,17 @@ INLINE RF rf_from_ri(RI a) { return _mm256_cvtepi32_ps(a); }
 INLINE RI ri_set(int32_t a) { return _mm256_set1_epi32(a); }
 INLINE RI ri_add(RI a, RI b) { return _mm256_add_epi32(a, b); }
 
+INLINE RI ri_load(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+INLINE RI ri_load_u8(const uint8_t *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
+INLINE RI ri_load_u16(const uint8_t *p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)); }
+INLINE RI ri_left(RI a, int n) { return _mm256_slli_epi32(a, n); }
+INLINE RI ri_bits(RI a, int shift, int mask) {
+    return _mm256_and_si256(_mm256_srli_epi32(a, shift), _mm256_set1_epi32(mask));
+}
+INLINE RI ri_largest(RI a, RI b) { return _mm256_max_epi32(a, b); }
+INLINE RF rf_from_bits(RI a) { return _mm256_castsi256_ps(a); }
+
+INLINE RCODES codes_set(int code) { return _mm256_set1_epi8((char)code); }
 INLINE RCODES codes_load(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
 INLINE RCODES codes_low(const uint8_t *p) { return _mm256_and_si256(codes_load(p), _mm256_set1_epi8(0x0F)); }
 INLINE RCODES codes_upper(const uint8_t *p) {
@@ -148,6 +159,23 @@ INLINE RCODES codes_high(const uint8_t *p) { return codes_upper(p); }
 INLINE RCODES codes_join(RCODES low, RCODES upper, int left, int mask) {
     const __m256i moved = left >= 0 ? _mm256_slli_epi16(upper, left) : _mm256_srli_epi16(upper, -left);
     return _mm256_or_si256(low, _mm256_and_si256(moved, _mm256_set1_epi8((char)mask)));
+}
+INLINE RCODES codes_look_up(const uint32_t table[4], RCODES nibbles) {
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table)), nibbles);
+}
+INLINE RCODES codes_from_grid(const uint32_t *grid, RI index, RI more) {
+    return _mm256_add_epi32(_mm256_i32gather_epi32((const int *)grid, index, 4), more);
+}
+INLINE RCODES codes_signed(RCODES codes, RCODES plane, int bit, int zero) {
+    const __m256i one = codes_set(1 << bit), negative = _mm256_cmpeq_epi8(_mm256_and_si256(plane, one), one);
+    return _mm256_add_epi8(codes_set(zero), _mm256_sub_epi8(_mm256_xor_si256(codes, negative), negative));
+}
+INLINE __m256i at_least(__m256i bytes, int least) {
+    return _mm256_cmpeq_epi8(_mm256_max_epu8(bytes, codes_set(least)), bytes);
+}
+INLINE RCODES codes_digit(RCODES bytes, int n) {
+    for (; n; n--) bytes = _mm256_add_epi8(bytes, _mm256_add_epi8(bytes, bytes));
+    return _mm256_sub_epi8(_mm256_sub_epi8(codes_set(0), at_least(bytes, 86)), at_least(bytes, 171));
 }
 INLINE __m256i broadcast_four(const int8_t *a) {
     int32_t four;

@@ -70,6 +70,18 @@ INLINE void sum_halves(const int8_t *p, int32_t sums[2]) {
     sums[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(all, 1));
 }
 
+/* Integers of each row: bytes and the like without a sign; (a >> shift) & mask; and the floats that bits are. */
+INLINE VI ri_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
+INLINE VI ri_load_u8(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+INLINE VI ri_load_u16(const uint8_t *p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)); }
+INLINE VI ri_left(VI a, int n) { return _mm512_slli_epi32(a, (unsigned)n); }
+INLINE VI ri_bits(VI a, int shift, int mask) {
+    return _mm512_and_si512(_mm512_srli_epi32(a, (unsigned)shift), _mm512_set1_epi32(mask));
+}
+INLINE VI ri_largest(VI a, VI b) { return _mm512_max_epi32(a, b); }
+INLINE VF rf_from_bits(VI a) { return _mm512_castsi512_ps(a); }
+
+INLINE RCODES codes_set(int code) { return _mm512_set1_epi8((char)code); }
 INLINE RCODES codes_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
 INLINE RCODES codes_low(const uint8_t *p) { return _mm512_and_si512(codes_load(p), _mm512_set1_epi8(0x0F)); }
 INLINE RCODES codes_high(const uint8_t *p) { return _mm512_and_si512(codes_load(p), _mm512_set1_epi8((char)0xF0)); }
@@ -82,6 +94,26 @@ INLINE RCODES codes_join(RCODES low, RCODES upper, int left, int mask) {
     const __m512i moved =
         left >= 0 ? _mm512_slli_epi16(upper, (unsigned)left) : _mm512_srli_epi16(upper, (unsigned)-left);
     return _mm512_ternarylogic_epi64(low, moved, _mm512_set1_epi8((char)mask), 0xF8);
+}
+/* A table's code of each nibble. */
+INLINE RCODES codes_look_up(const uint32_t table[4], RCODES nibbles) {
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)), nibbles);
+}
+/* Four codes of each row from a grid, each row's word of `more` added. */
+INLINE RCODES codes_from_grid(const uint32_t *grid, VI index, VI more) {
+    return _mm512_add_epi32(_mm512_i32gather_epi32(index, grid, 4), more);
+}
+/* zero + code, or zero - code where bit `bit` of the plane is set. */
+INLINE RCODES codes_signed(RCODES codes, RCODES plane, int bit, int zero) {
+    const __mmask64 negative = _mm512_test_epi8_mask(plane, _mm512_set1_epi8((char)(1 << bit)));
+    return _mm512_mask_sub_epi8(_mm512_add_epi8(codes_set(zero), codes), negative, codes_set(zero), codes);
+}
+/* Digit n of bytes that hold five to the base of 3: (byte * 3^n mod 256) * 3 / 256. */
+INLINE RCODES codes_digit(RCODES bytes, int n) {
+    for (; n; n--) bytes = _mm512_add_epi8(bytes, _mm512_add_epi8(bytes, bytes));
+    const __mmask64 two = _mm512_cmpge_epu8_mask(bytes, codes_set(171)),
+                    one = _mm512_cmpge_epu8_mask(bytes, codes_set(86));
+    return _mm512_mask_mov_epi8(_mm512_maskz_mov_epi8(one, codes_set(1)), two, codes_set(2));
 }
 /* acc[row] += sum over 4 n columns of code[row][column] * a[column]; n is 4 or 8. `bits` is the codes' width. */
 INLINE VI dot(VI acc, const RCODES *w, const int8_t *a, int n, int bits) {

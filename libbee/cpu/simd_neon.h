@@ -38,7 +38,7 @@ typedef struct RCODES {
     type out;                                                   \
     UNROLL for (int i = 0; i < 4; i++) out.q[i] = (expression); \
     return out
-#define HALVES(type, expression)                                \
+#define PARTS(type, expression)                                 \
     type out;                                                   \
     UNROLL for (int i = 0; i < 2; i++) out.q[i] = (expression); \
     return out
@@ -98,30 +98,68 @@ INLINE void sum_halves(const int8_t *p, int32_t sums[2]) {
     UNROLL for (int i = 0; i < 2; i++) sums[i] = vaddlvq_s8(vld1q_s8(p + 16 * i));
 }
 
-INLINE RF rf_load(const float *p) { HALVES(RF, vld1q_f32(p + 4 * i)); }
-INLINE RF rf_load_f16(const uint16_t *p) { HALVES(RF, widen_f16(p + 4 * i)); }
-INLINE RF rf_load_bf16(const uint16_t *p) { HALVES(RF, widen_bf16(p + 4 * i)); }
+INLINE RF rf_load(const float *p) { PARTS(RF, vld1q_f32(p + 4 * i)); }
+INLINE RF rf_load_f16(const uint16_t *p) { PARTS(RF, widen_f16(p + 4 * i)); }
+INLINE RF rf_load_bf16(const uint16_t *p) { PARTS(RF, widen_bf16(p + 4 * i)); }
 INLINE RF rf_load_int8(const int8_t *p) {
     const int16x8_t words = vmovl_s8(vld1_s8(p));
     return (RF){{vcvtq_f32_s32(vmovl_s16(vget_low_s16(words))), vcvtq_f32_s32(vmovl_high_s16(words))}};
 }
 INLINE void rf_store(float *p, RF a) { UNROLL for (int i = 0; i < 2; i++) vst1q_f32(p + 4 * i, a.q[i]); }
-INLINE RF rf_set(float a) { HALVES(RF, vdupq_n_f32(a)); }
-INLINE RF rf_add(RF a, RF b) { HALVES(RF, vaddq_f32(a.q[i], b.q[i])); }
-INLINE RF rf_mul(RF a, RF b) { HALVES(RF, vmulq_f32(a.q[i], b.q[i])); }
-INLINE RF rf_fma(RF a, RF b, RF c) { HALVES(RF, vfmaq_f32(c.q[i], a.q[i], b.q[i])); }
-INLINE RF rf_from_ri(RI a) { HALVES(RF, vcvtq_f32_s32(a.q[i])); }
-INLINE RI ri_set(int32_t a) { HALVES(RI, vdupq_n_s32(a)); }
-INLINE RI ri_add(RI a, RI b) { HALVES(RI, vaddq_s32(a.q[i], b.q[i])); }
+INLINE RF rf_set(float a) { PARTS(RF, vdupq_n_f32(a)); }
+INLINE RF rf_add(RF a, RF b) { PARTS(RF, vaddq_f32(a.q[i], b.q[i])); }
+INLINE RF rf_mul(RF a, RF b) { PARTS(RF, vmulq_f32(a.q[i], b.q[i])); }
+INLINE RF rf_fma(RF a, RF b, RF c) { PARTS(RF, vfmaq_f32(c.q[i], a.q[i], b.q[i])); }
+INLINE RF rf_from_ri(RI a) { PARTS(RF, vcvtq_f32_s32(a.q[i])); }
+INLINE RI ri_set(int32_t a) { PARTS(RI, vdupq_n_s32(a)); }
+INLINE RI ri_add(RI a, RI b) { PARTS(RI, vaddq_s32(a.q[i], b.q[i])); }
 
-INLINE RCODES codes_load(const uint8_t *p) { HALVES(RCODES, vld1q_u8(p + 16 * i)); }
-INLINE RCODES codes_low(const uint8_t *p) { HALVES(RCODES, vandq_u8(vld1q_u8(p + 16 * i), vdupq_n_u8(15))); }
-INLINE RCODES codes_upper(const uint8_t *p) { HALVES(RCODES, vshrq_n_u8(vld1q_u8(p + 16 * i), 4)); }
+INLINE RI ri_load(const uint8_t *p) { PARTS(RI, vreinterpretq_s32_u8(vld1q_u8(p + 16 * i))); }
+INLINE RI ri_load_u8(const uint8_t *p) {
+    const uint16x8_t words = vmovl_u8(vld1_u8(p));
+    return (RI){{vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(words))), vreinterpretq_s32_u32(vmovl_high_u16(words))}};
+}
+INLINE RI ri_load_u16(const uint8_t *p) {
+    const uint16x8_t words = vreinterpretq_u16_u8(vld1q_u8(p));
+    return (RI){{vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(words))), vreinterpretq_s32_u32(vmovl_high_u16(words))}};
+}
+INLINE RI ri_left(RI a, int n) { PARTS(RI, vshlq_s32(a.q[i], vdupq_n_s32(n))); }
+INLINE RI ri_bits(RI a, int shift, int mask) {
+    PARTS(RI, vandq_s32(vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a.q[i]), vdupq_n_s32(-shift))),
+                        vdupq_n_s32(mask)));
+}
+INLINE RI ri_largest(RI a, RI b) { PARTS(RI, vmaxq_s32(a.q[i], b.q[i])); }
+INLINE RF rf_from_bits(RI a) { PARTS(RF, vreinterpretq_f32_s32(a.q[i])); }
+
+INLINE RCODES codes_set(int code) { PARTS(RCODES, vdupq_n_u8((uint8_t)code)); }
+INLINE RCODES codes_load(const uint8_t *p) { PARTS(RCODES, vld1q_u8(p + 16 * i)); }
+INLINE RCODES codes_low(const uint8_t *p) { PARTS(RCODES, vandq_u8(vld1q_u8(p + 16 * i), vdupq_n_u8(15))); }
+INLINE RCODES codes_upper(const uint8_t *p) { PARTS(RCODES, vshrq_n_u8(vld1q_u8(p + 16 * i), 4)); }
 /* Shifted down: products are of signed bytes, which codes up to 240 are not. */
 INLINE RCODES codes_high(const uint8_t *p) { return codes_upper(p); }
 INLINE RCODES codes_join(RCODES low, RCODES upper, int left, int mask) {
     const int8x16_t shift = vdupq_n_s8((int8_t)left); /* negative: right */
-    HALVES(RCODES, vorrq_u8(low.q[i], vandq_u8(vshlq_u8(upper.q[i], shift), vdupq_n_u8((uint8_t)mask))));
+    PARTS(RCODES, vorrq_u8(low.q[i], vandq_u8(vshlq_u8(upper.q[i], shift), vdupq_n_u8((uint8_t)mask))));
+}
+INLINE RCODES codes_look_up(const uint32_t table[4], RCODES nibbles) {
+    const uint8x16_t bytes = vreinterpretq_u8_u32(vld1q_u32(table));
+    PARTS(RCODES, vqtbl1q_u8(bytes, nibbles.q[i]));
+}
+INLINE RCODES codes_from_grid(const uint32_t *grid, RI index, RI more) {
+    int32_t rows[8];
+    uint32_t words[8];
+    UNROLL for (int i = 0; i < 2; i++) vst1q_s32(rows + 4 * i, index.q[i]);
+    UNROLL for (int i = 0; i < 8; i++) words[i] = grid[rows[i]];
+    PARTS(RCODES, vreinterpretq_u8_u32(vaddq_u32(vld1q_u32(words + 4 * i), vreinterpretq_u32_s32(more.q[i]))));
+}
+INLINE RCODES codes_signed(RCODES codes, RCODES plane, int bit, int zero) {
+    const uint8x16_t one = vdupq_n_u8((uint8_t)(1 << bit)), z = vdupq_n_u8((uint8_t)zero);
+    PARTS(RCODES, vbslq_u8(vtstq_u8(plane.q[i], one), vsubq_u8(z, codes.q[i]), vaddq_u8(z, codes.q[i])));
+}
+INLINE RCODES codes_digit(RCODES bytes, int n) {
+    for (; n; n--) UNROLL for (int i = 0; i < 2; i++) bytes.q[i] = vmulq_u8(bytes.q[i], vdupq_n_u8(3));
+    PARTS(RCODES, vsubq_u8(vsubq_u8(vdupq_n_u8(0), vcgeq_u8(bytes.q[i], vdupq_n_u8(86))),
+                           vcgeq_u8(bytes.q[i], vdupq_n_u8(171))));
 }
 /* 8-bit codes around their zero point: a changed upper bit makes them signed. */
 INLINE int8x16_t signed_codes(uint8x16_t w, int bits) {

@@ -85,6 +85,27 @@ INLINE void sum_halves(const int8_t *p, int32_t sums[2]) {
     for (int i = 0; i < 32; i++) sums[i / 16] += p[i];
 }
 
+INLINE VI ri_load(const uint8_t *p) {
+    VI out;
+    memcpy(out.v, p, sizeof out.v);
+    return out;
+}
+INLINE VI ri_load_u8(const uint8_t *p) { LANES(VI, p[i]); }
+INLINE VI ri_load_u16(const uint8_t *p) { LANES(VI, p[2 * i] | p[2 * i + 1] << 8); }
+INLINE VI ri_left(VI a, int n) { LANES(VI, (int32_t)((uint32_t)a.v[i] << n)); }
+INLINE VI ri_bits(VI a, int shift, int mask) { LANES(VI, (int32_t)((uint32_t)a.v[i] >> shift & (uint32_t)mask)); }
+INLINE VI ri_largest(VI a, VI b) { LANES(VI, a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+INLINE VF rf_from_bits(VI a) {
+    VF out;
+    memcpy(out.v, a.v, sizeof out.v);
+    return out;
+}
+
+INLINE RCODES codes_set(int code) {
+    RCODES w;
+    memset(w.v, code, 64);
+    return w;
+}
 INLINE RCODES codes_load(const uint8_t *p) {
     RCODES w;
     memcpy(w.v, p, 64);
@@ -108,6 +129,29 @@ INLINE RCODES codes_upper(const uint8_t *p) {
 INLINE RCODES codes_join(RCODES low, RCODES upper, int left, int mask) {
     for (int i = 0; i < 64; i++) low.v[i] |= (left >= 0 ? upper.v[i] << left : upper.v[i] >> -left) & mask;
     return low;
+}
+INLINE RCODES codes_look_up(const uint32_t table[4], RCODES nibbles) {
+    for (int i = 0; i < 64; i++) nibbles.v[i] = (uint8_t)(table[nibbles.v[i] / 4] >> nibbles.v[i] % 4 * 8);
+    return nibbles;
+}
+INLINE RCODES codes_from_grid(const uint32_t *grid, VI index, VI more) {
+    RCODES w;
+    for (int i = 0; i < 16; i++) {
+        const uint32_t word = grid[index.v[i]] + (uint32_t)more.v[i];
+        memcpy(w.v + 4 * i, &word, 4);
+    }
+    return w;
+}
+INLINE RCODES codes_signed(RCODES codes, RCODES plane, int bit, int zero) {
+    for (int i = 0; i < 64; i++) codes.v[i] = (uint8_t)(plane.v[i] >> bit & 1 ? zero - codes.v[i] : zero + codes.v[i]);
+    return codes;
+}
+INLINE RCODES codes_digit(RCODES bytes, int n) {
+    for (int i = 0; i < 64; i++) {
+        for (int k = 0; k < n; k++) bytes.v[i] = (uint8_t)(3 * bytes.v[i]);
+        bytes.v[i] = (uint8_t)(3 * bytes.v[i] >> 8);
+    }
+    return bytes;
 }
 INLINE VI dot(VI acc, const RCODES *w, const int8_t *a, int n, int bits) {
     (void)bits;

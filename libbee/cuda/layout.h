@@ -1,8 +1,9 @@
 /* How weights, keys and values lie in the device's memory: in the order in which the matrix instructions' fragments
  * take them, so that a warp's loads are whole and in sequence. Plain C, shared by kernels, host and tests.
  *
- * Weights. 16 rows form a tile, which lies in spans of columns: 64, or 256 for the K types, whose scales belong to as
- * many. A span takes exactly the file's bytes; columns are padded to whole spans, rows to whole tiles, with zeros.
+ * Weights. 16 rows form a tile, which lies in spans of columns: 64, or as many as a block
+ * has where these are more. A span takes exactly the file's bytes; columns are padded to whole spans, rows to whole
+ * tiles, with zeros.
  *
  *   tile 0 (rows 0-15)                                tile 1 ...
  *   | span 0 (columns 0-63 or 0-255) | span 1 | ... |
@@ -27,6 +28,8 @@
  *                                float16 [row][d, dmin]                   weight = d * scale * code - dmin * minimum
  *             Q6_K:              int8 [pair][row][4], for each 16 columns; then float16 [row]
  *
+ *   a span of another quantised type: the file's blocks, [row][blocks]
+ *
  *   a span of F16 or BF16: [4 steps of 16 columns][lane][4 words], the registers of mma_f16_k16's A
  *             of F32: float [64 columns][16 rows]
  *
@@ -48,6 +51,12 @@
 #endif
 
 enum { TILE_ROWS = 16 };
+
+/* Whether spans are the rows' blocks as the file has them, one row behind the other: of all types but floats and the
+ * integers of 4 to 8 bits. */
+TRAITS_FUNCTION bool keeps_blocks(TensorType type) {
+    return traits_of(type).kind != INTEGERS || traits_of(type).flags & SPAN;
+}
 
 /* Columns of a span. */
 TRAITS_FUNCTION int span_columns(TensorType type) {

@@ -179,23 +179,24 @@ __device__ void finish(const Share &s, float *results, const DeviceOperand &out,
 /* How a weight's type is computed with TILES times 8 tokens. */
 template <TensorType TYPE, int TILES> struct Form {
     static constexpr WeightTraits traits = traits_of(TYPE);
-    static constexpr bool k_type = (traits.scales & SUPER) != 0;
+    static constexpr bool blocks = keeps_blocks(TYPE); /* unpacked from the file's blocks */
+    static constexpr bool k_type = !blocks && (traits.flags & SUPER) != 0;
     static constexpr bool halves = TYPE == TYPE_F16 || TYPE == TYPE_BF16;
-    static constexpr bool minimum = (traits.scales & MINIMUM) != 0;
+    static constexpr bool minimum = (traits.flags & MINIMUM) != 0;
     static constexpr int bits = halves ? 16 : traits.bits;
     /* Codes of types without a minimum are computed at the top of their bytes, as this power of two times themselves:
      * so their sign needs no instruction. */
-    static constexpr float code_unit = minimum || halves ? 1.0f : 1.0f / (1 << (bits < 8 ? 8 - bits : 0));
-    static constexpr int span_pairs = k_type ? 4 : 1;
+    static constexpr float code_unit = minimum || halves || blocks ? 1.0f : 1.0f / (1 << (bits < 8 ? 8 - bits : 0));
+    static constexpr int span_pairs = traits.columns > 64 ? traits.columns / 64 : 1;
     /* Types that are twice as large get stages half as wide, and so do all where 64 tokens take the place. */
-    static constexpr int stage_pairs = (halves || bits == 8 ? 2 : 4) / (TILES == 8 ? 2 : 1);
+    static constexpr int stage_pairs = (halves || (bits == 8 && !blocks) ? 2 : 4) / (TILES == 8 ? 2 : 1);
     static constexpr int stage_groups = 2 * stage_pairs;
     /* A K type's spans then last for two stages, and have two slots of their own. */
     static constexpr int span_stages = stage_pairs < span_pairs ? span_pairs / stage_pairs : 1;
     static constexpr bool spans_apart = span_stages > 1;
     /* Pairs of a stage, in a straight line: a span's scales are loaded once, one pair's loads are under way during the
      * other's products. Of 16-bit types, and of most for 64 tokens, one pair is line enough, and registers are few. */
-    static constexpr int unrolled = k_type ? stage_pairs : TILES == 8 || halves ? 1 : 2;
+    static constexpr int unrolled = blocks ? 1 : k_type ? stage_pairs : TILES == 8 || halves ? 1 : 2;
     static constexpr int group_bytes = halves ? 1024 : 256; /* of 8 tokens: codes, or halves */
     static constexpr int group_scale_bytes = halves ? 32 : 64;
     static constexpr int tile_bytes = stage_pairs * span_stages / span_pairs * (int)span_bytes(TYPE);
@@ -320,10 +321,32 @@ __device__ __forceinline__ void fill_tokens(unsigned char *slot, Sources *from, 
 
 /* ---- codes and scales of a pair --------------------------------------------------------------------- */
 
+/* Of the file's blocks: the one of a row of the tile that has the span's column. */
+template <TensorType TYPE>
+__device__ __forceinline__ const uint8_t *block_of(const unsigned char *span, int row, int column) {
+    constexpr WeightTraits t = traits_of(TYPE);
+    return span + row * span_row_bytes(TYPE) + column / t.columns * t.bytes;
+}
+
+template <TensorType TYPE>
+__device__ __forceinline__ void unpack_blocks(const unsigned char *span, int pair, unsigned a[2][4]) {
+    constexpr WeightTraits t = traits_of(TYPE);
+    const int lane = lane_of();
+    UNROLL for (int i = 0; i < 8; i++) {
+        const int j = i % 4, column = PAIR * pair + GROUP * (i / 4) + 4 * (lane % 4) + 16 * (j / 2);
+        const uint8_t *const block = block_of<TYPE>(span, lane / 4 + 8 * (j % 2), column);
+        a[i / 4][j] = bytes_less(block_codes(TYPE, block, column % t.columns), t.zero);
+    }
+}
+
 /* The registers of both groups of a pair. Types with a minimum: the codes; others: at the top of their bytes. */
 template <TensorType TYPE>
 __device__ __forceinline__ void unpack_codes(const unsigned char *span, int pair, unsigned a[2][4]) {
     typedef Form<TYPE, 1> F;
+    if constexpr (F::blocks) {
+        unpack_blocks<TYPE>(span, pair, a);
+        return;
+    }
     const int place = pair * WARP_SIZE + lane_of();
     if constexpr (F::bits == 8) {
         const uint4 even = ((const uint4 *)span)[2 * place], odd = ((const uint4 *)span)[2 * place + 1];
@@ -355,9 +378,9 @@ __device__ __forceinline__ void unpack_codes(const unsigned char *span, int pair
     }
 }
 
-/* Of the lane's rows g and g + 8, for each group, or, Q6_K, for each half of a group. */
+/* Of the lane's rows g and g + 8, for each group, or, HALVES, for each half of a group. */
 struct PairScales {
-    float scale[2][4], minimum[2][2];
+    float scale[2][4], minimum[2][4];
 };
 
 __device__ __forceinline__ float low_half(unsigned bits) { return float_from_half((uint16_t)bits); }
@@ -371,7 +394,15 @@ __device__ __forceinline__ void unpack_scales(const unsigned char *span, int pai
     const unsigned *const words = (const unsigned *)(span + F::span_pairs * WARP_SIZE * 4 * F::bits);
     UNROLL for (int i = 0; i < 2; i++) {
         const int row = lane_of() / 4 + 8 * i;
-        if constexpr (TYPE == TYPE_Q6_K) {
+        if constexpr (F::blocks) {
+            constexpr int n = F::traits.flags & HALVES ? 4 : 2;
+            UNROLL for (int j = 0; j < n; j++) {
+                const int column = PAIR * pair + PAIR / n * j;
+                const BlockScale s = block_scale(TYPE, block_of<TYPE>(span, row, column), column % F::traits.columns);
+                out->scale[i][j] = scale_of(F::traits, s.scale) * (float)s.small;
+                if (F::minimum) out->minimum[i][j] = half_value(s.minimum) * (float)s.small_minimum;
+            }
+        } else if constexpr (TYPE == TYPE_Q6_K) {
             const float d = float_from_half(((const uint16_t *)(words + 4 * TILE_ROWS))[row]);
             const unsigned small = words[pair * TILE_ROWS + row];
             UNROLL for (int j = 0; j < 4; j++) out->scale[i][j] = d * (float)(int8_t)(small >> 8 * j);
@@ -414,6 +445,7 @@ __device__ __forceinline__ void add_pair(const unsigned char *slot, const unsign
                                          int n_tiles, float sums[TILES][4]) {
     typedef Slot<TYPE, TILES> S;
     constexpr bool minimum = Form<TYPE, TILES>::minimum;
+    constexpr bool halves = (Form<TYPE, TILES>::traits.flags & HALVES) != 0;
     const int base[4] = {SUM_BASE_BITS, SUM_BASE_BITS, SUM_BASE_BITS, SUM_BASE_BITS};
     const int lane = lane_of();
     unsigned a[2][4];
@@ -430,18 +462,25 @@ __device__ __forceinline__ void add_pair(const unsigned char *slot, const unsign
             const float token_scale[2] = {token.x, token.z}, token_sum[2] = {token.y, token.w};
             const unsigned b[2] = {codes.x, codes.y};
             int c[4];
-            if constexpr (TYPE == TYPE_Q6_K) {
+            if constexpr (halves) {
                 UNROLL for (int half = 0; half < 2; half++) {
-                    const float scale[2] = {scales.scale[0][2 * group + half], scales.scale[1][2 * group + half]};
+                    const int at = 2 * group + half;
+                    const float scale[2] = {scales.scale[0][at], scales.scale[1][at]};
                     mma_s8_k16(c, a[group] + 2 * half, b[half], base);
                     add_scaled(sums[tile], c, scale, token_scale);
+                    if constexpr (minimum) { /* the sums of half a group's codes */
+                        const unsigned ones[2] = {0x01010101u, 0x01010101u};
+                        const float minima[2] = {scales.minimum[0][at], scales.minimum[1][at]};
+                        mma_s8_k16(c, ones, b[half], base);
+                        add_scaled(sums[tile], c, minima, token_scale);
+                    }
                 }
             } else {
                 const float scale[2] = {scales.scale[0][group], scales.scale[1][group]};
                 mma_s8_k32(c, a[group], b, base);
                 add_scaled(sums[tile], c, scale, token_scale);
             }
-            if constexpr (minimum) {
+            if constexpr (minimum && !halves) {
                 UNROLL for (int e = 0; e < 4; e++) {
                     sums[tile][e] = fused(scales.minimum[e / 2][group], token_sum[e % 2], sums[tile][e]);
                 }
@@ -529,10 +568,11 @@ __device__ __forceinline__ void store_results(float *results, const float sums[T
 
 /* ---- kernels ------------------------------------------------------------------------------------- */
 
-/* How many pairs of a part are in its stage, which begins when `left` of them are left: those of a K type are full. */
+/* How many pairs of a part are in its stage, which begins when `left` of them are left: where a span is a whole unit,
+ * all stages are full. */
 template <TensorType TYPE, int TILES> __device__ __forceinline__ int stage_pairs(int left) {
     typedef Form<TYPE, TILES> F;
-    return F::k_type ? F::stage_pairs : smaller(left, F::stage_pairs);
+    return F::span_pairs == UNIT_PAIRS ? F::stage_pairs : smaller(left, F::stage_pairs);
 }
 
 /* Grid: 8 TILES tokens each; y: blocks and parts of all tasks. */

@@ -24,8 +24,8 @@ static __device__ float dequantized(TensorType type, const uint8_t *row, int col
     const int in_block = column % t.columns;
     const BlockScale s = block_scale(type, block, in_block);
     const int code = (int)(block_codes(type, block, in_block / 4 * 4) >> in_block % 4 * 8 & 0xff) - t.zero;
-    const float minimum = float_from_half(s.minimum) * (float)s.small_minimum;
-    return float_from_half(s.scale) * (float)s.small * (float)code + minimum;
+    const float minimum = half_value(s.minimum) * (float)s.small_minimum;
+    return scale_of(t, s.scale) * (float)s.small * (float)code + minimum;
 }
 
 static __global__ void __launch_bounds__(ROW_THREADS)

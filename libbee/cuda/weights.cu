@@ -53,7 +53,7 @@ __device__ void pack_planes(const Source &s, int pair, unsigned *out) {
 }
 
 __device__ void pack_small_scales(const Source &s, uint16_t *out) {
-    const int row = lane_of() / 2, group = lane_of() % 2, each = traits_of(s.type).scales & MINIMUM ? 2 : 1;
+    const int row = lane_of() / 2, group = lane_of() % 2, each = traits_of(s.type).flags & MINIMUM ? 2 : 1;
     const uint8_t *block = block_at(s, row, GROUP * group);
     for (int i = 0; i < each; i++) out[(row * 2 + group) * each + i] = (uint16_t)(block ? read_u16(block + 2 * i) : 0);
 }
@@ -103,6 +103,16 @@ __device__ void pack_codes(const Source &s, uint8_t *out) {
         pack_small_scales(s, (uint16_t *)scales);
 }
 
+/* Blocks as they are. */
+__device__ void copy_blocks(const Source &s, uint8_t *out) {
+    const WeightTraits t = traits_of(s.type);
+    const int row_bytes = span_row_bytes(s.type);
+    for (int i = lane_of(); i < TILE_ROWS * row_bytes; i += WARP_SIZE) {
+        const uint8_t *const block = block_at(s, i / row_bytes, i % row_bytes / t.bytes * t.columns);
+        out[i] = block ? block[i % row_bytes % t.bytes] : (uint8_t)0;
+    }
+}
+
 __device__ unsigned half_at(const Source &s, int row, int column) {
     if (row >= s.n_rows || s.first_column + column >= s.n_columns) return 0;
     return read_u16(s.rows + (size_t)row * s.row_bytes + 2 * (size_t)(s.first_column + column));
@@ -140,6 +150,8 @@ __global__ void pack_kernel(DeviceWeight weight, TensorType type, const uint8_t 
         pack_singles(s, (unsigned *)out);
     else if (type == TYPE_F16 || type == TYPE_BF16)
         pack_halves(s, (unsigned *)out);
+    else if (keeps_blocks(type))
+        copy_blocks(s, out);
     else
         pack_codes(s, out);
 }

@@ -4,7 +4,7 @@
 
 #include "types/block.h"
 
-#define BF16_TRAITS 1, 2, 0, 0, 0
+#define BF16_TRAITS 1, 2, 0, 0, 0, INTEGERS, 0, 0, 0
 
 /* Sizes from 1/64 to 1/32, of either sign. */
 static inline void bf16_random(uint8_t *block, uint64_t random) {

@@ -4,7 +4,7 @@
 
 #include "types/block.h"
 
-#define F32_TRAITS 1, 4, 0, 0, 0
+#define F32_TRAITS 1, 4, 0, 0, 0, INTEGERS, 0, 0, 0
 
 /* Evenly spread over [-1/32, 1/32): close enough. */
 static inline void f32_random(uint8_t *block, uint64_t random) {

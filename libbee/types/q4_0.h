@@ -4,7 +4,7 @@
 
 #include "types/block.h"
 
-#define Q4_0_TRAITS 32, 18, 4, 8, 0
+#define Q4_0_TRAITS 32, 18, 4, 8, 0, INTEGERS, 0, 0, 0
 
 TYPE_FUNCTION uint32_t q4_0_codes(const uint8_t *block, int column) { return split_nibbles(block + 2, column); }
 

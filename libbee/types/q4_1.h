@@ -4,7 +4,7 @@
 
 #include "types/block.h"
 
-#define Q4_1_TRAITS 32, 20, 4, 0, MINIMUM
+#define Q4_1_TRAITS 32, 20, 4, 0, MINIMUM, INTEGERS, 0, 0, 0
 
 TYPE_FUNCTION uint32_t q4_1_codes(const uint8_t *block, int column) { return split_nibbles(block + 4, column); }
 

@@ -5,7 +5,7 @@
 
 #include "types/block.h"
 
-#define Q4_K_TRAITS 256, 144, 4, 0, SUPER | MINIMUM
+#define Q4_K_TRAITS 256, 144, 4, 0, SUPER | MINIMUM, INTEGERS, 0, 0, 0
 
 TYPE_FUNCTION uint32_t q4_k_codes(const uint8_t *block, int column) { return k_nibbles(block + 16, column); }
 

@@ -4,7 +4,7 @@
 
 #include "types/block.h"
 
-#define Q5_0_TRAITS 32, 22, 5, 16, 0
+#define Q5_0_TRAITS 32, 22, 5, 16, 0, INTEGERS, 0, 0, 0
 
 TYPE_FUNCTION uint32_t q5_0_codes(const uint8_t *block, int column) {
     return split_nibbles(block + 6, column) | fifth_bits(block + 2, column);

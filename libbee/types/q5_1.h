@@ -4,7 +4,7 @@
 
 #include "types/block.h"
 
-#define Q5_1_TRAITS 32, 24, 5, 0, MINIMUM
+#define Q5_1_TRAITS 32, 24, 5, 0, MINIMUM, INTEGERS, 0, 0, 0
 
 TYPE_FUNCTION uint32_t q5_1_codes(const uint8_t *block, int column) {
     return split_nibbles(block + 8, column) | fifth_bits(block + 4, column);

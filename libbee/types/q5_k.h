@@ -5,7 +5,7 @@
 
 #include "types/block.h"
 
-#define Q5_K_TRAITS 256, 176, 5, 0, SUPER | MINIMUM
+#define Q5_K_TRAITS 256, 176, 5, 0, SUPER | MINIMUM, INTEGERS, 0, 0, 0
 
 TYPE_FUNCTION uint32_t q5_k_codes(const uint8_t *block, int column) {
     const uint32_t fifth = read_u32(block + 16 + column % 32) >> column / 32 & 0x01010101u;

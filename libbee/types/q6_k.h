@@ -6,7 +6,7 @@
 
 #include "types/block.h"
 
-#define Q6_K_TRAITS 256, 210, 6, 32, SUPER | HALVES
+#define Q6_K_TRAITS 256, 210, 6, 32, SUPER | HALVES, INTEGERS, 0, 0, 0
 
 TYPE_FUNCTION uint32_t q6_k_codes(const uint8_t *block, int column) {
     const int half = column / 128, j = column % 128 / 32, i = column % 32;

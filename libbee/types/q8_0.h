@@ -4,7 +4,7 @@
 
 #include "types/block.h"
 
-#define Q8_0_TRAITS 32, 34, 8, 128, 0
+#define Q8_0_TRAITS 32, 34, 8, 128, 0, INTEGERS, 0, 0, 0
 
 TYPE_FUNCTION uint32_t q8_0_codes(const uint8_t *block, int column) {
     return read_u32(block + 2 + column) ^ 0x80808080u;

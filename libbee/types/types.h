@@ -5,7 +5,22 @@
 #include "types/bf16.h"
 #include "types/f16.h"
 #include "types/f32.h"
+#include "types/iq1_m.h"
+#include "types/iq1_s.h"
+#include "types/iq2_s.h"
+#include "types/iq2_xs.h"
+#include "types/iq2_xxs.h"
+#include "types/iq3_s.h"
+#include "types/iq3_xxs.h"
+#include "types/iq4_nl.h"
+#include "types/iq4_xs.h"
 #include "types/list.h"
+#include "types/mxfp4.h"
+#include "types/nvfp4.h"
+#include "types/q1_0.h"
+#include "types/q2_0.h"
+#include "types/q2_k.h"
+#include "types/q3_k.h"
 #include "types/q4_0.h"
 #include "types/q4_1.h"
 #include "types/q4_k.h"
@@ -14,10 +29,12 @@
 #include "types/q5_k.h"
 #include "types/q6_k.h"
 #include "types/q8_0.h"
+#include "types/tq1_0.h"
+#include "types/tq2_0.h"
 
 /* Of a number without a type: all zero. */
 TRAITS_FUNCTION WeightTraits traits_of(TensorType type) {
-    const WeightTraits none = {0, 0, 0, 0, 0};
+    const WeightTraits none = {0, 0, 0, 0, 0, INTEGERS, 0, 0, 0};
 #define CASE(NAME, name, number)                     \
     case TYPE_##NAME: {                              \
         const WeightTraits traits = {NAME##_TRAITS}; \
@@ -26,22 +43,6 @@ TRAITS_FUNCTION WeightTraits traits_of(TensorType type) {
     switch (type) {
         WEIGHT_TYPES(CASE)
     default: return none;
-    }
-#undef CASE
-}
-
-/* The codes of a row's columns from `column` on, a multiple of 32, of a quantised type. */
-TYPE_FUNCTION void group_codes(TensorType type, const uint8_t *row, int column, uint32_t codes[8]) {
-#define CASE(NAME, name, number)                                                                \
-    case TYPE_##NAME: {                                                                         \
-        const WeightTraits t = {NAME##_TRAITS};                                                 \
-        const uint8_t *const block = row + (size_t)(column / t.columns) * (size_t)t.bytes;      \
-        for (int j = 0; j < 8; j++) codes[j] = name##_codes(block, column % t.columns + 4 * j); \
-        return;                                                                                 \
-    }
-    switch (type) {
-        QUANTISED_TYPES(CASE)
-    default: return;
     }
 #undef CASE
 }
@@ -64,6 +65,32 @@ TYPE_FUNCTION BlockScale block_scale(TensorType type, const uint8_t *block, int 
     switch (type) {
         QUANTISED_TYPES(CASE)
     default: return none;
+    }
+#undef CASE
+}
+
+/* Of types that look nibbles up: four nibbles, and the table. */
+TYPE_FUNCTION uint32_t block_nibbles(TensorType type, const uint8_t *block, int column) {
+#define CASE(NAME, name, number) \
+    case TYPE_##NAME: return name##_nibbles(block, column);
+    switch (type) {
+        TABLE_TYPES(CASE)
+    default: return 0;
+    }
+#undef CASE
+}
+
+TYPE_FUNCTION NibbleTable table_of(TensorType type) {
+    return type == TYPE_IQ4_NL || type == TYPE_IQ4_XS ? iq4_table() : fp4_table();
+}
+
+/* Of types with indices: an entry of a block. */
+TYPE_FUNCTION GridEntry block_entry(TensorType type, const uint8_t *block, int column) {
+#define CASE(NAME, name, number) \
+    case TYPE_##NAME: return name##_entry(block, column);
+    switch (type) {
+        GRID_TYPES(CASE)
+    default: return grid_entry(0, 0);
     }
 #undef CASE
 }

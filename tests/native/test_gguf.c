@@ -52,7 +52,7 @@ static Bytes sample_file(void) {
     put_array_head(&bytes, "test.longs", BEE_VALUE_UINT64, 2);
     put(&bytes, (uint64_t[]){7, UINT64_C(1) << 40}, 16);
     put_tensor(&bytes, "token_embd.weight", 2, (uint64_t[]){32, 3}, TYPE_Q8_0, 0);       /* 102 bytes */
-    put_tensor(&bytes, "blk.0.iq.weight", 1, (uint64_t[]){256}, 16, 128);                /* IQ2_XXS: 66 */
+    put_tensor(&bytes, "blk.0.ix.weight", 1, (uint64_t[]){33}, 25, 128);                 /* I16: 66 */
     put_tensor(&bytes, "d2t", 1, (uint64_t[]){4}, TYPE_I64, 256);                        /* 32 */
     put_tensor(&bytes, "blk.0.conv.weight", 4, (uint64_t[]){2, 3, 1, 2}, TYPE_F32, 320); /* 48 */
     put_padding(&bytes, 64);
@@ -199,16 +199,16 @@ static void test_tensors(const bee_file *file) {
     bee_tensor_info info;
     Tensor tensor;
     CHECK_EQ(bee_file_tensor(file, 1, &info, &error), BEE_OK);
-    CHECK_TEXT(info.type_name, "IQ2_XXS");
-    CHECK(info.type == 16 && !info.supported && info.size == 66 && info.n_dimensions == 1);
-    CHECK(info.shape[0] == 256 && info.shape[1] == 1 && info.shape[2] == 1 && info.shape[3] == 1);
-    CHECK(info.name_length == 15 && memcmp(info.name, "blk.0.iq.weight", 15) == 0);
-    CHECK_EQ(gguf_tensor(file, "blk.0.iq.weight", &tensor, &error), BEE_ERROR_UNSUPPORTED);
-    CHECK_CONTAINS(error.message, "'blk.0.iq.weight' has type IQ2_XXS (16)");
+    CHECK_TEXT(info.type_name, "I16");
+    CHECK(info.type == 25 && !info.supported && info.size == 66 && info.n_dimensions == 1);
+    CHECK(info.shape[0] == 33 && info.shape[1] == 1 && info.shape[2] == 1 && info.shape[3] == 1);
+    CHECK(info.name_length == 15 && memcmp(info.name, "blk.0.ix.weight", 15) == 0);
+    CHECK_EQ(gguf_tensor(file, "blk.0.ix.weight", &tensor, &error), BEE_ERROR_UNSUPPORTED);
+    CHECK_CONTAINS(error.message, "'blk.0.ix.weight' has type I16 (25)");
     CHECK_CONTAINS(error.message, "Q4_K");
     CHECK_EQ(gguf_tensor(file, "none", &tensor, &error), BEE_ERROR_FORMAT);
     CHECK_CONTAINS(error.message, "tensor 'none' is missing");
-    CHECK(!gguf_has_tensor(file, "none") && gguf_has_tensor(file, "d2t") && gguf_has_tensor(file, "blk.0.iq.weight"));
+    CHECK(!gguf_has_tensor(file, "none") && gguf_has_tensor(file, "d2t") && gguf_has_tensor(file, "blk.0.ix.weight"));
 
     CHECK_EQ(gguf_tensor(file, "blk.0.conv.weight", &tensor, &error), BEE_OK);
     CHECK(tensor.type == TYPE_F32 && tensor.n_dimensions == 4 && tensor.columns == 2 && tensor.rows == 6);
@@ -352,10 +352,34 @@ static void test_type_table(void) {
         const char *name;
         uint32_t elements, bytes;
     } expected[] = {
-        {TYPE_F32, "F32", 1, 4},       {TYPE_F16, "F16", 1, 2},       {TYPE_BF16, "BF16", 1, 2},
-        {TYPE_Q8_0, "Q8_0", 32, 34},   {TYPE_Q4_0, "Q4_0", 32, 18},   {TYPE_Q4_1, "Q4_1", 32, 20},
-        {TYPE_Q5_0, "Q5_0", 32, 22},   {TYPE_Q5_1, "Q5_1", 32, 24},   {TYPE_Q4_K, "Q4_K", 256, 144},
-        {TYPE_Q5_K, "Q5_K", 256, 176}, {TYPE_Q6_K, "Q6_K", 256, 210},
+        {TYPE_F32, "F32", 1, 4},
+        {TYPE_F16, "F16", 1, 2},
+        {TYPE_BF16, "BF16", 1, 2},
+        {TYPE_Q4_0, "Q4_0", 32, 18},
+        {TYPE_Q4_1, "Q4_1", 32, 20},
+        {TYPE_Q5_0, "Q5_0", 32, 22},
+        {TYPE_Q5_1, "Q5_1", 32, 24},
+        {TYPE_Q8_0, "Q8_0", 32, 34},
+        {TYPE_Q4_K, "Q4_K", 256, 144},
+        {TYPE_Q5_K, "Q5_K", 256, 176},
+        {TYPE_Q6_K, "Q6_K", 256, 210},
+        {TYPE_Q2_K, "Q2_K", 256, 84},
+        {TYPE_Q3_K, "Q3_K", 256, 110},
+        {TYPE_IQ4_NL, "IQ4_NL", 32, 18},
+        {TYPE_IQ4_XS, "IQ4_XS", 256, 136},
+        {TYPE_MXFP4, "MXFP4", 32, 17},
+        {TYPE_NVFP4, "NVFP4", 64, 36},
+        {TYPE_IQ3_S, "IQ3_S", 256, 110},
+        {TYPE_IQ3_XXS, "IQ3_XXS", 256, 98},
+        {TYPE_IQ2_S, "IQ2_S", 256, 82},
+        {TYPE_IQ2_XS, "IQ2_XS", 256, 74},
+        {TYPE_IQ2_XXS, "IQ2_XXS", 256, 66},
+        {TYPE_IQ1_S, "IQ1_S", 256, 50},
+        {TYPE_IQ1_M, "IQ1_M", 256, 56},
+        {TYPE_TQ1_0, "TQ1_0", 256, 54},
+        {TYPE_TQ2_0, "TQ2_0", 256, 66},
+        {TYPE_Q1_0, "Q1_0", 128, 18},
+        {TYPE_Q2_0, "Q2_0", 64, 18},
     };
     int count = (int)(sizeof expected / sizeof expected[0]), running = 0;
     for (int i = 0; i < count; i++) {

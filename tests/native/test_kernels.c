@@ -116,7 +116,7 @@ typedef struct Expected {
 /* Of an integer form: one term per scale, of the exact integer product, and one per minimum. */
 static Expected expected_codes(const Case *c, const Operand *in, int row, int token) {
     const uint8_t *data = c->tensor.data + (size_t)row * (c->tensor.size / (size_t)c->tensor.rows);
-    const int step = c->type->type == TYPE_Q6_K ? 16 : 32;
+    const int step = c->type->term;
     Expected e = {0};
     for (int from = 0; from < c->weight.columns; from += step) {
         const OperandPair *pair = pair_of(in, token, from / 32);
@@ -186,7 +186,7 @@ static void test_products(const Kernels *kernels) {
         static const int small[] = {32, 64, 96, 160}, large[] = {256, 768}, any[] = {1, 7, 33, 100};
         const int width = block_types[t].columns;
         const int *columns = width == 1 ? any : width == 32 ? small : large;
-        for (int i = 0; i < (width == 256 ? 2 : 4); i++) {
+        for (int i = 0; i < (width > 32 ? 2 : 4); i++) {
             Case c = new_case(&block_types[t],
                               i == 0   ? 1
                               : i == 1 ? 16
@@ -198,14 +198,6 @@ static void test_products(const Kernels *kernels) {
     }
 }
 
-/* Where a block keeps its codes, all of which a byte can fill. */
-static const struct {
-    int begin, end;
-} code_bytes_of[] = {
-    [TYPE_Q4_0] = {2, 18}, [TYPE_Q4_1] = {4, 20},   [TYPE_Q5_0] = {2, 22},   [TYPE_Q5_1] = {4, 24},
-    [TYPE_Q8_0] = {2, 34}, [TYPE_Q4_K] = {16, 144}, [TYPE_Q5_K] = {16, 176}, [TYPE_Q6_K] = {0, 192},
-};
-
 /* The largest codes times the largest activations, of equal and of changing sign: no sum on the way overflows. */
 static void test_largest_codes(const Kernels *kernels) {
     static const uint8_t fills[] = {0xFF, 0x80, 0x7F, 0x00};
@@ -215,9 +207,10 @@ static void test_largest_codes(const Kernels *kernels) {
             const BlockType *t = &block_types[type];
             Case c = new_case(t, 16, 256, 4, &random);
             uint8_t *data = (uint8_t *)c.tensor.data;
+            int begin, end;
+            code_bytes_of(t, &begin, &end);
             for (uint64_t block = 0; block < c.tensor.size; block += (uint64_t)t->bytes)
-                memset(data + block + code_bytes_of[t->type].begin, fills[fill],
-                       (size_t)(code_bytes_of[t->type].end - code_bytes_of[t->type].begin));
+                memset(data + block + begin, fills[fill], (size_t)(end - begin));
             weight_fill(&c.weight, &c.tensor, NULL, 0, c.weight.n_blocks);
             for (int i = 0; i < 256; i++) {
                 const float signs[] = {1, -1, i % 2 ? 1 : -1, i / 16 % 2 ? 1 : -1};
@@ -276,7 +269,7 @@ static void test_block_invariance(const Kernels *kernels) {
 static void test_odd_activations(const Kernels *kernels) {
     Random random = {7};
     for (int type = 0; type < N_BLOCK_TYPES; type++) {
-        const int width = block_types[type].columns, columns = width == 256 ? 512 : 128;
+        const int width = block_types[type].columns, columns = width > 32 ? 512 : 128;
         const float odd[] = {NAN, INFINITY, -INFINITY};
         for (int place = 0; place < columns; place += 13) {
             Case c = new_case(&block_types[type], 16, columns, 3, &random);

@@ -6,22 +6,47 @@
 
 #include <stdlib.h>
 
-static double half_value(const uint8_t *p) { /* a float16 is the F16 type's block */
+static double float16_value(const uint8_t *p) { /* a float16 is the F16 type's block */
     return exact_weight(&block_types[1], p, 0).scaled;
 }
 
 static double single_value(const uint8_t *p) { return exact_weight(&block_types[0], p, 0).scaled; }
 
-/* What kernels.h says of each type. */
+/* What kernels.h says of each type: planes of the code, or what takes their place; bytes of a span and its pairs. */
+typedef enum Codes { PLANES, TABLE, ENTRIES, BASE_3 } Codes;
+typedef enum Scales { HALF, SMALL, NIBBLES, ODD_NIBBLES, ONE, BYTE } Scales;
 static const struct {
-    int bits, zero, bytes; /* of a pair */
-    bool has_minimum, has_super_scale, has_halves;
+    Codes codes;
+    int bits, zero, bytes, pairs;
+    Scales scales;
+    int per_group; /* scales */
+    bool has_minimum;
 } descriptions[] = {
-    [TYPE_Q4_0] = {4, 8, 512 + 64, false, false, false},     [TYPE_Q4_1] = {4, 0, 512 + 128, true, false, false},
-    [TYPE_Q4_K] = {4, 0, 512 + 64 + 64, true, true, false},  [TYPE_Q5_0] = {5, 16, 640 + 64, false, false, false},
-    [TYPE_Q5_1] = {5, 0, 640 + 128, true, false, false},     [TYPE_Q5_K] = {5, 0, 640 + 64 + 64, true, true, false},
-    [TYPE_Q6_K] = {6, 32, 768 + 64 + 64, false, true, true}, /* 32 of the last 64 are padding */
-    [TYPE_Q8_0] = {8, 128, 1024 + 64, false, false, false},
+    [TYPE_Q4_0] = {PLANES, 4, 8, 512 + 64, 1, HALF, 1, false},
+    [TYPE_Q4_1] = {PLANES, 4, 0, 512 + 128, 1, HALF, 1, true},
+    [TYPE_Q4_K] = {PLANES, 4, 0, 512 + 64 + 64, 1, SMALL, 1, true},
+    [TYPE_Q5_0] = {PLANES, 5, 16, 640 + 64, 1, HALF, 1, false},
+    [TYPE_Q5_1] = {PLANES, 5, 0, 640 + 128, 1, HALF, 1, true},
+    [TYPE_Q5_K] = {PLANES, 5, 0, 640 + 64 + 64, 1, SMALL, 1, true},
+    [TYPE_Q6_K] = {PLANES, 6, 32, 768 + 64 + 64, 1, SMALL, 2, false}, /* 32 of the last 64 are padding */
+    [TYPE_Q8_0] = {PLANES, 8, 128, 1024 + 64, 1, HALF, 1, false},
+    [TYPE_Q2_K] = {PLANES, 2, 0, 4 * (256 + 64) + 64, 4, NIBBLES, 2, true},
+    [TYPE_Q3_K] = {PLANES, 3, 4, 4 * (384 + 64) + 64, 4, SMALL, 2, false},
+    [TYPE_Q2_0] = {PLANES, 2, 1, 256 + 64, 1, ONE, 1, false},
+    [TYPE_Q1_0] = {PLANES, 1, 1, 2 * 128 + 64, 2, ONE, 1, false},
+    [TYPE_TQ2_0] = {PLANES, 2, 1, 4 * 256 + 64, 4, ONE, 1, false},
+    [TYPE_TQ1_0] = {BASE_3, 2, 1, 13 * 64 + 64, 4, ONE, 1, false},
+    [TYPE_IQ4_NL] = {TABLE, 4, 0, 512 + 64, 1, HALF, 1, false},
+    [TYPE_IQ4_XS] = {TABLE, 4, 0, 4 * (512 + 32) + 64, 4, SMALL, 1, false},
+    [TYPE_MXFP4] = {TABLE, 4, 0, 512 + 64, 1, BYTE, 1, false},
+    [TYPE_NVFP4] = {TABLE, 4, 0, 512 + 64, 1, BYTE, 2, false},
+    [TYPE_IQ3_S] = {ENTRIES, 9, 0, 4 * (256 + 32 + 128 + 16) + 64, 4, ODD_NIBBLES, 1, false},
+    [TYPE_IQ3_XXS] = {ENTRIES, 8, 0, 4 * (256 + 128 + 16) + 64, 4, ODD_NIBBLES, 1, false},
+    [TYPE_IQ2_S] = {ENTRIES, 10, 0, 4 * (128 + 32 + 128 + 32) + 64, 4, ODD_NIBBLES, 2, false},
+    [TYPE_IQ2_XS] = {ENTRIES, 9, 0, 4 * (128 + 16 + 128 + 32) + 64, 4, ODD_NIBBLES, 2, false},
+    [TYPE_IQ2_XXS] = {ENTRIES, 8, 0, 4 * (128 + 128 + 16) + 64, 4, ODD_NIBBLES, 1, false},
+    [TYPE_IQ1_S] = {ENTRIES, 12, 0, 4 * (128 + 64 + 16) + 64, 4, ODD_NIBBLES, 1, false},
+    [TYPE_IQ1_M] = {ENTRIES, 12, 0, 4 * (128 + 64 + 32) + 64, 4, ODD_NIBBLES, 2, false},
 };
 
 /* The parts of a packed weight, read by the description alone. */
@@ -30,39 +55,149 @@ typedef struct Packed {
     double scale, minimum, value;
 } Packed;
 
-static Packed packed_weight(const Weight *w, int row, int column) {
+/* Where a weight is: its pair's codes and small scales, the span and its scales; its column of the span. */
+typedef struct Place {
+    const uint8_t *span, *codes, *small, *scales;
+    int row, column, group, j, lane;
+} Place;
+
+/* Planes of 4, 2 and 1 bits. */
+static int planes_code(const Place *at, int bits) {
+    const uint8_t *p = at->codes;
+    int code = 0, place = 0;
+    if (bits == 8) return p[512 * at->group + 64 * at->j + at->lane];
+    if (bits & 4) code = p[64 * at->j + at->lane] >> (at->group ? 4 : 0) & 15, place = 4, p += 512;
+    if (bits & 2)
+        code += (p[128 * at->group + 64 * (at->j / 4) + at->lane] >> 2 * (at->j % 4) & 3) << place, place += 2,
+            p += 256;
+    if (bits & 1) code += (p[64 * at->group + at->lane] >> at->j & 1) << (bits == 1 ? 1 : place);
+    return code;
+}
+
+/* The number of a grid that an entry stands for, from blocks that say nothing else: the reference's own look-up. */
+static double entry_number(const BlockType *type, unsigned index, bool negative, int column) {
+    uint8_t block[256] = {0};
+    const int k = column % 256 / 8;
+    switch (type->type) { /* d is 1, or what makes the smallest scale 1 */
+    case TYPE_IQ3_S:
+        block[1] = 0x3c, block[2 + column / 4] = (uint8_t)index,
+        block[66 + column / 32] = (index > 255) << column / 4 % 8;
+        block[74 + k] = (uint8_t)(negative << column % 8);
+        break;
+    case TYPE_IQ3_XXS: block[1] = 0x44, block[2 + column / 4] = (uint8_t)index; break; /* 4 / 4 */
+    case TYPE_IQ2_S:
+        block[1] = 0x48, block[2 + k] = (uint8_t)index, block[66 + k / 4] = (uint8_t)((index >> 8) << k % 4 * 2);
+        block[34 + k] = (uint8_t)(negative << column % 8);
+        break;
+    case TYPE_IQ2_XS: block[1] = 0x48, block[2 + 2 * k] = (uint8_t)index, block[3 + 2 * k] = index > 255; break;
+    case TYPE_IQ2_XXS: block[1] = 0x48, block[2 + 8 * (k / 4) + k % 4] = (uint8_t)index; break;
+    default: /* IQ1_S: eighths */
+        block[1] = 0x48, block[2 + k] = (uint8_t)index;
+        const unsigned high = (index >> 8 & 7) << 3 * (k % 4) | (unsigned)negative << 15;
+        block[34 + k / 4 * 2] = (uint8_t)high, block[35 + k / 4 * 2] = (uint8_t)(high >> 8);
+        return exact_weight(&(BlockType){TYPE_IQ1_S, "", 256, 50, 32}, block, column).scaled;
+    }
+    const double number = exact_weight(type, block, column).scaled;
+    return negative && number > 0 ? -number : number;
+}
+
+static double entry_value(const BlockType *type, const Place *at, int bits, bool eight, bool signs) {
+    const int per_group = eight ? 4 : 8, more = bits - 8, in_group = at->column % 32;
+    const int number = per_group * at->group + in_group / (32 / per_group);
+    const uint8_t *upper = at->codes + 32 * per_group, *sign = upper + 4 * per_group * more;
+    unsigned index = at->codes[16 * number + at->row];
+    for (int i = 0; i < more; i++) {
+        const int bit = 2 * per_group * more * at->row + number * more + i;
+        index |= (unsigned)(upper[bit / 8] >> bit % 8 & 1) << (8 + i);
+    }
+    if (!signs) return entry_number(type, index & 2047, index >> 11, at->column % 256);
+    return entry_number(type, index, sign[64 * at->group + at->lane] >> at->j & 1, at->column % 256);
+}
+
+/* The table's number, from a block of the reference with a scale of 1. */
+static double table_value(const BlockType *type, int nibble) {
+    if (type->type == TYPE_IQ4_NL || type->type == TYPE_IQ4_XS)
+        return exact_weight(&(BlockType){TYPE_IQ4_NL, "", 32, 18, 32}, (const uint8_t[]){0, 0x3c, (uint8_t)nibble}, 0)
+            .scaled;
+    return exact_weight(&(BlockType){TYPE_MXFP4, "", 32, 17, 32}, (const uint8_t[]){128, (uint8_t)nibble}, 0).scaled;
+}
+
+static double byte_scale(const BlockType *type, uint8_t byte) {
+    if (type->type == TYPE_MXFP4) return ldexp(1, byte - 128);
+    uint8_t block[36] = {byte == 0x7f ? 0xff : byte, [4] = 2}; /* no scale is packed as nothing; the float 1 */
+    return exact_weight(type, block, 0).scaled / 2;
+}
+
+static Packed packed_weight(const BlockType *type, const Weight *w, int row, int column) {
     const uint8_t *block = w->data + (size_t)(row / 16) * w->block_bytes;
     const int r = row % 16;
-    if (w->type == TYPE_F16) return (Packed){.value = half_value(block + 2 * (16 * column + r))};
+    if (w->type == TYPE_F16) return (Packed){.value = float16_value(block + 2 * (16 * column + r))};
     if (w->type == TYPE_F32) return (Packed){.value = single_value(block + 4 * (16 * column + r))};
     if (w->type == TYPE_BF16)
         return (Packed){.value = exact_weight(&block_types[2], block + 2 * (16 * column + r), 0).scaled};
-    const int bits = descriptions[w->type].bits, group = column % 64 / 32, j = column % 32 / 4,
-              lane = 4 * r + column % 4;
-    const bool has_minimum = descriptions[w->type].has_minimum, halves = descriptions[w->type].has_halves;
-    const uint8_t *pair = block + (size_t)(column / 64) * (size_t)descriptions[w->type].bytes;
-    Packed p = {.code = pair[64 * j + lane] >> (group ? 4 : 0) & 15};
-    const uint8_t *plane = pair + 512 + 64 * (bits - 4) * group;
-    if (bits == 5) p.code += 16 * (plane[lane] >> j & 1);
-    if (bits == 6) p.code += 16 * (plane[64 * (j / 4) + lane] >> 2 * (j % 4) & 3);
-    if (bits == 8) p.code = pair[512 * group + 64 * j + lane];
-    const uint8_t *scales = pair + 128 * bits;
-    if (!descriptions[w->type].has_super_scale) {
-        p.scale = half_value(scales + 32 * group + 2 * r);
-        if (has_minimum) p.minimum = half_value(scales + 64 + 32 * group + 2 * r);
+    const int bits = descriptions[w->type].bits, pairs = descriptions[w->type].pairs,
+              n = descriptions[w->type].per_group;
+    const Codes codes = descriptions[w->type].codes;
+    const Scales kind = descriptions[w->type].scales;
+    const bool has_minimum = descriptions[w->type].has_minimum,
+               signs = type->type != TYPE_IQ1_S && type->type != TYPE_IQ1_M;
+    const bool eight = codes == ENTRIES && type->type != TYPE_IQ3_S && type->type != TYPE_IQ3_XXS;
+    const int in_pair = codes == TABLE    ? 512
+                        : codes == BASE_3 ? 208
+                        : codes == PLANES ? 128 * bits
+                                          : 16 * (eight ? 8 : 16) * bits / 8 + (signs ? 128 : 0);
+    const int in_small = kind == HALF          ? 64 * (has_minimum ? 2 : 1)
+                         : kind == SMALL       ? 32 * n + (has_minimum ? 32 : 0)
+                         : kind == ODD_NIBBLES ? 16 * n
+                         : kind == ONE         ? 0
+                                               : 32 * n;
+    const int pair = column / 64 % pairs, group = column % 64 / 32, half = n == 2 ? column % 32 / 16 : 0;
+    const uint8_t *span = block + (size_t)(column / 64 / pairs) * (size_t)descriptions[w->type].bytes;
+    const Place at = {.span = span,
+                      .codes = span + in_pair * pair,
+                      .small = span + in_pair * pairs + in_small * pair,
+                      .scales = span + (in_pair + in_small) * pairs,
+                      .row = r,
+                      .column = column % (64 * pairs),
+                      .group = group,
+                      .j = column % 32 / 4,
+                      .lane = 4 * r + column % 4};
+    Packed p = {0};
+    double number;
+    if (codes == PLANES) {
+        number = (p.code = planes_code(&at, bits)) - descriptions[w->type].zero;
+    } else if (codes == TABLE) {
+        number = table_value(type, p.code = planes_code(&at, 4));
+    } else if (codes == BASE_3) {
+        int rest = span[64 * (at.column / 20) + at.lane];
+        for (int i = 0; i < at.column / 4 % 5; i++) rest = rest * 3 % 256;
+        number = rest * 3 / 256 - 1;
     } else {
-        const uint8_t *small = scales + (halves ? 32 * group + column % 32 / 16 * 16 : 16 * group) + r;
-        const uint8_t *super = scales + (halves || has_minimum ? 64 : 32) + 2 * r;
-        p.scale = half_value(super) * (int8_t)*small;
-        if (has_minimum) p.minimum = half_value(super + 32) * (int8_t)scales[32 + 16 * group + r];
+        number = entry_value(type, &at, bits, eight, signs);
     }
-    p.value = p.scale * (p.code - descriptions[w->type].zero) + p.minimum;
+    const uint8_t small = at.small[n == 2 && kind == ODD_NIBBLES ? 16 * group + r
+                                   : kind == ODD_NIBBLES         ? r
+                                                                 : 16 * (n * group + half) + r];
+    if (kind == HALF) {
+        p.scale = float16_value(at.small + 32 * group + 2 * r);
+        if (has_minimum) p.minimum = float16_value(at.small + 64 + 32 * group + 2 * r);
+    } else if (kind == BYTE) {
+        p.scale = byte_scale(type, small);
+    } else {
+        p.scale = float16_value(at.scales + 2 * r);
+        if (kind == SMALL) p.scale *= (int8_t)small;
+        if (kind == NIBBLES) p.scale *= small % 16;
+        if (kind == ODD_NIBBLES) p.scale *= 2 * (small >> 4 * (n == 2 ? half : group) & 15) + 1;
+        if (codes == ENTRIES && type->type != TYPE_IQ3_S) p.scale /= type->type == TYPE_IQ3_XXS ? 4 : 8;
+        if (has_minimum)
+            p.minimum = float16_value(at.scales + 32 + 2 * r) *
+                        (kind == NIBBLES ? -(small / 16) : (int8_t)at.small[32 + 16 * group + r]);
+    }
+    p.value = p.scale * number + p.minimum;
     return p;
 }
 
 static bool same(double a, double b) { return a == b || (isnan(a) && isnan(b)); }
-
-static bool is_zero(Packed p) { return p.code == 0 && p.scale == 0 && p.minimum == 0 && (p.value == 0); }
 
 /* The sum of a small block's scaled code and minimum is exact in double precision: multiples of 2^-24 below 2^28. */
 static void test_tensor(const BlockType *type, int rows, int columns, const int32_t *row_ids, int n_rows,
@@ -74,6 +209,9 @@ static void test_tensor(const BlockType *type, int rows, int columns, const int3
     CHECK_EQ(w.n_blocks, (n_rows + 15) / 16);
     CHECK_EQ(packed_size(type->type, n_rows, columns), bytes);
     CHECK_EQ(w.block_bytes % 32, 0);
+    /* Somebody who chose few bits did so for memory. */
+    if (type->columns > 1 && columns % 256 == 0 && n_rows % 16 == 0)
+        CHECK((double)bytes <= 1.15 * n_rows * (columns / type->columns) * type->bytes);
     w.data = aligned_alloc(64, (bytes + 63) / 64 * 64);
     memset(w.data, 0xA5, bytes);
     weight_fill(&w, &tensor, row_ids, 0, w.n_blocks / 2);
@@ -88,10 +226,10 @@ static void test_tensor(const BlockType *type, int rows, int columns, const int3
         const int source = r < n_rows ? (row_ids ? row_ids[r] : r) : 0;
         if (r < n_rows) dequantize_row(&tensor, source, floats);
         for (int c = 0; c < (w.n_pairs ? w.n_pairs * 64 : columns); c++) {
-            const Packed p = packed_weight(&w, r, c);
+            const Packed p = packed_weight(type, &w, r, c);
             const bool inside = r < n_rows && c < columns;
-            /* A padding column shares its pair with real ones only group-wise, so all of its parts are zero. */
-            if (!inside && !(!w.n_pairs ? p.value == 0 : is_zero((Packed){p.code, p.scale, p.minimum, 0}))) padding++;
+            /* Padding changes no sum: its weights are zeros. */
+            if (!inside && p.value != 0) padding++;
             if (!inside) continue;
             const ExactWeight e = exact_weight(type, tensor.data + (size_t)source * (tensor.size / (size_t)rows), c);
             wrong_weights += !same(p.value, e.scaled + e.minimum);

@@ -186,15 +186,23 @@ def test_a_rope_factor_that_is_no_divisor(factor: float, tmp_path: Path) -> None
     assert_refused(document.write(tmp_path / "changed.gguf"), ModelFormatError, "'rope_freqs.weight'.*3")
 
 
-@pytest.mark.parametrize("type_name", ["Q2_K", "IQ4_XS"])
+@pytest.mark.parametrize("type_name", ["Q8_K", "I16"])
 @pytest.mark.parametrize("name", ["blk.0.attn_q.weight", "token_embd.weight"])
 def test_tensor_types_that_cannot_be_run(type_name: str, name: str, tmp_path: Path) -> None:
     document = tiny_model("llama-q4_k").copy()
     document.tensors[name] = Stored.zeros(type_name, document.tensors[name].shape)
     path = document.write(tmp_path / "changed.gguf")
-    pattern = f"'{re.escape(name)}'.*{type_name}.*Q4_K"
+    pattern = f"'{re.escape(name)}'.*{type_name}.*Q4_K.*IQ2_XXS"
     assert_refused(path, UnsupportedModelError, pattern)
     assert_no_plan(path, UnsupportedModelError, pattern)
+
+
+@pytest.mark.parametrize("type_name", ["Q2_K", "Q8_0", "IQ4_NL"])
+def test_norms_are_floats(type_name: str, tmp_path: Path) -> None:
+    document = tiny_model("llama-q4_k").copy()
+    name = "blk.1.ffn_norm.weight"
+    document.tensors[name] = Stored.zeros(type_name, document.tensors[name].shape)
+    assert_refused(document.write(tmp_path / "m.gguf"), UnsupportedModelError, f"'{re.escape(name)}'.*{type_name}.*F32")
 
 
 def test_norms_of_qwen3_are_required(tmp_path: Path) -> None:

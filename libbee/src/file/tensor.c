@@ -32,13 +32,13 @@ static float read_float(TensorType type, const uint8_t *row, int64_t i) {
 }
 
 /* The 16 columns of a block from `column` on. */
-static void dequantize_half(TensorType type, const uint8_t *block, int column, int zero, float *out) {
+static void dequantize_half(TensorType type, WeightTraits t, const uint8_t *block, int column, float *out) {
     const BlockScale s = block_scale(type, block, column);
-    const float scale = float_from_f16(s.scale) * (float)s.small;
-    const float minimum = float_from_f16(s.minimum) * (float)s.small_minimum;
+    const float scale = scale_of(t, s.scale) * (float)s.small;
+    const float minimum = half_value(s.minimum) * (float)s.small_minimum;
     for (int i = 0; i < 16; i += 4) {
         const uint32_t codes = block_codes(type, block, column + i);
-        for (int j = 0; j < 4; j++) out[i + j] = scale * (float)((int)(codes >> 8 * j & 0xff) - zero) + minimum;
+        for (int j = 0; j < 4; j++) out[i + j] = scale * (float)((int)(codes >> 8 * j & 0xff) - t.zero) + minimum;
     }
 }
 
@@ -47,5 +47,5 @@ void dequantize_row(const Tensor *tensor, int64_t row, float *out) {
     const uint8_t *data = tensor_row(tensor, row);
     for (int64_t i = 0; !t.bits && i < tensor->columns; i++) out[i] = read_float(tensor->type, data, i);
     for (int64_t i = 0; t.bits && i < tensor->columns; i += 16)
-        dequantize_half(tensor->type, data + i / t.columns * t.bytes, (int)(i % t.columns), t.zero, out + i);
+        dequantize_half(tensor->type, t, data + i / t.columns * t.bytes, (int)(i % t.columns), out + i);
 }

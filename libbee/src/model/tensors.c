@@ -8,6 +8,8 @@
 #include "architectures/architecture.h"
 #include "error.h"
 #include "file/tensor.h"
+#include "file/tensor_types.h"
+#include "types/types.h"
 
 void fail_memory(Loader *l, const char *name) {
     static const char format[] = "out of memory while loading tensor '%s'";
@@ -31,6 +33,11 @@ bool find_tensor(Loader *l, const char *name, int64_t rows, int64_t columns, Ten
     if (l->status) return false;
     if (out->type == TYPE_I64) {
         l->status = bee_fail(l->error, BEE_ERROR_UNSUPPORTED, "tensor '%s': type I64 holds no weights", name);
+    } else if (rows == 1 && traits_of(out->type).bits) { /* norms and the like would lose what they are there for */
+        l->status =
+            bee_fail(l->error, BEE_ERROR_UNSUPPORTED,
+                     "tensor '%s' has type %s (%d), which only matrices may have; vectors may be F32, F16, BF16", name,
+                     tensor_type_layout(out->type)->name, out->type);
     } else if (out->columns != columns || (rows >= 0 && out->rows != rows) || out->n_dimensions > 2) {
         char expected[32] = "any";
         if (rows >= 0) snprintf(expected, sizeof expected, "%" PRId64, rows);

@@ -270,16 +270,7 @@ static Matrix new_matrix(const BlockType *type, int rows, int columns, Random *r
 /* Weights as models have them, for what must not overflow: small ones. */
 static Matrix new_small_matrix(const BlockType *type, int rows, int columns, Random *random) {
     Matrix m = new_matrix(type, rows, columns, random);
-    uint8_t *const data = (uint8_t *)m.tensor.data;
-    for (uint64_t at = 0; at < m.tensor.size; at += (uint64_t)type->bytes) {
-        uint8_t *const block = data + at;
-        const bool bfloat = type->type == TYPE_BF16 || type->type == TYPE_F32;
-        const uint8_t high = (uint8_t)((bfloat ? 0x3c : 0x18) | random_below(random, 2) << 7);
-        const int scale = type->type == TYPE_Q6_K ? 209 : type->type == TYPE_F32 ? 3 : 1;
-        block[scale] = high;
-        if (type->type == TYPE_Q4_1 || type->type == TYPE_Q5_1 || type->type == TYPE_Q4_K || type->type == TYPE_Q5_K)
-            block[3] = 0x18;
-    }
+    make_small(&m.tensor);
     pack(&m);
     return m;
 }
@@ -296,11 +287,9 @@ struct Expected {
     int n_terms;
 };
 
-static bool is_float(TensorType type) { return type == TYPE_F32 || type == TYPE_F16 || type == TYPE_BF16; }
-
 /* Of quantised types: one term per scale, of the exact integer product, and one per minimum. */
 static Expected expected_product(const Matrix *m, const ExactWeight *row, const Decoded *d, int token) {
-    const int step = m->type->type == TYPE_Q6_K ? 16 : is_float(m->type->type) ? 1 : 32;
+    const int step = m->type->term;
     const double *const x = d->values + (size_t)token * (size_t)d->stride;
     Expected e = {0, 0, 0};
     for (int from = 0; from < m->weight.columns; from += step) {
@@ -515,20 +504,6 @@ static void test_parts() {
     }
 }
 
-/* Where a block keeps its codes, all of which a byte can fill. */
-static void code_bytes_of(TensorType type, int *begin, int *end) {
-    const bool minimum = type == TYPE_Q4_1 || type == TYPE_Q5_1;
-    *begin = type == TYPE_Q6_K ? 0 : type == TYPE_Q4_K || type == TYPE_Q5_K ? 16 : minimum ? 4 : 2;
-    *end = type == TYPE_Q4_0   ? 18
-           : type == TYPE_Q4_1 ? 20
-           : type == TYPE_Q5_0 ? 22
-           : type == TYPE_Q5_1 ? 24
-           : type == TYPE_Q8_0 ? 34
-           : type == TYPE_Q4_K ? 144
-           : type == TYPE_Q5_K ? 176
-                               : 192;
-}
-
 /* The largest codes times the largest activations, of equal and of changing sign: no sum on the way overflows. */
 static void test_largest_codes() {
     static const uint8_t fills[] = {0xff, 0x80, 0x7f, 0x00};
@@ -537,7 +512,7 @@ static void test_largest_codes() {
         for (uint8_t fill : fills) {
             Matrix m = new_matrix(&block_types[type], 16, 256, &random);
             int begin, end;
-            code_bytes_of(m.type->type, &begin, &end);
+            code_bytes_of(m.type, &begin, &end);
             for (uint64_t block = 0; block < m.tensor.size; block += (uint64_t)m.type->bytes)
                 memset((uint8_t *)m.tensor.data + block + begin, fill, (size_t)(end - begin));
             pack(&m);

@@ -1,0 +1,3 @@
+#include "types/grids.h"
+
+#include "types/grid_data.h"
