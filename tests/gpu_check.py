@@ -257,13 +257,14 @@ def build_by_hand(folder: Path, nvcc: str, architecture: str, limit: float) -> B
     ]
     rooms = ("src", "types", "cpu", "cuda")
     sources = sorted(source for room in rooms for source in (libbee / room).rglob("*.c"))
-    on_host += [compiled(c, source) for source in sources if source.name != "kernels.c"]
+    named = {source: "-".join(source.relative_to(libbee).parts) for source in sources}
+    on_host += [compiled(c, source, name) for source, name in named.items() if source.name != "kernels.c"]
     support = [compiled(c, native / f"{name}.c") for name in ("ggml_blocks", "tiny_model")]
     engine_tests = {name: compiled([*c, "-UNDEBUG"], native / f"{name}.c") for name in ENGINE_TESTS}
     run_all(jobs, end)
 
     built = Built(folder / "libbee.so", folder / "libbee_cuda.so", folder)
-    error = str(objects / "error.c.o")
+    error = str(objects / "src-error.c.o")
     libraries = ["-lpthread", "-lm", "-ldl"]
     links = [
         [cc, "-shared", "-o", str(built.library), *on_host, *libraries],

@@ -200,7 +200,7 @@ def test_tensor_types_that_cannot_be_run(type_name: str, name: str, tmp_path: Pa
 @pytest.mark.parametrize("type_name", ["Q2_K", "Q8_0", "IQ4_NL"])
 def test_norms_are_floats(type_name: str, tmp_path: Path) -> None:
     document = tiny_model("llama-q4_k").copy()
-    name = "blk.1.ffn_norm.weight"
+    name = "blk.0.ffn_norm.weight"
     document.tensors[name] = Stored.zeros(type_name, document.tensors[name].shape)
     assert_refused(document.write(tmp_path / "m.gguf"), UnsupportedModelError, f"'{re.escape(name)}'.*{type_name}.*F32")
 
