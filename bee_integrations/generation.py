@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import InitVar, asdict, dataclass, field
+from dataclasses import MISSING, InitVar, asdict, dataclass, field, fields
 from typing import Any
 
 from .constraints.compiler import Constraint
@@ -26,7 +26,8 @@ class _EarlierName(frozenset[str]):
 
 @dataclass(frozen=True)
 class GenerationParams:
-    """How to generate. Raises ParameterError, which names the field and its range, for values that make no sense."""
+    """How to generate. None is the default of every field. Raises ParameterError, which names the field and its range,
+    for values that make no sense."""
 
     temperature: float = 0.0
     """0 takes the most likely token; otherwise 0 to 100."""
@@ -78,6 +79,9 @@ class GenerationParams:
         set_field = object.__setattr__  # the class is frozen; this is its constructor
         # `dataclasses.replace` hands over what it reads under the earlier name, which says nothing new.
         read_back = spoken_controls is None or isinstance(spoken_controls, _EarlierName)
+        for one in fields(self):
+            if getattr(self, one.name) is None and one.default is not None:  # None stands for every default
+                set_field(self, one.name, {} if one.default is MISSING else one.default)
         set_field(self, "temperature", real("temperature", self.temperature, 0.0, _MAX_TEMPERATURE))
         set_field(self, "top_k", integer("top_k", self.top_k, 0, INT32_MAX, note=" (0: off)"))
         set_field(self, "top_p", real("top_p", self.top_p, 0.0, 1.0, open_low=True, note=" (1: off)"))

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -660,6 +660,11 @@ def test_signals_reach_the_process_while_it_generates(tiny: Engine) -> None:
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert seen
+
+
+def test_none_is_the_default_of_every_field() -> None:
+    names = [one.name for one in fields(GenerationParams)]
+    assert GenerationParams(**dict.fromkeys(names)) == GenerationParams()
 
 
 def test_markers_under_their_earlier_name() -> None:
