@@ -998,9 +998,15 @@ static uint64_t attention_bytes(const CacheShape *shape, int n_ctx) {
 }
 
 /* Scratch of the threads, whose number is not known yet. */
-static uint64_t shared_bytes(int n_head_rows, int n_ff) {
+static uint64_t shared_bytes(int n_head_rows, int n_ff, int n_layers) {
     (void)n_ff;
+    (void)n_layers;
     return (uint64_t)n_head_rows * sizeof(Candidate);
+}
+
+static uint64_t bytes_taken(const Backend *backend) {
+    (void)backend;
+    return 0;
 }
 
 const Device bee_cpu_device = {
@@ -1017,4 +1023,5 @@ const Device bee_cpu_device = {
     .operand_bytes = operand_bytes,
     .attention_bytes = attention_bytes,
     .shared_bytes = shared_bytes,
+    .bytes_taken = bytes_taken,
 };

@@ -2,8 +2,10 @@
  * kept (runs.cu). */
 #include "backend.h"
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <dlfcn.h>
 #include <new>
 
 /* ---- operations --------------------------------------------------------------------------------- */
@@ -209,8 +211,17 @@ static const Ops cuda_ops = {
     &device_ops,
 };
 
+/* The process that used a card first; its children cannot. */
+static std::atomic<pid_t> first_user;
+
 static bee_status no_device(cudaError_t error, bee_error *out) {
     int driver = 0, runtime = 0;
+    const pid_t user = first_user;
+    if (user && user != getpid())
+        return bee_fail(
+            out, BEE_ERROR_DEVICE,
+            "no CUDA device can be used: this process was forked from one that used the card, and CUDA does "
+            "not survive a fork (multiprocessing: \"spawn\")");
     cudaDriverGetVersion(&driver);
     cudaRuntimeGetVersion(&runtime);
     cudaGetLastError();
@@ -226,6 +237,40 @@ static bee_status no_device(cudaError_t error, bee_error *out) {
                     cudaGetErrorName(error));
 }
 
+#if !defined(BEE_EMULATE)
+/* As NVML (nvml.h) has them. */
+typedef struct NvmlMemory {
+    unsigned long long total, free, used;
+} NvmlMemory;
+typedef int NvmlVoid(void), NvmlHandle(const char *, void **), NvmlMemoryInfo(void *, NvmlMemory *);
+
+static bool ask_nvml(void *nvml, const char *bus_id, NvmlMemory *out) {
+    NvmlVoid *const init = (NvmlVoid *)dlsym(nvml, "nvmlInit_v2"), *const end = (NvmlVoid *)dlsym(nvml, "nvmlShutdown");
+    NvmlHandle *const handle = (NvmlHandle *)dlsym(nvml, "nvmlDeviceGetHandleByPciBusId_v2");
+    NvmlMemoryInfo *const info = (NvmlMemoryInfo *)dlsym(nvml, "nvmlDeviceGetMemoryInfo");
+    if (!init || !end || !handle || !info || init()) return false;
+    void *device = NULL;
+    const bool ok = !handle(bus_id, &device) && !info(device, out);
+    end();
+    return ok;
+}
+
+/* Without a context, which would take some of the memory, and keep it until the process ends. False where nobody says,
+ * or where the card is a part of the one that is known by this number. */
+static bool memory_without_context(const cudaDeviceProp *card, size_t *free_bytes, size_t *total_bytes) {
+    char bus_id[32];
+    snprintf(bus_id, sizeof bus_id, "%08x:%02x:%02x.0", (unsigned)card->pciDomainID, (unsigned)card->pciBusID,
+             (unsigned)card->pciDeviceID);
+    void *const nvml = dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
+    NvmlMemory memory = {0, 0, 0};
+    const bool ok = nvml && ask_nvml(nvml, bus_id, &memory) && memory.total / 8 * 7 < card->totalGlobalMem;
+    if (nvml) dlclose(nvml);
+    *free_bytes = memory.free;
+    *total_bytes = memory.total;
+    return ok;
+}
+#endif
+
 static bee_status describe(bee_device_info *out, bee_error *error) {
     int count = 0;
     cudaDeviceProp card;
@@ -233,13 +278,15 @@ static bee_status describe(bee_device_info *out, bee_error *error) {
     *out = {};
     cudaError_t result = cudaGetDeviceCount(&count);
     if (result == cudaSuccess && !count) result = cudaErrorNoDevice;
-    if (result == cudaSuccess) result = cudaSetDevice(0);
     if (result == cudaSuccess) result = cudaGetDeviceProperties(&card, 0);
     if (result == cudaSuccess && card.major < 8)
         return bee_fail(error, BEE_ERROR_DEVICE,
                         "%.64s has compute capability %d.%d, and 8.0 is needed (Ampere: RTX 30, A100 and newer)",
                         card.name, card.major, card.minor);
-    if (result == cudaSuccess) result = cudaMemGetInfo(&free_bytes, &total_bytes);
+    if (result == cudaSuccess && !memory_without_context(&card, &free_bytes, &total_bytes)) {
+        result = cudaSetDevice(0);
+        if (result == cudaSuccess) result = cudaMemGetInfo(&free_bytes, &total_bytes);
+    }
     if (result != cudaSuccess) return no_device(result, error);
     snprintf(out->name, sizeof out->name, "%.127s", card.name);
     out->capability_major = card.major;
@@ -308,6 +355,9 @@ static bool overlaps_kernels() {
 
 static Backend *backend_new(bee_error *error) {
     Backend *b = (Backend *)calloc(1, sizeof *b);
+    pid_t nobody = 0;
+    first_user.compare_exchange_strong(nobody, getpid());
+    if (b) b->owner = getpid();
     if (b) b->taken = new (std::nothrow) std::unordered_map<void *, size_t>;
     const bool ok = b && b->taken && succeeded(b, cudaSetDevice(0), "opened") &&
                     succeeded(b, cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking), "opened") &&

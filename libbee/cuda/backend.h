@@ -3,6 +3,7 @@
 #ifndef BEE_CUDA_BACKEND_H
 #define BEE_CUDA_BACKEND_H
 
+#include <unistd.h>
 #include <unordered_map>
 
 #include "kernels.h"
@@ -13,10 +14,7 @@ extern "C" {
 #include "library.h"
 }
 
-enum {
-    N_SLOTS = 4,     /* uploads under way */
-    MOST_GRAPHS = 96 /* kept; the one that was not used for longest makes room */
-};
+enum { N_SLOTS = 4 }; /* uploads under way */
 
 struct Weight {
     DeviceWeight weight;
@@ -91,6 +89,7 @@ typedef struct Scratch {
 
 struct Backend {
     cudaStream_t stream;
+    pid_t owner;   /* the process that opened it */
     bool overlaps; /* kernels of a pass begin before the one before them has ended: device.h */
     char note[256];
     bee_status failure;

@@ -19,6 +19,11 @@ bool succeeded(Backend *b, cudaError_t error, const char *what) {
 }
 
 bee_status status(Backend *b, bee_error *error) {
+    if (b->owner != getpid())
+        return bee_fail(
+            error, BEE_ERROR_DEVICE,
+            "this process was forked from the one that opened the engine, and CUDA does not survive a fork: "
+            "open engines in the process that uses them (multiprocessing: \"spawn\")");
     succeeded(b, cudaGetLastError(), "ran a kernel");
     if (!b->failure) return BEE_OK;
     return bee_fail(
@@ -56,13 +61,12 @@ static void *taken(Backend *b, cudaError_t error, void *memory) {
 /* Others may have chosen another device for this thread. */
 void *take(Backend *b, size_t bytes) {
     void *memory = NULL;
-    bytes = device_bytes(bytes);
     if (b->failure) return NULL;
     cudaError_t error = cudaSetDevice(0);
-    if (error == cudaSuccess) error = cudaMalloc(&memory, bytes);
+    if (error == cudaSuccess) error = cudaMalloc(&memory, bytes ? (bytes + 255) / 256 * 256 : 256);
     if (!taken(b, error, memory)) return NULL;
-    (*b->taken)[memory] = bytes;
-    b->bytes_taken += bytes;
+    (*b->taken)[memory] = device_bytes(bytes);
+    b->bytes_taken += device_bytes(bytes);
     return memory;
 }
 

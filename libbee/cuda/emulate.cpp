@@ -10,6 +10,7 @@
 #include <map>
 #include <mutex>
 #include <set>
+#include <unistd.h>
 #include <vector>
 #if !defined(__x86_64__)
 #include <ucontext.h>
@@ -381,7 +382,7 @@ void emulated_enqueue_grid(cudaStream_t stream, dim3 grid, dim3 block, size_t sh
 /* BEE_EMULATED_CAPABILITY: "major.minor"; _MEMORY: bytes; _DEVICES: how many, -1 for a driver that is missing or older
  * than _DRIVER (as cudaDriverGetVersion has it); _GRAPHS: that there is memory for; _FAILURE: see wait_for;
  * _FAILED_LAUNCH: the so manieth launch since this was set fails; _REFUSED_OVERLAP: of kernels that may overlap, 1: the
- * launch, 2: the end of a capture, 3: the graph. */
+ * launch, 2: the end of a capture, 3: the graph; _CONTEXT: bytes that a process takes as soon as it uses the card. */
 static long setting(const char *name, long otherwise) {
     const char *value = getenv(name);
     return value ? atol(value) : otherwise;
@@ -402,11 +403,24 @@ void emulated_check_fence(const void *at) {
 }
 static size_t total_memory() { return (size_t)setting("BEE_EMULATED_MEMORY", 4l << 30); }
 
+/* Of this process, from its first use of the card to its end; a child has none and cannot get one. */
+static std::atomic<pid_t> context_owner;
+static cudaError_t use_context() {
+    pid_t nobody = 0;
+    if (context_owner.compare_exchange_strong(nobody, getpid())) {
+        const std::lock_guard<std::mutex> guard(memory_lock);
+        taken += (size_t)setting("BEE_EMULATED_CONTEXT", 0);
+    }
+    return context_owner == getpid() ? cudaSuccess : last_error = cudaErrorInitializationError;
+}
+static bool is_forked() { return context_owner && context_owner != getpid(); }
+
 cudaError_t cudaGetDeviceCount(int *count) {
+    if (is_forked()) return last_error = cudaErrorInitializationError;
     *count = (int)setting("BEE_EMULATED_DEVICES", 1);
     return *count < 0 ? cudaErrorInsufficientDriver : *count ? cudaSuccess : cudaErrorNoDevice;
 }
-cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+cudaError_t cudaSetDevice(int) { return use_context(); }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int) {
     *out = cudaDeviceProp{"emulated device", total_memory(), 9, 0, 4};
     if (const char *capability = getenv("BEE_EMULATED_CAPABILITY"))
@@ -418,24 +432,35 @@ cudaError_t cudaDriverGetVersion(int *version) {
     return cudaSuccess;
 }
 cudaError_t cudaRuntimeGetVersion(int *version) { return *version = 13000, cudaSuccess; }
-cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes) {
+bool memory_without_context(const cudaDeviceProp *, size_t *free_bytes, size_t *total_bytes) {
     const std::lock_guard<std::mutex> guard(memory_lock);
     *total_bytes = total_memory();
     *free_bytes = *total_bytes > taken ? *total_bytes - taken : 0;
-    return cudaSuccess;
+    return true;
+}
+cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes) {
+    const cudaError_t error = use_context();
+    memory_without_context(nullptr, free_bytes, total_bytes);
+    return error;
+}
+/* Large pieces have pages of their own. */
+static size_t in_pages(size_t bytes) {
+    const size_t page = 2 << 20;
+    return bytes < page / 2 ? bytes : (bytes + page - 1) / page * page;
 }
 /* The size stands in front; behind the end lies nothing, so that a sanitizer sees what reads on. */
 enum { MEMORY_HEAD = 256 };
 cudaError_t cudaMalloc(void **out, size_t bytes) {
-    const std::lock_guard<std::mutex> guard(memory_lock);
     *out = nullptr;
-    if (taken + bytes > total_memory()) return last_error = cudaErrorMemoryAllocation;
+    if (use_context() != cudaSuccess) return last_error;
+    const std::lock_guard<std::mutex> guard(memory_lock);
+    if (taken + in_pages(bytes) > total_memory()) return last_error = cudaErrorMemoryAllocation;
     unsigned char *memory =
         (unsigned char *)aligned_alloc(MEMORY_HEAD, (bytes + 2 * MEMORY_HEAD - 1) / MEMORY_HEAD * MEMORY_HEAD);
     if (!memory) return cudaErrorMemoryAllocation;
     memcpy(memory, &bytes, sizeof bytes);
     memset(memory + MEMORY_HEAD, 0xff, bytes);
-    taken += bytes;
+    taken += in_pages(bytes);
     allocations[memory + MEMORY_HEAD] = bytes;
     *out = memory + MEMORY_HEAD;
     return cudaSuccess;
@@ -446,7 +471,7 @@ cudaError_t cudaFree(void *memory) {
     const std::lock_guard<std::mutex> guard(memory_lock);
     size_t bytes;
     memcpy(&bytes, (unsigned char *)memory - MEMORY_HEAD, sizeof bytes);
-    taken -= bytes;
+    taken -= in_pages(bytes);
     allocations.erase((unsigned char *)memory);
     free((unsigned char *)memory - MEMORY_HEAD);
     return cudaSuccess;
@@ -525,15 +550,22 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *out) {
     return last_error = cudaErrorStreamCaptureInvalidated;
 }
 static std::atomic<long> n_graphs;
+enum { KERNEL_BYTES = 1 << 10 }; /* of a graph */
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsigned long long) {
     if (n_graphs >= setting("BEE_EMULATED_GRAPHS", LONG_MAX)) return last_error = cudaErrorMemoryAllocation;
     if (has_overlap(graph->work) && refuses_overlap(3)) return last_error = cudaErrorNotSupported;
     n_graphs++;
     *out = new EmulatedGraph(*graph);
+    const std::lock_guard<std::mutex> guard(memory_lock);
+    taken += graph->work.size() * KERNEL_BYTES;
     return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) { return n_graphs--, delete graph, cudaSuccess; }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
+    const std::lock_guard<std::mutex> guard(memory_lock);
+    taken -= graph->work.size() * KERNEL_BYTES;
+    return n_graphs--, delete graph, cudaSuccess;
+}
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
     for (const auto &one : graph->work) stream->work.push_back(one);
     return cudaSuccess;

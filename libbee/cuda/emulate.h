@@ -182,6 +182,8 @@ typedef struct cudaLaunchConfig_t {
 enum { cudaHostAllocDefault = 0, cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaEventDefault = 0 };
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaFuncAttributePreferredSharedMemoryCarveout = 9 };
 
+/* In place of NVML. */
+bool memory_without_context(const cudaDeviceProp *card, size_t *free_bytes, size_t *total_bytes);
 cudaError_t cudaGetDeviceCount(int *count);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int device);

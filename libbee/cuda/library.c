@@ -86,36 +86,41 @@ static const char *note(const Backend *backend) { return load_library(NULL)->not
 
 /* ---- bytes -------------------------------------------------------------------------------------- */
 
-enum { OPERAND_PARTS = 7 };
-
-/* Kernels, their local memory and the driver's own: seen to be 300 to 500 MB. */
-static const uint64_t DRIVER_BYTES = 512ull << 20;
+/* Kernels, their local memory and the driver's own: seen to be 300 to 500 MB. With a backend what is left are kernels
+ * that have not run yet. */
+enum { DRIVER_BYTES = 512 << 20, DRIVER_BYTES_TO_COME = 64 << 20 };
 
 /* Products split over their columns: at most 511 blocks of 64 rows, for each of those that run together. */
 static const uint64_t PARTIAL_BYTES = 3ull * 511 * 64 * BEE_MAX_PASS_ROWS * sizeof(float) + (1 << 20);
 
 static uint64_t matrix_bytes(TensorType type, int rows, int columns) {
     const DeviceWeight weight = device_weight_layout(type, rows, columns);
-    return device_weight_bytes(&weight);
+    return device_bytes(device_weight_bytes(&weight));
 }
 
 static uint64_t buffer_bytes(uint64_t bytes) { return device_bytes(bytes); }
 
 static uint64_t operand_bytes(int columns) {
     const OperandSizes s = operand_sizes(columns, BEE_MAX_PASS_ROWS);
-    return s.codes + s.scales + 2 * (s.halves + s.factors) + s.values + OPERAND_PARTS * 256;
+    return device_bytes(s.codes) + device_bytes(s.scales) + 2 * (device_bytes(s.halves) + device_bytes(s.factors)) +
+           device_bytes(s.values);
 }
 
 static uint64_t partial_results(const CacheShape *shape, int n_ctx) {
-    return attention_bytes(shape->n_head, shape->query_columns, attention_chunks(shape, n_ctx));
+    return device_bytes(attention_bytes(shape->n_head, shape->query_columns, attention_chunks(shape, n_ctx)));
 }
 
-/* The largest head's rows are kept where log-probabilities are asked for. */
-static uint64_t shared_bytes(int n_head_rows, int n_ff) {
-    return DRIVER_BYTES + PARTIAL_BYTES + 2 * STAGING_BYTES + (4 << 20) +
+/* The largest head's rows are kept where log-probabilities are asked for. Of what is small, some lies in pages that
+ * nothing else fills. */
+static uint64_t shared_bytes(int n_head_rows, int n_ff, int n_layers) {
+    static const uint64_t SMALL_PIECES = 8 << 20;
+    return PARTIAL_BYTES + 2 * device_bytes(STAGING_BYTES) + SMALL_PIECES +
            device_bytes(BEE_MAX_PASS_ROWS * padded(n_head_rows) * sizeof(float)) +
-           gate_bytes(n_head_rows > n_ff ? n_head_rows : n_ff);
+           device_bytes(gate_bytes(n_head_rows > n_ff ? n_head_rows : n_ff)) +
+           MOST_GRAPHS * graph_bytes(LAYER_KERNELS * n_layers + OTHER_KERNELS);
 }
+
+static uint64_t bytes_taken(const Backend *backend) { return load_library(NULL)->bytes_taken(backend); }
 
 const Device bee_cuda_device = {
     .kind = BEE_DEVICE_CUDA,
@@ -132,4 +137,7 @@ const Device bee_cuda_device = {
     .operand_bytes = operand_bytes,
     .attention_bytes = partial_results,
     .shared_bytes = shared_bytes,
+    .driver_bytes = DRIVER_BYTES,
+    .driver_bytes_to_come = DRIVER_BYTES_TO_COME,
+    .bytes_taken = bytes_taken,
 };

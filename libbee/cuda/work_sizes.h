@@ -18,8 +18,17 @@ static const size_t STAGING_BYTES = 16 << 20;
  * positions with 64 heads of 128, or the like. */
 static const size_t ATTENTION_BYTES = 72 << 20;
 
-/* What an allocation really takes. */
-static inline size_t device_bytes(size_t bytes) { return bytes ? (bytes + 255) / 256 * 256 : 256; }
+/* What an allocation really takes: small ones share pages of the device's, one of 1 MiB or more has its own. */
+static inline size_t device_bytes(size_t bytes) {
+    enum { SMALL_UNIT = 256, OWN_PAGES = 1 << 20, PAGE = 2 << 20 };
+    const size_t unit = bytes < OWN_PAGES ? SMALL_UNIT : PAGE;
+    return bytes ? (bytes + unit - 1) / unit * unit : unit;
+}
+
+/* Graphs that are kept, and what each kernel of one takes: estimated, not measured. */
+enum { MOST_GRAPHS = 96, GRAPH_KERNEL_BYTES = 2 << 10, LAYER_KERNELS = 12, OTHER_KERNELS = 16 };
+
+static inline size_t graph_bytes(int n_kernels) { return (size_t)n_kernels * GRAPH_KERNEL_BYTES; }
 
 /* Chunks of so many positions, rounded up to a power of two. */
 static inline int chunk_bucket(int n_positions) {

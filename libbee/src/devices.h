@@ -30,8 +30,12 @@ typedef struct Device {
     uint64_t (*operand_bytes)(int columns);
     /* for the partial results of attention, which all layers share: the largest counts, */
     uint64_t (*attention_bytes)(const CacheShape *shape, int n_ctx);
-    /* and for all else that an engine has once, where its largest head and feed-forward have so many rows. */
-    uint64_t (*shared_bytes)(int n_head_rows, int n_ff);
+    /* for all else that an engine has once, where its largest head and feed-forward have so many rows and its models so
+     * many layers, */
+    uint64_t (*shared_bytes)(int n_head_rows, int n_ff, int n_layers);
+    /* and for the driver itself: an estimate; and what of it is still to come once a backend is open. */
+    uint64_t driver_bytes, driver_bytes_to_come;
+    uint64_t (*bytes_taken)(const Backend *backend); /* of its memory, now; 0 where nobody counts */
 } Device;
 
 extern const Device bee_cpu_device, bee_cuda_device;

@@ -63,12 +63,25 @@ static bee_status open_drafter(bee_engine *e, const char *path, const bee_engine
     return BEE_OK;
 }
 
-static bee_status open_backend(bee_engine *e, const bee_engine_params *params, bee_error *error) {
+static bee_status find_device(bee_engine *e, bee_error *error) {
     bee_error local;
     if (!error) error = &local;
-    if (e->device->describe(&e->device_info, error) || !(e->ops = e->device->ops(error))) return error->status;
+    return e->device->describe(&e->device_info, error) || !(e->ops = e->device->ops(error)) ? error->status : BEE_OK;
+}
+
+/* What the driver takes is then there: whether all else fits is certain, where before it was likely. */
+static bee_status open_backend(bee_engine *e, const bee_engine_params *params, const bee_memory_plan *plan,
+                               bee_error *error) {
+    bee_error local;
+    bee_device_info now;
+    if (!error) error = &local;
     e->backend = e->device->backend_new(params->n_threads, params->instruction_set, error);
-    return e->backend ? BEE_OK : error->status;
+    if (!e->backend) return error->status;
+    const bee_status status = e->device->describe(&now, error);
+    if (status || !e->device->own_memory) return status;
+    const uint64_t there =
+        e->device->driver_bytes - e->device->driver_bytes_to_come + e->device->bytes_taken(e->backend);
+    return plan_check(plan, there, &now, params->n_ctx, error);
 }
 
 static bee_status plan(const bee_engine *e, const char *model_path, const char *drafter_path, int32_t n_ctx,
@@ -85,14 +98,15 @@ static bee_status plan(const bee_engine *e, const char *model_path, const char *
     return status;
 }
 
-/* Before anything is loaded: what would not fit a device's own memory is refused with the numbers. Otherwise a plan is
- * made where progress has to know its total; files that have none are refused when they are opened, with the reason. */
+/* Before a device is opened, which would take memory until the process ends: what cannot fit its own is refused with
+ * the numbers. Otherwise a plan is made where progress has to know its total; files that have none are refused when
+ * they are opened, with the reason. */
 static bee_status make_plan(const bee_engine *e, const char *model_path, const char *drafter_path,
                             const bee_engine_params *params, bee_memory_plan *out, bee_error *error) {
     *out = (bee_memory_plan){0};
     if (e->device->own_memory) {
         const bee_status status = plan(e, model_path, drafter_path, params->n_ctx, out, error);
-        return status ? status : plan_check(out, &e->device_info, params->n_ctx, error);
+        return status ? status : plan_check(out, e->device->driver_bytes, &e->device_info, params->n_ctx, error);
     }
     if (params->progress) plan(e, model_path, drafter_path, 0, out, NULL);
     return BEE_OK;
@@ -121,8 +135,9 @@ static bee_status open_parts(bee_engine *e, const char *model_path, const char *
                              const bee_engine_params *params, bee_error *error) {
     bee_memory_plan needed;
     bee_status status = check_params(params, drafter_path, error);
-    if (!status) status = open_backend(e, params, error);
+    if (!status) status = find_device(e, error);
     if (!status) status = make_plan(e, model_path, drafter_path, params, &needed, error);
+    if (!status) status = open_backend(e, params, &needed, error);
     if (!status)
         status = load_models(e, model_path, drafter_path, params, needed.target_bytes + needed.drafter_bytes, error);
     if (status) return status;

@@ -29,21 +29,26 @@ static uint64_t workspace_bytes(const Device *device, const Model *m, int n_feat
 
 /* What all models of an engine share. */
 static uint64_t shared_bytes(const Device *device, const Model *const *models, int n_models, const int *n_ctx) {
-    int head = 0, ff = 0;
+    int head = 0, ff = 0, n_layers = 0;
     uint64_t attention = 0;
     for (int i = 0; i < n_models; i++) {
         const CacheShape cache = shape_cache(&models[i]->shape);
         const int widest = shape_widest(&models[i]->shape, ff_columns);
         if (models[i]->n_head_rows > head) head = models[i]->n_head_rows;
         if (widest > ff) ff = widest;
+        n_layers += models[i]->shape.n_layer;
         attention = larger(attention, device->attention_bytes(&cache, n_ctx[i]));
     }
-    return device->shared_bytes(head, ff) + attention;
+    return device->driver_bytes + device->shared_bytes(head, ff, n_layers) + attention;
 }
 
-static uint64_t model_cache_bytes(const Model *m, int n_ctx) {
+static uint64_t model_cache_bytes(const Device *device, const Model *m, int n_ctx) {
     const CacheShape shape = shape_cache(&m->shape);
-    return cache_bytes(&shape, n_ctx);
+    const Cache cache = cache_layout(&shape, n_ctx);
+    uint64_t bytes = 0;
+    for (int r = 0; r < CACHE_REGIONS; r++)
+        if (cache_half_bytes(&cache, r)) bytes += 2 * device->buffer_bytes(cache_half_bytes(&cache, r));
+    return bytes;
 }
 
 static void add_up(const Device *device, const Model *target, const Model *drafter, int n_ctx, bee_memory_plan *out) {
@@ -54,7 +59,7 @@ static void add_up(const Device *device, const Model *target, const Model *draft
                              .drafter_bytes = drafter ? drafter->weight_bytes : 0,
                              .work_bytes = shared_bytes(device, models, n_models, contexts)};
     for (int i = 0; i < n_models; i++) {
-        out->cache_bytes += model_cache_bytes(models[i], contexts[i]);
+        out->cache_bytes += model_cache_bytes(device, models[i], contexts[i]);
         out->work_bytes += workspace_bytes(device, models[i], n_features);
     }
     out->total_bytes = out->target_bytes + out->drafter_bytes + out->cache_bytes + out->work_bytes;
@@ -82,15 +87,16 @@ bee_status bee_plan_memory(const bee_file *target_file, const bee_file *drafter_
     return status;
 }
 
-bee_status plan_check(const bee_memory_plan *plan, const bee_device_info *device, int32_t n_ctx, bee_error *error) {
-    if (plan->total_bytes <= device->free_bytes) return BEE_OK;
+bee_status plan_check(const bee_memory_plan *plan, uint64_t there, const bee_device_info *device, int32_t n_ctx,
+                      bee_error *error) {
+    if (plan->total_bytes - there <= device->free_bytes) return BEE_OK;
     const double GB = 1e-9;
     return bee_fail(
         error, BEE_ERROR_MEMORY,
         "it needs %.2f GB and %s has %.2f of %.2f GB free: target %.2f, drafter %.2f, keys and values of %d "
         "positions %.2f, work space %.2f GB; take a smaller context (n_ctx), a smaller quantisation, or no "
         "drafter",
-        GB * (double)plan->total_bytes, device->name, GB * (double)device->free_bytes, GB * (double)device->total_bytes,
-        GB * (double)plan->target_bytes, GB * (double)plan->drafter_bytes, n_ctx, GB * (double)plan->cache_bytes,
-        GB * (double)plan->work_bytes);
+        GB * (double)(plan->total_bytes - there), device->name, GB * (double)device->free_bytes,
+        GB * (double)device->total_bytes, GB * (double)plan->target_bytes, GB * (double)plan->drafter_bytes, n_ctx,
+        GB * (double)plan->cache_bytes, GB * (double)(plan->work_bytes - there));
 }

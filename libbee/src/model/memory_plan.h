@@ -4,8 +4,9 @@
 
 #include "bee.h"
 
-/* BEE_OK where the plan fits what is free on the device; otherwise BEE_ERROR_MEMORY with the numbers and what could be
- * changed. */
-bee_status plan_check(const bee_memory_plan *plan, const bee_device_info *device, int32_t n_ctx, bee_error *error);
+/* BEE_OK where the plan fits what is free on the device, less `there`, which somebody has taken already; otherwise
+ * BEE_ERROR_MEMORY with the numbers and what could be changed. */
+bee_status plan_check(const bee_memory_plan *plan, uint64_t there, const bee_device_info *device, int32_t n_ctx,
+                      bee_error *error);
 
 #endif

@@ -155,11 +155,12 @@ void matrix_free(const Ops *ops, Backend *backend, Matrix *matrix) {
 Table *load_table(Loader *l, const char *name, const Tensor *tensor) {
     Tensor at_hand = *tensor;
     if (l->status) return NULL;
-    l->weight_bytes += tensor->size;
+    const uint64_t bytes = l->device->buffer_bytes(tensor->size);
+    l->weight_bytes += bytes;
     if (!l->backend || !read_tensor(l, &at_hand)) return NULL;
     Table *table = l->ops->table_new(l->backend, &at_hand);
     if (!table) fail_memory(l, name);
-    tell_progress(l, tensor->size);
+    tell_progress(l, bytes);
     return table;
 }
 
