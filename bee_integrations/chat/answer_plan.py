@@ -77,7 +77,7 @@ class _Rules:
         assert self.format is not None
         # A model that has called waits for the result: what follows a call is another one, or the end.
         rules, triggers = [self._call_rules()], []
-        for index, trigger in enumerate(self.format.triggers):
+        for index, trigger in enumerate(self.format.triggers_for(self.use.callable_tools)):
             rules.append(f"rest_{index}: {trigger.rule}{self._more_calls()}")
             triggers.append(replace(trigger, rule=f"rest_{index}"))
         return LazyGrammar(tuple(triggers), "\n".join(rules), self.format.ends_thinking)
@@ -88,7 +88,7 @@ class _Rules:
         literal = self.grammars.literal
         kinds, rules = [], []
         if self.use.callable_tools:
-            kinds.append(f"{literal(self.format.trigger)} after_trigger{self._more_calls()}")
+            kinds.append(f"({self.format.first_call(self.use.callable_tools, literal)}){self._more_calls()}")
             rules.append(self._call_rules())
         if constraint is not None and not self.use.demanded:
             if not isinstance(constraint, JsonSchema):

@@ -11,6 +11,7 @@ from ..engine.engine import Engine
 from ..errors import ParameterError, TemplateError
 from ..text.chat_template import ChatTemplate
 from ..tools import formats
+from ..tools.template_ways import tool_variables
 from ..tools.tool_format import ToolFormat
 from .parameters import BeeParameters
 from .tool_use import ToolUse
@@ -72,7 +73,7 @@ def _strings(value: Any) -> Iterator[str]:
 def tool_format(engine: Engine, parameters: BeeParameters) -> ToolFormat:
     """The format that the parameters name, or that of the chat template."""
     if parameters.tool_format is not None:
-        return formats.by_name(parameters.tool_format)
+        return formats.for_template(formats.by_name(parameters.tool_format), template_source(engine, parameters))
     return formats.recognise(template_source(engine, parameters))
 
 
@@ -132,8 +133,9 @@ def chat_text(
     # Templates know the switch by one of these names.
     thinking = {} if switch is None else {"enable_thinking": switch, "thinking": switch}
     effort = {} if parameters.reasoning_effort is None else {"reasoning_effort": parameters.reasoning_effort}
-    variables = thinking | effort | (parameters.chat_template_kwargs or {})
-    return _template(engine, parameters).render(messages, tools=tools, **variables)
+    template = _template(engine, parameters)
+    variables = tool_variables(template.source, tools) | thinking | effort | (parameters.chat_template_kwargs or {})
+    return template.render(messages, tools=tools, **variables)
 
 
 def template_source(engine: Engine, parameters: BeeParameters) -> str | None:

@@ -97,7 +97,7 @@ class ReplyReader:
         ends_thinking: what ends the thinking besides the span's end, and is no part of it."""
         self._splitter = ReasoningSplitter(span, opened, ends_thinking)
         self._calls: AnswerReader | None = style.reader(tools) if style is not None else None
-        self._trigger = style.trigger if style is not None and demanded else ""
+        self._beginnings = [one.text for one in style.triggers_for(tools)] if style is not None and demanded else []
         self._checked = CheckedCalls(tools)
         self._n_calls = 0  # that have ended, well or not
 
@@ -113,7 +113,7 @@ class ReplyReader:
 
     def _as_cut_call(self, event: Event) -> Event:
         """What is left of a call that was cut off before its beginning was complete is no text."""
-        if isinstance(event, Text) and self._trigger.startswith(event.text):
+        if isinstance(event, Text) and any(one.startswith(event.text) for one in self._beginnings):
             return CallBroken(self._n_calls, event.text, "the call is cut off before it has begun")
         return event
 

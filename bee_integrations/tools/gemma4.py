@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from ..errors import ParameterError
 from .argument_rules import arguments_schema
@@ -32,13 +32,12 @@ _CONSTANTS = {"true": "true", "false": "false", "null": "null", "None": "null"} 
 class Gemma4Format(ToolFormat):
     """<|tool_call>call:name{key:value}<tool_call|>."""
 
-    name: ClassVar[str] = "gemma4"
-    trigger: ClassVar[str] = _BEGIN
-    markers: ClassVar[tuple[str, ...]] = (_BEGIN, _END, '<|"|>')
-    ends_turn: ClassVar[bool] = True
+    name: str = "gemma4"
+    trigger: str = _BEGIN
+    markers: tuple[str, ...] = (_BEGIN, _END, '<|"|>')
+    ends_turn: bool = True
 
-    @classmethod
-    def recognises(cls, template: str) -> bool:
+    def recognises(self, template: str) -> bool:
         return _BEGIN in template and _END in template and MARK in template
 
     def prompt(
@@ -87,7 +86,7 @@ def _called_name(caller: Mapping[str, Any], result: Mapping[str, Any]) -> str:
 class _Parser(CharacterParser):
     """Turns the notation into JSON, one character at a time."""
 
-    markers: ClassVar[tuple[str, ...]] = (_BEGIN, _END)
+    markers: tuple[str, ...] = (_BEGIN, _END)
 
     def __init__(self, tools: Sequence[Tool]) -> None:
         super().__init__(tools)

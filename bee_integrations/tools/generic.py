@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from .call_history import plain_messages
 from .hermes import BEGIN, END, HermesFormat
@@ -22,11 +22,10 @@ __all__ = ["GenericFormat"]
 class GenericFormat(HermesFormat):
     """Calls as in Hermes, and tools that the system message describes."""
 
-    name: ClassVar[str] = "generic"
-    ends_turn: ClassVar[bool] = True  # models that were not trained on calls would go on calling
+    name: str = "generic"
+    ends_turn: bool = True  # models that were not trained on calls would go on calling
 
-    @classmethod
-    def recognises(cls, template: str) -> bool:
+    def recognises(self, template: str) -> bool:
         """Any template will do, so this format is asked last."""
         return True
 

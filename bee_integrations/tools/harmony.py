@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from ..errors import ParameterError
 from .argument_rules import json_call_rules
@@ -34,21 +34,20 @@ _AFTER_NAME = r" ?(?:<\|channel\|> ?\w+)? ?(?:<\|constrain\|>)? ?\w* ?"
 class HarmonyFormat(ToolFormat):
     """<|channel|>commentary to=functions.name <|constrain|>json<|message|>{...}."""
 
-    name: ClassVar[str] = "harmony"
-    trigger: ClassVar[str] = f"{_CHANNEL}commentary {_TO}"
-    other_triggers: ClassVar[tuple[Trigger, ...]] = (
+    name: str = "harmony"
+    trigger: str = f"{_CHANNEL}commentary {_TO}"
+    other_triggers: tuple[Trigger, ...] = (
         Trigger(f"{_CHANNEL}analysis {_TO}"),
         # The recipient may follow the role.
         Trigger(f"{_START}assistant {_TO}", "after_recipient"),
         Trigger(_TO, "after_recipient", at_start=True),
     )
-    ends_turn: ClassVar[bool] = True
-    markers: ClassVar[tuple[str, ...]] = (_START, _CHANNEL, _MESSAGE, _CONSTRAIN, *_ENDS)
-    reads_all: ClassVar[bool] = True
-    answer_opening: ClassVar[str] = f"{_CHANNEL}final{_MESSAGE}"
+    ends_turn: bool = True
+    markers: tuple[str, ...] = (_START, _CHANNEL, _MESSAGE, _CONSTRAIN, *_ENDS)
+    reads_all: bool = True
+    answer_opening: str = f"{_CHANNEL}final{_MESSAGE}"
 
-    @classmethod
-    def recognises(cls, template: str) -> bool:
+    def recognises(self, template: str) -> bool:
         return all(part in template for part in (_CHANNEL, _MESSAGE, "functions", "commentary", "analysis"))
 
     def prompt(

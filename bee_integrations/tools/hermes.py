@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from .argument_rules import json_call_rules
 from .call_history import plain_messages
@@ -33,12 +33,11 @@ _CALL = re.compile(r"<tool_call>(?:[\s'\"{}~+-]|\\n){0,80}\{\s*\\?\"name\\?\"\s*
 class HermesFormat(ToolFormat):
     """JSON between `<tool_call>` and `</tool_call>`."""
 
-    name: ClassVar[str] = "hermes"
-    trigger: ClassVar[str] = BEGIN
-    markers: ClassVar[tuple[str, ...]] = (BEGIN, END)
+    name: str = "hermes"
+    trigger: str = BEGIN
+    markers: tuple[str, ...] = (BEGIN, END)
 
-    @classmethod
-    def recognises(cls, template: str) -> bool:
+    def recognises(self, template: str) -> bool:
         return "tools" in template and _CALL.search(template) is not None
 
     def prompt(

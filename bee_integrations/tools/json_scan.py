@@ -109,7 +109,14 @@ class CallScan:
     before the name, since the name is what makes a call known.
     """
 
-    def __init__(self, argument_keys: Collection[str] = ("arguments",), *, other_keys: bool = True) -> None:
+    def __init__(
+        self,
+        argument_keys: Collection[str] = ("arguments",),
+        *,
+        other_keys: bool = True,
+        name_key: str = "name",
+        id_key: str = "id",
+    ) -> None:
         """`other_keys`: whether there may be keys beside the name and the arguments."""
         self.name: str | None = None
         self.id: str | None = None
@@ -119,6 +126,8 @@ class CallScan:
         """What is wrong; nothing is read after it."""
         self._argument_keys = argument_keys
         self._other_keys = other_keys
+        self._name_key = name_key
+        self._id_key = id_key
         self._expected = "{"  # the punctuation that may come
         self._read: Callable[[str], str] = self._punctuation
         self._key = ""
@@ -135,7 +144,7 @@ class CallScan:
     @property
     def partial_name(self) -> str | None:
         """The name so far while it is being read, as it is spelled in JSON."""
-        return self._value.text[1:] if self._key == "name" and self._read == self._nested else None
+        return self._value.text[1:] if self._key == self._name_key and self._read == self._nested else None
 
     def push(self, text: str) -> tuple[str, str, bool]:
         """(a piece of the arguments, what follows the call, whether it is at its end or broken).
@@ -192,7 +201,7 @@ class CallScan:
             self.error = f"the key {key!r} is there twice"
         elif is_argument and self.seen_arguments:
             self.error = "the arguments are there twice"
-        elif not (is_argument or key == "name" or self._other_keys):
+        elif not (is_argument or key == self._name_key or self._other_keys):
             self.error = f"the key {key!r} is none of a call"
         self._key = key
         self.members[key] = None
@@ -201,7 +210,7 @@ class CallScan:
     def _value_start(self, text: str) -> str:
         text = text.lstrip(SPACE)
         if text:
-            openings = "{" if self._key in self._argument_keys else '"' if self._key == "name" else '"{['
+            openings = "{" if self._key in self._argument_keys else '"' if self._key == self._name_key else '"{['
             self._value = ValueScan(openings)
             self._read = self._nested if len(openings) == 1 or text[0] in openings else self._bare
         return text
@@ -232,17 +241,17 @@ class CallScan:
         return text[found.start() :]
 
     def _take_value(self, value: Any) -> None:
-        if self._key == "name":
+        if self._key == self._name_key:
             self.name = value
         elif self._key not in self._argument_keys:
             self.members[self._key] = value
-            if self._key == "id" and self.name is None and isinstance(value, str):
+            if self._key == self._id_key and self.name is None and isinstance(value, str):
                 self.id = value
         self._await(",}")
 
     def _close(self) -> None:
         self._done = True
         if self.name is None:
-            self.error = "it has no name: there is no 'name'"
+            self.error = f"it has no name: there is no {self._name_key!r}"
         elif not self.seen_arguments:
             self.error = f"it has no arguments: there is no {' or '.join(map(repr, self._argument_keys))}"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from .argument_rules import json_call_rules
 from .call_history import one_call_each, plain_messages
@@ -29,11 +29,11 @@ _ARGUMENTS = ("parameters", "arguments")
 class Llama3Format(ToolFormat):
     """{"name": ..., "parameters": ...} as the whole answer."""
 
-    name: ClassVar[str] = "llama3"
-    markers: ClassVar[tuple[str, ...]] = (_TAG,)
-    trigger: ClassVar[str] = '{"name": "'
-    trigger_at_start: ClassVar[bool] = True
-    other_triggers: ClassVar[tuple[Trigger, ...]] = tuple(
+    name: str = "llama3"
+    markers: tuple[str, ...] = (_TAG,)
+    trigger: str = '{"name": "'
+    trigger_at_start: bool = True
+    other_triggers: tuple[Trigger, ...] = tuple(
         Trigger(text, at_start=True)
         for text in (
             f'{_TAG}{{"name": "',
@@ -41,10 +41,9 @@ class Llama3Format(ToolFormat):
             f'{_TAG}{{"type": "function", "name": "',
         )
     )
-    ends_turn: ClassVar[bool] = True
+    ends_turn: bool = True
 
-    @classmethod
-    def recognises(cls, template: str) -> bool:
+    def recognises(self, template: str) -> bool:
         return (
             "<|start_header_id|>" in template and "tools_in_user_message" in template and '"parameters": ' in template
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar
 
 from .json_scan import SPACE
 from .step_reader import StepReader, described
@@ -52,7 +51,7 @@ class CharacterParser(CallParser):
     step: Callable[[str], None]
     """Takes a character, and sets the next step. Raises `MalformedCallError` at the one with which the text cannot be
     a call any more."""
-    markers: ClassVar[tuple[str, ...]]
+    markers: tuple[str, ...]
     """What no name or number holds: a model that forgets to close one has gone on to the end of the call."""
 
     def push(self, text: str) -> str:

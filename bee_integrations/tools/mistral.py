@@ -13,7 +13,7 @@ name, as `[CALL_ID]A1b2C3d4E`:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from ..errors import ParameterError
 from .argument_rules import json_call_rules
@@ -35,13 +35,12 @@ _ID_RULE = "/[a-zA-Z0-9]{9}/"
 class MistralFormat(ToolFormat):
     """[TOOL_CALLS] and an array of objects."""
 
-    name: ClassVar[str] = "mistral"
-    trigger: ClassVar[str] = _CALLS
-    markers: ClassVar[tuple[str, ...]] = (_CALLS, _ID, _ARGS)
-    ends_turn: ClassVar[bool] = True
+    name: str = "mistral"
+    trigger: str = _CALLS
+    markers: tuple[str, ...] = (_CALLS, _ID, _ARGS)
+    ends_turn: bool = True
 
-    @classmethod
-    def recognises(cls, template: str) -> bool:
+    def recognises(self, template: str) -> bool:
         return _CALLS in template and _ARGS not in template
 
     def prompt(
@@ -64,10 +63,9 @@ class MistralFormat(ToolFormat):
 class MistralArgsFormat(MistralFormat):
     """[TOOL_CALLS], a name, [ARGS] and an object."""
 
-    name: ClassVar[str] = "mistral-args"
+    name: str = "mistral-args"
 
-    @classmethod
-    def recognises(cls, template: str) -> bool:
+    def recognises(self, template: str) -> bool:
         return _CALLS in template and _ARGS in template
 
     def call_rules(self, tools: Sequence[Tool], literal: Literal, *, parallel: bool) -> str:

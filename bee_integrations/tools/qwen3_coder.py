@@ -18,7 +18,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any
 
 from ..errors import ConstraintError, ParameterError
 from .argument_rules import arguments_schema, json_rule
@@ -49,11 +49,10 @@ _REFUSED = (
 class Qwen3CoderFormat(HermesFormat):
     """The markers of Hermes, and tags between them."""
 
-    name: ClassVar[str] = "qwen3_coder"
-    ends_thinking: ClassVar[bool] = True
+    name: str = "qwen3_coder"
+    ends_thinking: bool = True
 
-    @classmethod
-    def recognises(cls, template: str) -> bool:
+    def recognises(self, template: str) -> bool:
         return "tools" in template and _CALL.search(template) is not None
 
     def call_rules(self, tools: Sequence[Tool], literal: Literal, *, parallel: bool) -> str:
@@ -182,7 +181,7 @@ class _ToolRules:
 class _TagCallParser(CharacterParser):
     """Turns tags into the JSON text of an object while they come."""
 
-    markers: ClassVar[tuple[str, ...]] = (BEGIN, END)
+    markers: tuple[str, ...] = (BEGIN, END)
 
     def __init__(self, tools: Sequence[Tool], signatures: Mapping[str, _Signature]) -> None:
         super().__init__(tools)

@@ -105,9 +105,10 @@ class StepReader(AnswerReader):
         self.begun = False
         self.fault = None
 
-    def begin(self, name: str, call_id: str | None = None) -> None:
-        """The name is known. An id of the model's own counts if it has the form of ours and was not used before."""
-        if call_id is None or not is_call_id(call_id) or call_id in self._ids:
+    def begin(self, name: str, call_id: str | None = None, *, keeps_id: bool = False) -> None:
+        """The name is known. An id of the model's own counts if it has the form of ours (any, with `keeps_id`) and
+        was not used before."""
+        if not call_id or not (keeps_id or is_call_id(call_id)) or call_id in self._ids:
             call_id = new_call_id()
         self._ids.add(call_id)
         self.begun = True
@@ -149,13 +150,13 @@ class StepReader(AnswerReader):
         """Whether an object with a tool's name is a call."""
         return True
 
-    def scan_call(self, scan: CallScan, text: str) -> tuple[str, bool]:
+    def scan_call(self, scan: CallScan, text: str, *, keeps_id: bool = False) -> tuple[str, bool]:
         """Reads on in a call that is an object, and announces it once its name is that of a tool: (the rest, whether
         the call is at its end). Sets `fault` where it is none."""
         piece, rest, done = scan.push(text)
         self.keep(text, rest)
         if not self.begun and scan.name in self.names and self.is_call(scan):
-            self.begin(scan.name, scan.id)
+            self.begin(scan.name, scan.id, keeps_id=keeps_id)
         if self.begun:
             self.argue(piece)
         if scan.error is not None:

@@ -16,7 +16,7 @@ import string
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from ..text.beginnings import possible_beginning
 
@@ -141,34 +141,36 @@ class AnswerReader(ABC):
 class ToolFormat(ABC):
     """One family's way of showing tools and writing calls. Stateless."""
 
-    name: ClassVar[str]
+    name: str
     """What users call the format."""
-    trigger: ClassVar[str]
+    trigger: str
     """The text that begins a call. As soon as it appears, the grammar of the call is in force."""
-    markers: ClassVar[tuple[str, ...]] = ()
+    markers: tuple[str, ...] = ()
     """The texts between which calls stand. Where a vocabulary has control tokens for them, the reader gets their text;
     it never gets that of other control tokens."""
-    trigger_at_start: ClassVar[bool] = False
+    trigger_at_start: bool = False
     """A call is one only at the beginning of the answer, after white space at most."""
-    other_triggers: ClassVar[tuple[Trigger, ...]] = ()
+    other_triggers: tuple[Trigger, ...] = ()
     """Other texts that begin a call, each with the rule of `call_rules` that follows it."""
-    ends_thinking: ClassVar[bool] = False
+    ends_thinking: bool = False
     """A call counts in the middle of thinking, too, and ends it."""
-    reads_all: ClassVar[bool] = False
+    reads_all: bool = False
     """Answers without calls need the reader, too."""
-    answer_opening: ClassVar[str] = ""
+    answer_opening: str = ""
     """What stands before an answer that is no call, where `reads_all`."""
-    ends_turn: ClassVar[bool] = False
+    ends_turn: bool = False
     """Nothing follows a call, or a group of calls, in the same answer."""
 
-    @property
-    def triggers(self) -> tuple[Trigger, ...]:
-        """All texts that begin a call."""
+    def triggers_for(self, tools: Sequence[Tool]) -> tuple[Trigger, ...]:
+        """All texts that begin a call of one of these tools."""
         return Trigger(self.trigger, at_start=self.trigger_at_start), *self.other_triggers
 
-    @classmethod
+    def first_call(self, tools: Sequence[Tool], literal: Literal) -> str:
+        """A Lark expression, over the rules of `call_rules`, for an answer that must be a call, up to its end."""
+        return f"{literal(self.trigger)} after_trigger"
+
     @abstractmethod
-    def recognises(cls, template: str) -> bool:
+    def recognises(self, template: str) -> bool:
         """Whether a chat template (Jinja source) is of this family."""
 
     def prompt(

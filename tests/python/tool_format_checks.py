@@ -52,7 +52,10 @@ needs_reference = pytest.mark.skipif(
 )
 
 # What ends a text or a value in some format, for random walks that have become long.
-_CLOSERS = ("\n</parameter>\n", '<|"|>', '"', "]", "}")
+_CLOSERS = (
+    "\n</parameter>\n", '<|"|>', '"', "]", "}", "'", ")", "</parameter>", "</arg_value>", "</arg_value:opensource>",
+    "</param>", "</atem:parameter>", "</｜DSML｜parameter>", "<|close|>argument<|sep|>",
+)  # fmt: skip
 
 
 # ---- templates and vocabularies --------------------------------------------------------------------------------------
@@ -362,6 +365,16 @@ def rendered_answer(
     return written[: written.rindex(end)]
 
 
+def written_by_template(
+    tool_format: ToolFormat, template: ChatTemplate, tools: Sequence[Tool], arguments: Sequence[dict[str, Any]]
+) -> str:
+    """What a template writes behind the question for calls, with whatever it puts around them."""
+    question = {"role": "user", "content": "The question?"}
+    messages = [question, assistant_message(tools, arguments)]
+    whole = rendered(tool_format, template, messages, tools, add_generation_prompt=False)
+    return whole[whole.rindex("The question?") + len("The question?") :]
+
+
 # ---- grammars --------------------------------------------------------------------------------------------------------
 
 
@@ -377,6 +390,45 @@ def matcher(tool_format: ToolFormat, vocabulary: Vocabulary, tools: Sequence[Too
     made = LLMatcher(vocabulary.guidance, grammar(tool_format, vocabulary, tools, **kw))
     assert not made.is_error(), made.get_error()
     return made
+
+
+def forced_matcher(
+    tool_format: ToolFormat, vocabulary: Vocabulary, tools: Sequence[Tool], *, parallel: bool = True
+) -> LLMatcher:
+    """A matcher of answers that must be calls."""
+    rules = tool_format.call_rules(tools, vocabulary.literal, parallel=parallel)
+    source = f"start: {tool_format.first_call(tools, vocabulary.literal)}\n{rules}"
+    made = LLMatcher(vocabulary.guidance, LLMatcher.grammar_from_lark(source))
+    assert not made.is_error(), (made.get_error(), source)
+    return made
+
+
+def check_accepts_first(tool_format: ToolFormat, vocabulary: Vocabulary, tools: Sequence[Tool], text: str) -> None:
+    """The grammar of an answer that must be calls accepts a text."""
+    made = forced_matcher(tool_format, vocabulary, tools)
+    begun = getattr(tool_format, "description", None)
+    text = text.removeprefix(begun.prompt_end) if begun is not None else text
+    tokens = vocabulary.encode(text)
+    if currently_in_test_context():
+        assume(vocabulary.writes(text) and "\x7f" not in text)
+    count = made.try_consume_tokens(tokens)
+    assert count == len(tokens), f"{vocabulary.decode(tokens[:count])!r} | {vocabulary.decode(tokens[count:])!r}"
+    assert made.is_accepting(), text
+
+
+def check_forced_walk(
+    tool_format: ToolFormat, vocabulary: Vocabulary, tools: Sequence[Tool], seed: int, *, parallel: bool
+) -> Answer:
+    """What the grammar of a forced call allows is read as calls of these tools with valid arguments, and no text."""
+    if currently_in_test_context():
+        assume(all(vocabulary.writes(text) for tool in tools for text in _strings(tool.as_openai())))
+    text = _walk(forced_matcher(tool_format, vocabulary, tools, parallel=parallel), vocabulary, seed, 40)
+    result = answer(check_cuts(tool_format, tools, text, every_pair=False))
+    assert not result.broken, (text, result.broken)
+    assert result.calls, text
+    assert not result.text.strip(), text
+    check_arguments(tools, result.calls)
+    return result
 
 
 def accepts(
@@ -403,7 +455,10 @@ def random_walk(
     tool_format: ToolFormat, vocabulary: Vocabulary, tools: Sequence[Tool], seed: int, *, free: int = 40, **kw: Any
 ) -> str:
     """A text that the grammar allows: `free` tokens by chance, then such as lead to an end."""
-    made = matcher(tool_format, vocabulary, tools, **kw)
+    return _walk(matcher(tool_format, vocabulary, tools, **kw), vocabulary, seed, free)
+
+
+def _walk(made: LLMatcher, vocabulary: Vocabulary, seed: int, free: int) -> str:
     chance = random.Random(seed)
     closer = _Closing(vocabulary, chance)
     tokens: list[int] = []

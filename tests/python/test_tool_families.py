@@ -1,0 +1,174 @@
+"""Every format that a description tells: its template's own calls, its grammar, its reader, all from one source."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tool_format_checks as checks
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from tool_format_checks import NOW, WEATHER, answer
+
+from bee_integrations.errors import ParameterError, TemplateError
+from bee_integrations.tools.described_format import DescribedFormat, written_calls
+from bee_integrations.tools.description import Description
+from bee_integrations.tools.families import ALL
+from bee_integrations.tools.formats import recognise
+from bee_integrations.tools.tool_format import Tool
+
+FORMATS = {description.name: DescribedFormat(description) for description in ALL}
+NAMES = ["a", "ab", "get_weather", "get-weather", "größe", "工具", "null"]
+by_format = pytest.mark.parametrize("name", sorted(FORMATS))
+TEMPLATES = sorted(
+    path.stem
+    for path in (checks.REFERENCE / "templates").glob("*.jinja")
+    if any(description.recognises(path.read_text(encoding="utf-8")) for description in ALL)
+)
+
+
+def forbidden(description: Description) -> list[str]:
+    """Texts that no value of the format can hold."""
+    patterns = (description.parameter, description.call, description.calls)
+    return [piece for text in patterns for piece in text.replace("$", "⏎").split("⏎") if piece.startswith(("<", "]<"))]
+
+
+# ---- templates -------------------------------------------------------------------------------------------------------
+
+
+@checks.needs_reference
+@pytest.mark.parametrize("template_name", TEMPLATES)
+@given(data=st.data())
+@settings(deadline=None, max_examples=6)
+def test_what_a_template_writes_is_read_and_allowed(template_name: str, data: st.DataObject, model_path: Path) -> None:
+    template = checks.reference_template(template_name)
+    form = recognise(template.source)
+    assert isinstance(form, DescribedFormat)
+    tools, arguments = data.draw(checks.tools_with_arguments(names=NAMES, forbidden=forbidden(form.description)))
+    try:
+        written = checks.written_by_template(form, template, tools, arguments)
+    except TemplateError:  # one that wants more of a schema than it must have
+        assume(False)
+    found = answer(checks.read(form, tools, [written]))
+    assert found.calls == [(tool.name, given_arguments) for tool, given_arguments in zip(tools, arguments, strict=True)]
+
+
+# ---- readers and grammars --------------------------------------------------------------------------------------------
+
+
+@by_format
+@given(data=st.data())
+@settings(deadline=None, max_examples=40)
+def test_what_the_format_writes_is_read_back_and_allowed(name: str, data: st.DataObject, model_path: Path) -> None:
+    form = FORMATS[name]
+    tools, arguments = data.draw(checks.tools_with_arguments(names=NAMES, forbidden=forbidden(form.description)))
+    calls = [
+        (tool.name, one, f"callcall{index}") for index, (tool, one) in enumerate(zip(tools, arguments, strict=True))
+    ]
+    written = written_calls(form.description, calls)
+    found = answer(checks.check_cuts(form, tools, written, every_pair=False))
+    assert found.calls == [(called, one) for called, one, _ in calls]
+    assert not found.text.strip()
+    text = written_calls(form.description, calls[:1])
+    checks.check_accepts_first(form, checks.model_vocabulary(model_path), tools, text)
+
+
+@by_format
+@pytest.mark.parametrize("parallel", [False, True])
+@given(data=st.data(), seed=st.integers(0, 10_000))
+@settings(deadline=None, max_examples=20)
+def test_what_the_grammar_allows_is_a_valid_call(
+    name: str, parallel: bool, data: st.DataObject, seed: int, model_path: Path
+) -> None:
+    form = FORMATS[name]
+    tools, _ = data.draw(checks.tools_with_arguments(names=NAMES[:3], forbidden=forbidden(form.description)))
+    checks.check_forced_walk(form, checks.model_vocabulary(model_path), tools, seed, parallel=parallel)
+
+
+@by_format
+@given(text=checks.texts())
+@settings(deadline=None, max_examples=30)
+def test_text_without_a_call_is_kept(name: str, text: str) -> None:
+    form = FORMATS[name]
+    found = answer(checks.check_cuts(form, [WEATHER], f"So: {text}"))
+    if not any(opening in text for opening, _ in form.description.openings(["get_weather"])):
+        assert found.text == f"So: {text}"
+
+
+@by_format
+def test_a_call_that_is_cut_off_or_of_an_unknown_tool_is_broken(name: str) -> None:
+    form = FORMATS[name]
+    text = written_calls(form.description, [("get_weather", {"city": "Paris", "days": 3}, "callcall1")])
+    needed = len(text) if form.description.call.endswith("$arguments") else text.rindex("3") + 1
+    for length in range(1, needed):
+        found = answer(checks.check_cuts(form, [WEATHER], text[:length], every_pair=False))
+        assert not found.calls, text[:length]
+    whole = answer(checks.check_cuts(form, [WEATHER], text))
+    assert whole.calls == [("get_weather", {"city": "Paris", "days": 3})]
+    other = answer(checks.check_cuts(form, [NOW], text))
+    assert not other.calls
+    if not form.description.named_trigger:
+        assert "there is no tool 'get_weather'" in other.broken[0].reason
+
+
+@by_format
+def test_text_before_and_behind_calls_is_text(name: str) -> None:
+    form = FORMATS[name]
+    call = written_calls(form.description, [("get_weather", {"city": "Paris"}, "callcall1")])
+    found = answer(checks.check_cuts(form, [WEATHER], f"Let me see.\n{call}"))
+    assert (found.text.strip(), found.calls) == ("Let me see.", [("get_weather", {"city": "Paris"})])
+    if form.description.end or form.description.tail:
+        found = answer(checks.check_cuts(form, [WEATHER], f"{call}\nDone."))
+        assert found.text == "Done."
+
+
+@by_format
+def test_names_with_the_formats_own_markers_are_refused(name: str, model_path: Path) -> None:
+    form = FORMATS[name]
+    d = form.description
+    literal = checks.model_vocabulary(model_path).literal
+    ends = [one for one in (d.head.pieces[-1].strip("⏎"), d.tail.strip("⏎\n")) if one and not one.startswith("$")]
+    if d.call.startswith("{"):
+        form.call_rules([Tool('a", "arguments": {}', "", {})], literal, parallel=True)
+        return
+    for end in ends:
+        with pytest.raises(ParameterError, match="rename it"):
+            form.call_rules([Tool(f"a{end}b", "", {})], literal, parallel=True)
+
+
+@by_format
+def test_arguments_that_imitate_a_call_are_arguments(name: str) -> None:
+    form = FORMATS[name]
+    inner = written_calls(form.description, [("now", {}, "callcall2")])
+    if form.description.parameter:
+        inner = inner.replace(form.description.parameter_pattern.after("$value").strip("⏎"), "")
+        tail = form.description.parameter_pattern.after("$value").split("⏎")[0]
+        if tail and tail in inner:
+            return
+    text = written_calls(form.description, [("get_weather", {"city": inner}, "callcall1")])
+    found = answer(checks.check_cuts(form, [WEATHER, NOW], text, every_pair=False))
+    assert found.calls == [("get_weather", {"city": inner})]
+
+
+def test_every_family_has_a_name_of_its_own() -> None:
+    assert len(FORMATS) == len(ALL)
+    for description in ALL:
+        assert description.marks
+        assert json.dumps(description.models)
+
+
+def test_the_model_is_told_what_the_template_does_not_tell() -> None:
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}<|tool_call|> <|start_of_role|>"
+    form = recognise(template)
+    assert form.name == "granite3"
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "How is it?"},
+        checks.assistant_message([WEATHER], [{"city": "Paris"}], "So:"),
+        {"role": "tool", "tool_call_id": "call00000", "content": "22 degrees"},
+    ]
+    told, _ = form.prompt(messages, [WEATHER])
+    assert [message["role"] for message in told] == ["system", "user", "assistant", "tool"]
+    assert "The weather in a city." in told[0]["content"]
+    assert told[2]["content"] == 'So:\n<|tool_call|>[{"name": "get_weather", "arguments": {"city": "Paris"}}]'
