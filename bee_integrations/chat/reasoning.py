@@ -43,6 +43,9 @@ class ReasoningSpan:
 
 # In this order: templates that have several of them think between the first.
 _SPANS = (
+    ReasoningSpan("<|open|>think<|sep|>", "<|close|>think<|sep|>"),  # Kimi K3
+    ReasoningSpan("to=self<|message|>", "<|eom|>"),  # Muse
+    ReasoningSpan("<|think|>", "<|end|>"),  # Solar
     ReasoningSpan("<|channel>thought\n", "<channel|>"),  # Gemma 4
     ReasoningSpan("<|START_THINKING|>", "<|END_THINKING|>"),  # Cohere
     ReasoningSpan("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
@@ -71,14 +74,15 @@ def recognise(template: str | None) -> ReasoningSpan | None:
 
     A template must write the beginning of the span: into the prompt of an answer, around the thinking of old answers,
     or into the instructions. One that only looks for markers, to remove them from old messages, tells nothing. None as
-    well for models that wrap everything they say in channels (gpt-oss, Solar, Kimi K3, Muse): two markers cannot
-    describe those.
+    well for gpt-oss, which wraps everything that it says in channels: two markers cannot describe those.
     """
     if template is None:
         return None
     source = template.replace("\\n", "\n")
     if "set HYTK = ':opensource'" in source:  # Hunyuan appends this to the name of each of its tokens
         source = source.replace("{}>'.format(HYTK)", ":opensource>'")
+    if "open_tag('think')" in source:  # Kimi K3 puts its markers together
+        source += "<|open|>think<|sep|><|close|>think<|sep|>"
     written = _LOOKS_FOR.sub("", _COMMENT.sub("", source))
     found = next((span for span in _SPANS if span.begin in written and span.end in source), None)
     if found is not None and f"response between {''.join(_ANSWER)}" in written:
@@ -122,9 +126,9 @@ class ReasoningSplitter:
 
     The span counts at the beginning of the answer, after white space, or if the prompt opened it (`opened`), and once
     at most, so an answer that speaks of "<think>" later stays whole. An opened span that the model opens again is one
-    span. A span that never ends is all `Reasoning`. White space at both ends of the reasoning and after the span is
-    dropped, and so are the texts that the span names around the answer behind it. However the text is cut into pieces,
-    the events concatenate to the same.
+    span; one that it ends right away without having begun it is empty. A span that never ends is all `Reasoning`. White
+    space at both ends of the reasoning and after the span is dropped, and so are the texts that the span names around
+    the answer behind it. However the text is cut into pieces, the events concatenate to the same.
     """
 
     def __init__(self, span: ReasoningSpan | None, opened: bool, calls: Sequence[str] = ()) -> None:
@@ -132,6 +136,7 @@ class ReasoningSplitter:
         self._begin = "" if span is None else span.begin.strip()
         self._end = MarkerScan() if span is None else MarkerScan(span.end, *calls)
         self._calls = calls
+        self._last = "" if span is None else span.end.strip()
         self._at_start = span is not None  # the answer may yet begin with the span's begin
         self._inside = span is not None and opened
         self._start = ""  # the answer so far, while that is open
@@ -150,7 +155,7 @@ class ReasoningSplitter:
         if self._at_start:
             self._start += text
             stripped = self._start.lstrip()
-            if self._begin.startswith(stripped) and stripped != self._begin:
+            if any(one.startswith(stripped) and stripped != one for one in (self._begin, self._last)):
                 return []  # a part of the begin, or nothing yet
             text = self._leave_start(stripped)
         return self._read(text)
@@ -171,6 +176,9 @@ class ReasoningSplitter:
         if stripped.startswith(self._begin):
             self._inside = self._trims = True
             return stripped[len(self._begin) :]
+        if not self._inside and stripped.startswith(self._last):  # the end of a span that was never begun
+            self._trims = True
+            return stripped[len(self._last) :]
         self._trims = self._inside
         return self._start
 

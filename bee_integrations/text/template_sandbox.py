@@ -379,5 +379,7 @@ def _tojson(
 ) -> str:
     """JSON as models saw it in training: not escaped for HTML, and other scripts as they are."""
     _charge_width(indent)
+    if isinstance(value, Iterator):  # what `map` gives: other implementations of Jinja have a list there
+        value = list(value)
     _charge_text(_text_size(value) * (1 if indent is None else 1 + int(indent)))
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

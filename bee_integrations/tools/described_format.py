@@ -26,7 +26,6 @@ class TemplateWays:
     """What a chat template does by itself, and how it wants to be given it."""
 
     shows_tools: bool = True
-    tools_as: str = "tools"  # the variable of the template that takes them
     writes_calls: bool = True
     writes_results: bool = True
     arguments_as_text: bool = False
@@ -177,28 +176,25 @@ class DescribedFormat(ToolFormat):
         if "tool_calls" not in message:
             return message
         if not ways.writes_calls:
-            calls = [
-                (call["function"]["name"], call["function"]["arguments"], str(call.get("id", "")))
-                for call in message["tool_calls"]
-            ]
-            text = written_calls(self.description, calls)
             said = message["content"] if isinstance(message["content"], str) else ""
+            text = written_calls(self.description, [_parts(call) for call in message["tool_calls"]])
             kept = {key: value for key, value in message.items() if key != "tool_calls"}
             return {**kept, "content": f"{said}\n{text}" if said else text}
-        calls = message["tool_calls"]
-        if ways.arguments_as_text:
-            calls = [
-                {
-                    **call,
-                    "function": {
-                        **call["function"],
-                        "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
-                    },
-                }
-                for call in calls
-            ]
+        calls = (
+            [_with_text(call) for call in message["tool_calls"]] if ways.arguments_as_text else message["tool_calls"]
+        )
         content = None if ways.content_as_none and not message["content"] else message["content"]
         return {**message, "tool_calls": calls, "content": content}
+
+
+def _parts(call: Mapping[str, Any]) -> tuple[str, Mapping[str, Any], str]:
+    return call["function"]["name"], call["function"]["arguments"], str(call.get("id", ""))
+
+
+def _with_text(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call with its arguments as JSON text."""
+    arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    return {**call, "function": {**call["function"], "arguments": arguments}}
 
 
 _FIELD_RULES = {"$id": _ID, "$index": "/[0-9]{1,3}/", "$number": "/[0-9]{1,3}/"}
@@ -242,8 +238,21 @@ def written_call(description: Description, name: str, arguments: Mapping[str, An
     )
 
 
+def _nested(value: Any, namespace: str) -> str:
+    """A value as tags within tags."""
+    if isinstance(value, Mapping):
+        members = list(value.items())
+    elif isinstance(value, (list, tuple)):
+        members = [("item", inner) for inner in value]
+    else:
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return "".join(f"{namespace}<{key}>{_nested(inner, namespace)}{namespace}</{key}>" for key, inner in members)
+
+
 def _parameter(d: Description, key: str, value: Any) -> str:
     is_text = isinstance(value, str)
+    if d.values == Values.NESTED:
+        return d.parameter_pattern.write(key=key, value=_nested(value, d.parameter_pattern.opening[:-1]))
     if d.values == Values.PYTHON:
         text = (
             repr(value)

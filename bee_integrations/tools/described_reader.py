@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from .description import GAP, Description, Pattern, Values
-from .json_scan import SPACE, CallScan, ValueScan, parse_json
+from .json_literals import json_of_literal
+from .json_scan import SPACE, CallScan, ValueScan
+from .nested_values import json_of_tags
 from .parameter_rules import Kind, Signature
 from .step_reader import StepReader, described
 from .tool_format import Event, MarkerScan, Tool
 
-__all__ = ["DescribedReader", "json_of_literal"]
+__all__ = ["DescribedReader"]
 
-_LONGEST_LITERAL = 100_000  # of a value that is read as one of Python
 
 _Reading = Generator[None, None, Any]
 """A part of the reader's work; it yields where it needs more text."""
@@ -139,7 +139,8 @@ class DescribedReader(StepReader):
                 yield from self._parameters()
             else:
                 yield from self._arguments()
-                yield from self._literal(d.tail, may_end=True)
+                if not (yield from self._next_begins()):
+                    yield from self._literal(d.tail, may_end=True)
         self.end_call()
         if not d.end.strip(GAP) and not d.parallel:
             self._in_group = False
@@ -225,6 +226,16 @@ class DescribedReader(StepReader):
             if done:
                 return
 
+    def _next_begins(self) -> _Reading:
+        """Whether another call, or the end of the group, follows at once: then only a marker is missing."""
+        others = [one for one in (*self._openings, self._description.call_pattern.opening) if one]
+        others += [one for one in self._ends() if one not in self._description.tail]
+        yield from self._skip_space()
+        found = yield from self._one_of(*others)
+        if found is not None:
+            self._put_back(found)
+        return found is not None
+
     # ---- parameters --------------------------------------------------------------------------------------------------
 
     def _parameters(self) -> _Reading:
@@ -272,7 +283,10 @@ class DescribedReader(StepReader):
         if "is_text" in fields or "type" in fields:
             is_text = fields.get("is_text") == "true" or fields.get("type") == "string"
             kind = Kind.TEXT if is_text else Kind.JSON
-        end = self._description.parameter_pattern.after("$value").split(GAP)[0]
+        end = self._description.parameter_pattern.after("$value").split(GAP)[0].replace("$key", key)
+        if self._description.values == Values.NESTED and kind is not Kind.TEXT:
+            yield from self._nested_value(key, end)
+            return
         quotes = self._description.quotes
         if quotes is not None and (yield from self._one_of(quotes[0])):
             end = quotes[1] + end
@@ -281,6 +295,23 @@ class DescribedReader(StepReader):
         if marker is None:
             raise _CutOffError
         value.finish()
+
+    def _nested_value(self, key: str, end: str) -> _Reading:
+        """Up to the tag that closes the value; one of the same name may stand within it."""
+        namespace, signature = end.removesuffix(f"</{key}>"), self._signatures[str(self._name)]
+        pieces: list[str] = []
+        n_open = 1
+        while n_open:
+            marker = yield from self._scan([end, f"{namespace}<{key}>"], pieces.append)
+            if marker is None:
+                raise _CutOffError
+            n_open += -1 if marker == end else 1
+            pieces.append(marker if n_open else "")
+        schema = signature.properties.get(key, signature.others)
+        found = json_of_tags("".join(pieces), namespace, schema, signature.root)
+        if found is None:
+            raise _MalformedError(f"the value of {key!r} is malformed")
+        self.argue(found)
 
     def _python_value(self, key: str, kind: Kind) -> _Reading:
         """Up to the comma or the bracket behind it."""
@@ -403,7 +434,9 @@ class DescribedReader(StepReader):
         d = self._description
         stops = [*self._ends(), *self._openings]
         following = (
-            [] if end is not None else [one for one in (d.parameter_pattern.opening, Pattern(d.tail.strip(GAP)).opening) if one]
+            []
+            if end is not None
+            else [one for one in (d.parameter_pattern.opening, Pattern(d.tail.strip(GAP)).opening) if one]
         )
         pieces: list[str] = []
         marker = yield from self._scan(
@@ -480,32 +513,6 @@ class _TextValue:
         if self._kind is Kind.JSON_OR_TEXT:
             return json.dumps(text, ensure_ascii=False)
         raise _MalformedError(f"the JSON of {self._key!r} is invalid")
-
-
-def json_of_literal(text: str) -> str | None:
-    """The JSON of a value that is written as JSON or as Python writes it; None where it is neither."""
-    constants = {"True": "true", "False": "false", "None": "null"}
-    if text in constants:
-        return constants[text]
-    try:
-        parse_json(text)
-    except ValueError:
-        pass
-    else:
-        return text
-    if len(text) > _LONGEST_LITERAL or not text.startswith(("'", '"', "[", "{", "(")):
-        return None
-    try:
-        return json.dumps(ast.literal_eval(_with_constants(text)), ensure_ascii=False, allow_nan=False)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return None
-
-
-def _with_constants(text: str) -> str:
-    """Constants of JSON outside of strings, as Python spells them."""
-    names = {"true": "True", "false": "False", "null": "None"}
-    tokens = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|\b(true|false|null)\b""", re.DOTALL)
-    return tokens.sub(lambda found: found[1] or names[found[2]], text)
 
 
 def _escaped(text: str) -> str:

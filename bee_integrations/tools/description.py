@@ -33,6 +33,8 @@ class Values:
     """Strings as they are up to what ends the value, everything else as JSON."""
     PYTHON = "python"
     """Literals of Python."""
+    NESTED = "nested"
+    """As `TEXT`, but objects and lists as tags within tags."""
 
 
 class Pattern:

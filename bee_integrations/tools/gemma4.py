@@ -26,6 +26,7 @@ __all__ = ["Gemma4Format"]
 _BEGIN = "<|tool_call>"
 _END = "<tool_call|>"
 _MAX_DEPTH = 200
+_CHANNEL, _CHANNEL_END = "<|channel>", "<channel|>"  # around what is not for the user
 _CONSTANTS = {"true": "true", "false": "false", "null": "null", "None": "null"}  # the template writes None
 
 
@@ -34,7 +35,8 @@ class Gemma4Format(ToolFormat):
 
     name: str = "gemma4"
     trigger: str = _BEGIN
-    markers: tuple[str, ...] = (_BEGIN, _END, '<|"|>')
+    markers: tuple[str, ...] = (_BEGIN, _END, '<|"|>', _CHANNEL, _CHANNEL_END)
+    reads_all: bool = True
     ends_turn: bool = True
 
     def recognises(self, template: str) -> bool:
@@ -69,7 +71,8 @@ class Gemma4Format(ToolFormat):
         return "\n".join(rules) + "\n"
 
     def reader(self, tools: Sequence[Tool]) -> AnswerReader:
-        return MarkedCallReader(_BEGIN, _END, lambda: _Parser(tools))
+        channel = (_CHANNEL, _CHANNEL_END)
+        return MarkedCallReader(_BEGIN, _END, lambda: _Parser(tools), thought=channel, title="thought")
 
 
 def _called_name(caller: Mapping[str, Any], result: Mapping[str, Any]) -> str:

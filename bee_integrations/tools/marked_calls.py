@@ -73,21 +73,32 @@ class CharacterParser(CallParser):
 
 
 class MarkedCallReader(StepReader):
-    """Text, and calls between two markers."""
+    """Text, and calls between two markers; thoughts between two others, wherever they stand."""
 
-    def __init__(self, begin: str, end: str, parser: Callable[[], CallParser]) -> None:
+    def __init__(
+        self, begin: str, end: str, parser: Callable[[], CallParser], *, thought: tuple[str, ...] = (), title: str = ""
+    ) -> None:
+        """`thought`: the markers around thoughts, which begin with `title`."""
         super().__init__(())
         self._begin = begin
         self._end = end
+        self._thought = thought
+        self._title = title
+        self._header: str | None = ""  # of a thought, as long as it may be the title
         self._new_parser = parser
         self._parser = parser()
         self._tail = ""  # what follows a complete call, up to the end marker
-        self.enter(self._text, begin)
+        self._enter_text()
+
+    def _enter_text(self) -> None:
+        self.enter(self._text, self._begin, *self._thought)
 
     def finish(self) -> list[Event]:
         if self.step == self._text:
             self.say(self.marker.flush())
             self.say_held_space()
+        elif self.step == self._thinking:
+            self._think(self.marker.flush(), is_last=True)
         elif self.step == self._after_call:
             self.end_call()  # only the end marker is missing, so nothing of the call is
         elif self.step == self._skip:
@@ -100,11 +111,37 @@ class MarkedCallReader(StepReader):
     def _text(self, text: str) -> str:
         before, marker, rest = self.marker.push(text)
         self.say(before)
-        if marker is not None:
+        if marker in self._thought:
+            if marker == self._thought[0]:
+                self._header = ""
+                self.enter(self._thinking, *self._thought)
+        elif marker is not None:
             self.open_call(marker)
             self._parser = self._new_parser()
             self.step = self._call
         return rest
+
+    def _thinking(self, text: str) -> str:
+        before, marker, rest = self.marker.push(text)
+        self._think(before, is_last=marker is not None)
+        if marker == self._thought[-1]:
+            self._enter_text()
+        elif marker is not None:
+            self._header = ""
+        return rest
+
+    def _think(self, text: str, *, is_last: bool) -> None:
+        """A piece of a thought, whose title is left out."""
+        if self._header is None:
+            self.think(text)
+            return
+        self._header += text
+        bare = self._header.lstrip(SPACE)
+        thought = bare.removeprefix(self._title).lstrip(SPACE)
+        may_be_title = self._title.startswith(bare) or (bare.startswith(self._title) and not thought)
+        if is_last or not may_be_title:
+            self.think("" if may_be_title else thought)
+            self._header = None
 
     def _call(self, text: str) -> str:
         rest = self._parser.push(text)
@@ -125,7 +162,7 @@ class MarkedCallReader(StepReader):
         bare = self._tail.lstrip(SPACE)
         if bare.startswith(self._end):
             self.end_call()
-            self.enter(self._text, self._begin)
+            self._enter_text()
             return bare[len(self._end) :]
         if self._end.startswith(bare):
             return ""
@@ -160,5 +197,5 @@ class MarkedCallReader(StepReader):
         else:
             rest = marker + rest
         self.break_call()
-        self.enter(self._text, self._begin)
+        self._enter_text()
         return rest

@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import ConstraintError
 from .argument_rules import arguments_schema, json_rule
 from .description import GAP, Description, Pattern, Values
+from .nested_values import nested_rule
 from .text_schema import possible_types, resolve, text_terminal, with_definitions
 from .tool_format import Literal, Tool
 
@@ -25,6 +26,7 @@ _REFUSED = (
     "oneOf", "patternProperties", "propertyNames", "then", "unevaluatedProperties",
 )  # fmt: skip
 _TYPE_NAMES = {"integer": "number", "number": "number"}
+_PLAIN = frozenset({"type", "description", "title", "default", "examples"})
 # Strings of Python: no escape that JSON lacks is needed, and none is written.
 _PYTHON_TEXT = r"""/'([^'\\\n]|\\['"\\nrt])*'/ | /"([^"\\\n]|\\['"\\nrt])*"/"""
 
@@ -114,6 +116,9 @@ class ParameterRules:
         if self._description.values == Values.PYTHON:
             self._add_python(rule, key, schema)
             return
+        if self._description.values == Values.NESTED:
+            self._add_nested(rule, key, parameter, schema)
+            return
         typed = "$is_text" in pattern.pieces or "$type" in pattern.pieces
         ways = []
         if kind is not Kind.JSON and (typed or kind is not Kind.JSON_OR_TEXT):
@@ -159,16 +164,21 @@ class ParameterRules:
         """An expression for a text and what ends it, which the text cannot hold."""
         end, _, rest = self._value_end.partition(GAP)
         rest = f"gap? {gapped(rest, self._literal)}".strip() if GAP in self._value_end else ""
-        if kind is Kind.JSON_OR_TEXT:
-            terminal = None  # what a union allows of texts is left to the check of the call
-        else:
-            try:
-                terminal = text_terminal(schema, self._signature.root)
-            except ValueError as error:
-                raise self._signature.error(f"{parameter!r}: {error}") from None
+        # What a union allows of texts is left to the check of the call.
+        terminal = None if kind is Kind.JSON_OR_TEXT else self._terminal(schema, parameter)
+        return self._ended(rule, terminal, end, rest, may_be_null=may_be_null)
+
+    def _terminal(self, schema: Any, parameter: str) -> str | None:
+        try:
+            return text_terminal(schema, self._signature.root)
+        except ValueError as error:
+            raise self._signature.error(f"{parameter!r}: {error}") from None
+
+    def _ended(self, rule: str, terminal: str | None, end: str, rest: str, *, may_be_null: bool) -> str:
+        """An expression for a text of the terminal (None: any), what ends it, and what follows that."""
+        null = ' | "null"' if may_be_null and terminal is not None else ""
         control = re.fullmatch(r'\(?((?:"(?:[^"\\]|\\.)*" )?)(<\[\d+\]>.*?)\)?', self._literal(end))
         if control is not None:  # a control token ends it: no text can hold that
-            null = ' | "null"' if may_be_null and terminal is not None else ""
             self.rules.append(f"{rule.upper()}: {rule.upper()}_VALUE {control[1]}".strip())
             self.rules.append(f"{rule.upper()}_VALUE: {'/(?s:.*)/' if terminal is None else f'({terminal}){null}'}")
             return f"{rule.upper()} {control[2]} {rest}"
@@ -176,27 +186,49 @@ class ParameterRules:
         if terminal is None:
             self.rules.append(f"{rule}[lazy]: /(?s:.*){escaped}/")
             return f"{rule} {rest}"
-        null = ' | "null"' if may_be_null else ""
         self.rules.append(f"{rule.upper()}: {rule.upper()}_VALUE {json.dumps(end)}")
         self.rules.append(f"{rule.upper()}_VALUE: ({terminal}{null}) & ~/(?s:.*){escaped}(?s:.*)/")
         return f"{rule.upper()} {rest}"
+
+    # ---- tags within tags ----
+
+    def _add_nested(self, rule: str, key: str, parameter: str, schema: Any) -> None:
+        end = self._value_end.split(GAP)[0]
+        namespace = end.partition("</$key>")[0]
+        head = self._head(key, [], is_text=False)
+        self.rules.append(f"{rule}: {head} {rule}_in gap?")
+        self.rules += nested_rule(
+            f"{rule}_in", schema, self._signature.root, namespace, parameter, self._literal,
+            lambda name, inner, ending: self._text_until(name, inner, ending, parameter),
+        )  # fmt: skip
+
+    def _text_until(self, rule: str, schema: Any, end: str, parameter: str) -> str:
+        return self._ended(rule, self._terminal(schema, parameter), end, "", may_be_null=False)
 
     # ---- literals of Python ----
 
     def _add_python(self, rule: str, key: str, schema: Any) -> None:
         types = possible_types(schema, self._signature.root)
-        plain = isinstance(schema, dict) and set(schema) <= {"type", "description", "title", "default", "examples"}
+        plain = isinstance(schema, dict) and set(schema) <= _PLAIN
         if types == {"boolean"} and plain:
             value = '"True" | "False" | "true" | "false"'
         elif types == {"null"}:
             value = '"None" | "null"'
         elif types == {"string"} and plain:
             value = _PYTHON_TEXT
+        elif types == {"string"} and set(schema) <= {*_PLAIN, "minLength", "maxLength"}:
+            self.rules.append(f"{rule}_json: {json_rule(schema)}")
+            length = f"{{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}}"
+            value = rf"{rule}_json | /'[^'\\\n]{length}'/"
         else:
             value = json_rule(with_definitions(schema, self._signature.root))
             members = schema.get("enum", [schema["const"]] if "const" in schema else []) if plain_enum(schema) else []
             self.rules.append(f"{rule}_json: {value}")
-            value = " | ".join([f"{rule}_json", *(json.dumps(repr(member)) for member in members)])
+            spelled = [repr(member) for member in members]
+            if isinstance(schema, dict) and not {"const", "enum", "$ref", "not", "allOf"} & set(schema):
+                spelled += ["None"] if "null" in types else []
+                spelled += ["True", "False"] if "boolean" in types else []
+            value = " | ".join([f"{rule}_json", *map(json.dumps, spelled)])
         self.rules.append(f"{rule}_value: {value}")
         self.rules.append(f"{rule}: {self._head(key, [], is_text=False)} {rule}_value")
 

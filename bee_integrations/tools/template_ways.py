@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import date
 from typing import Any
 
 from ..errors import BeeError
@@ -12,7 +14,7 @@ from ..text.chat_template import ChatTemplate
 from .described_format import DescribedFormat, TemplateWays
 from .tool_format import CallArguments, CallBegin, CallEnd, Tool
 
-__all__ = ["PROBE_TOOL", "probe_call", "ways_of"]
+__all__ = ["PROBE_TOOL", "calls_in", "probe_call", "tool_variables", "ways_of"]
 
 QUESTION, RESULT = "What does the probe say?", "The probe says: blue."
 PROBE_TOOL = Tool(
@@ -30,6 +32,14 @@ PROBE_TOOL = Tool(
 _ARGUMENTS = ({"depth": "ninety fathoms", "times": 731}, {"depth": "two leagues", "times": 952})
 
 
+def tool_variables(source: str, tools: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
+    """What a template asks for besides `tools`: Firefunction's takes them as text, and knows the day."""
+    if "+ functions" not in source or "datetime" not in source:
+        return {}
+    functions = [tool["function"] for tool in tools or ()]
+    return {"functions": json.dumps(functions, indent=4), "datetime": date.today().strftime("%b %d %Y")}
+
+
 def probe_call(number: int) -> dict[str, Any]:
     """A call of the probe's tool, as messages have it: 0 or 1."""
     function = {"name": PROBE_TOOL.name, "arguments": dict(_ARGUMENTS[number])}
@@ -42,7 +52,7 @@ def ways_of(form: DescribedFormat, template: ChatTemplate) -> TemplateWays:
     shows_tools = shown is not None and (PROBE_TOOL.name in shown or PROBE_TOOL.description in shown)
     for ways in _candidates(template.source):
         found = _render_history(form.with_ways(ways), template, n_calls=1 if ways.one_call else 2)
-        if found is not None and _calls_in(form, found) == [
+        if found is not None and calls_in(form, found) == [
             (PROBE_TOOL.name, one) for one in _ARGUMENTS[: 1 if ways.one_call else 2]
         ]:
             return _completed(ways, form, template, shows_tools, found)
@@ -59,8 +69,6 @@ def _candidates(source: str) -> Iterator[TemplateWays]:
 def _completed(
     ways: TemplateWays, form: DescribedFormat, template: ChatTemplate, shows_tools: bool, found: str | None
 ) -> TemplateWays:
-    from dataclasses import replace
-
     ways = replace(ways, shows_tools=shows_tools)
     if found is None:
         found = _render_history(form.with_ways(ways), template, n_calls=1)
@@ -80,12 +88,13 @@ def _render_history(form: DescribedFormat, template: ChatTemplate, *, n_calls: i
 
 def _rendered(template: ChatTemplate, messages: list[dict[str, Any]]) -> str | None:
     try:
-        return template.render(messages, tools=[PROBE_TOOL.as_openai()])
+        tools = [PROBE_TOOL.as_openai()]
+        return template.render(messages, tools=tools, **tool_variables(template.source, tools))
     except BeeError:
         return None
 
 
-def _calls_in(form: DescribedFormat, text: str) -> list[tuple[str, Any]]:
+def calls_in(form: DescribedFormat, text: str) -> list[tuple[str, Any]]:
     """The calls that a reader of the format finds in a text."""
     reader = form.reader([PROBE_TOOL])
     names: dict[int, str] = {}

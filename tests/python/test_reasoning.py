@@ -71,6 +71,9 @@ THINKING: dict[str, tuple[ReasoningSpan, tuple[bool, bool, bool]]] = {
     "google-gemma-4-31B-it-interleaved": (GEMMA, (False, False, False)),
     "ibm-granite-granite-3.3-2B-Instruct": (THINK, (False, False, False)),
     "inclusionai-ling-3.0-flash": (THINK, (True, True, False)),
+    "Kimi-K3": (ReasoningSpan("<|open|>think<|sep|>", "<|close|>think<|sep|>"), (True, True, False)),
+    "muse-glimmer": (ReasoningSpan("to=self<|message|>", "<|eom|>"), (False, False, False)),
+    "upstage-Solar-Open-100B": (ReasoningSpan("<|think|>", "<|end|>"), (False, False, False)),
     "llama-cpp-deepseek-r1": (THINK, (True, True, True)),
     "llama-cpp-rwkv-world": (THINK, (False, True, False)),
     "mistralai-Ministral-3-14B-Reasoning-2512": (ReasoningSpan("[THINK]", "[/THINK]"), (False, False, False)),
@@ -82,7 +85,7 @@ THINKING: dict[str, tuple[ReasoningSpan, tuple[bool, bool, bool]]] = {
     "unsloth-Apriel-1.5": (ReasoningSpan("<thinking>", "</thinking>"), (False, False, False)),
 }
 # Channels that two markers cannot describe, and a template that only removes "</think>" from old messages.
-CHANNELS = {"Kimi-K3", "muse-glimmer", "openai-gpt-oss-120b", "upstage-Solar-Open-100B"}
+CHANNELS = {"openai-gpt-oss-120b"}
 ONLY_STRIPS = {"LFM2.5-Instruct"}
 NOT_THINKING = {
     "CohereForAI-c4ai-command-r-plus-tool_use",
@@ -244,7 +247,7 @@ def by_definition(span: ReasoningSpan | None, opened: bool, text: str) -> tuple[
     if inner.startswith(begin):
         inner = inner[len(begin) :]
     elif not opened:
-        return "", text
+        return ("", inner[len(span.end) :].lstrip()) if inner.startswith(span.end) else ("", text)
     thought, _, answer = inner.partition(span.end)
     return thought.strip(), answer.lstrip()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from bee_integrations.tools.formats import recognise
 from bee_integrations.tools.tool_format import Tool
 
 FORMATS = {description.name: DescribedFormat(description) for description in ALL}
+EXAMPLES = int(os.environ.get("BEE_FAMILY_EXAMPLES", "8"))
 NAMES = ["a", "ab", "get_weather", "get-weather", "größe", "工具", "null"]
 by_format = pytest.mark.parametrize("name", sorted(FORMATS))
 TEMPLATES = sorted(
@@ -41,7 +43,7 @@ def forbidden(description: Description) -> list[str]:
 @checks.needs_reference
 @pytest.mark.parametrize("template_name", TEMPLATES)
 @given(data=st.data())
-@settings(deadline=None, max_examples=6)
+@settings(deadline=None, max_examples=EXAMPLES // 2)
 def test_what_a_template_writes_is_read_and_allowed(template_name: str, data: st.DataObject, model_path: Path) -> None:
     template = checks.reference_template(template_name)
     form = recognise(template.source)
@@ -60,13 +62,14 @@ def test_what_a_template_writes_is_read_and_allowed(template_name: str, data: st
 
 @by_format
 @given(data=st.data())
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=EXAMPLES)
 def test_what_the_format_writes_is_read_back_and_allowed(name: str, data: st.DataObject, model_path: Path) -> None:
     form = FORMATS[name]
     tools, arguments = data.draw(checks.tools_with_arguments(names=NAMES, forbidden=forbidden(form.description)))
     calls = [
         (tool.name, one, f"callcall{index}") for index, (tool, one) in enumerate(zip(tools, arguments, strict=True))
     ]
+    calls = calls if form.description.parallel else calls[:1]
     written = written_calls(form.description, calls)
     found = answer(checks.check_cuts(form, tools, written, every_pair=False))
     assert found.calls == [(called, one) for called, one, _ in calls]
@@ -78,7 +81,7 @@ def test_what_the_format_writes_is_read_back_and_allowed(name: str, data: st.Dat
 @by_format
 @pytest.mark.parametrize("parallel", [False, True])
 @given(data=st.data(), seed=st.integers(0, 10_000))
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=EXAMPLES // 2)
 def test_what_the_grammar_allows_is_a_valid_call(
     name: str, parallel: bool, data: st.DataObject, seed: int, model_path: Path
 ) -> None:
@@ -89,7 +92,7 @@ def test_what_the_grammar_allows_is_a_valid_call(
 
 @by_format
 @given(text=checks.texts())
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=EXAMPLES)
 def test_text_without_a_call_is_kept(name: str, text: str) -> None:
     form = FORMATS[name]
     found = answer(checks.check_cuts(form, [WEATHER], f"So: {text}"))

@@ -24,6 +24,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from bee_integrations.models.file import ModelFile
 from bee_integrations.text.chat_template import ChatTemplate
 from bee_integrations.text.tokenizer import Tokenizer
+from bee_integrations.tools.template_ways import tool_variables
 from bee_integrations.tools.tool_format import (
     CallArguments,
     CallBegin,
@@ -55,6 +56,7 @@ needs_reference = pytest.mark.skipif(
 _CLOSERS = (
     "\n</parameter>\n", '<|"|>', '"', "]", "}", "'", ")", "</parameter>", "</arg_value>", "</arg_value:opensource>",
     "</param>", "</atem:parameter>", "</｜DSML｜parameter>", "<|close|>argument<|sep|>",
+    *(f"]<]minimax[>[</{name}>" for name in ("a", "ab", "get_weather", "item")),
 )  # fmt: skip
 
 
@@ -348,7 +350,7 @@ def rendered(
 ) -> str:
     """The prompt, by way of the format."""
     prepared, shown = tool_format.prompt(messages, tools)
-    return template.render(prepared, tools=shown, **kw)
+    return template.render(prepared, tools=shown, **{**tool_variables(template.source, shown), **kw})
 
 
 def rendered_answer(
@@ -525,7 +527,7 @@ class _Closing:
         """The next token towards a marker's end, or None where no marker goes on here."""
         order = self._chance.sample(_CLOSERS, len(_CLOSERS))
         for marker in [self._rest, *map(str.encode, order)]:
-            token = self._vocabulary.control.get(marker.decode(), -1)
+            token = self._vocabulary.control.get(marker.decode(errors="replace"), -1)
             if token in allowed:
                 self._rest = b""
                 return token

@@ -20,10 +20,7 @@ KIMI_K3 = Description(
     call='<|open|>call tool="$name" index="$number"<|sep|>⏎$parameters⏎<|close|>call<|sep|>',
     between="⏎",
     parameter='<|open|>argument key="$key" type="$type"<|sep|>$value<|close|>argument<|sep|>⏎',
-    hidden=(
-        "<|open|>think<|sep|>", "<|close|>think<|sep|>", "<|open|>response<|sep|>", "<|close|>response<|sep|>",
-        "<|close|>message<|sep|>", "<|end_of_msg|>",
-    ),
+    hidden=("<|open|>response<|sep|>", "<|close|>response<|sep|>", "<|close|>message<|sep|>", "<|end_of_msg|>"),
     answer_opening="<|open|>response<|sep|>",
     marks=("open_tag('tools')", "<|open|>", "<|sep|>"),
-)  # fmt: skip
+)

@@ -47,6 +47,7 @@ LFM2 = Description(
     parameter="$key=$value",
     between_parameters=", ",
     values=Values.PYTHON,
+    interrupts=False,
     marks=("List of tools: ", "<|im_start|>", "keep_past_thinking|||<|tool_list_start|>|||<|tool_call_start|>"),
 )
 SOLAR = Description(
@@ -55,7 +56,7 @@ SOLAR = Description(
     calls="<|tool_calls|>$calls",
     call="<|tool_call:begin|>$id<|tool_call:name|>$name<|tool_call:args|>$arguments<|tool_call:end|>",
     keeps_ids=True,
-    hidden=("<|begin|>assistant", "<|content|>", "<|end|>", "<|flush|>", "<|calls|>", "<|think|>"),
+    hidden=("<|begin|>assistant", "<|content|>", "<|end|>", "<|flush|>", "<|calls|>"),
     answer_opening="<|content|>",
     marks=("<|tool_call:begin|>", "<|tool_call:args|>"),
 )

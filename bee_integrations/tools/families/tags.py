@@ -1,8 +1,8 @@
 """Families that write parameters as tags which are named like what they hold."""
 
-from ..description import Description
+from ..description import Description, Values
 
-__all__ = ["MINICPM5", "MINIMAX_M2", "MUSE", "SEED"]
+__all__ = ["MINICPM5", "MINIMAX_M2", "MINIMAX_M3", "MUSE", "SEED"]
 
 MINICPM5 = Description(
     name="minicpm5",
@@ -22,6 +22,16 @@ MINIMAX_M2 = Description(
     parameter='<parameter name="$key">$value</parameter>⏎',
     marks=("minimax:tool_call", "<invoke name="),
 )
+MINIMAX_M3 = Description(
+    name="minimax_m3",
+    models="MiniMax M3",
+    calls="]<]minimax[>[<tool_call>⏎$calls⏎]<]minimax[>[</tool_call>",
+    call=']<]minimax[>[<invoke name="$name">⏎$parameters⏎]<]minimax[>[</invoke>',
+    between="⏎",
+    parameter="]<]minimax[>[<$key>$value]<]minimax[>[</$key>⏎",
+    values=Values.NESTED,
+    marks=("]<]minimax[>[", "invoke name="),
+)
 MUSE = Description(
     name="muse",
     models="Muse Glimmer",
@@ -30,7 +40,8 @@ MUSE = Description(
     between="<|eom|><|start|>assistant",
     parameter='<atem:parameter name="$key">$value</atem:parameter>⏎',
     named_trigger=True,
-    hidden=("<|start|>assistant", " to=user<|message|>", " to=self<|message|>", "<|eom|>", "<|eot|>"),
+    hidden=("<|start|>assistant", " to=user<|message|>", "<|eom|>", "<|eot|>"),
+    interrupts=False,
     answer_opening=" to=user<|message|>",
     marks=("atem:function_calls", "<|message|>"),
 )
