@@ -154,13 +154,26 @@ class DescribedReader(StepReader):
                 raise _CutOffError
             self._in_group = False
             return True
-        if not opening or not (yield from self._one_of(opening)):
+        if not opening:
+            return (yield from self._endless_group_ends())
+        if not (yield from self._one_of(opening)):
             return False
         yield from self._literal(end[len(opening) :], may_end=True)
         self._in_group = False
         if self._n_in_group == 0:
             raise _MalformedError("there is no call between the markers")
         return True
+
+    def _endless_group_ends(self) -> _Reading:
+        """Where nothing marks the end of the calls, whatever is none ends them."""
+        call = self._description.call_pattern.opening
+        if self._n_in_group == 0 or not call:
+            return False
+        found = yield from self._one_of(call)
+        if found is not None:
+            self._put_back(found)
+        self._in_group = found is not None
+        return found is None
 
     # ---- calls -------------------------------------------------------------------------------------------------------
 

@@ -7,11 +7,14 @@ showing the tools or writing past calls, is found by rendering a few conversatio
 from __future__ import annotations
 
 import difflib
+import logging
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
 from ..errors import BeeError, ParameterError
 from ..text.chat_template import ChatTemplate
+from .derivation import derived
 from .described_format import DescribedFormat
 from .families import ALL
 from .gemma4 import Gemma4Format
@@ -25,6 +28,8 @@ from .template_ways import ways_of
 from .tool_format import ToolFormat
 
 __all__ = ["FORMATS", "Found", "by_name", "for_template", "recognise", "recognition"]
+
+_log = logging.getLogger("bee_integrations.tools")
 
 FORMATS: tuple[ToolFormat, ...] = (
     HarmonyFormat(),
@@ -57,35 +62,52 @@ def recognise(template: str | None) -> ToolFormat:
 def recognition(template: str) -> Found:
     """As `recognise`, with the reason. The work is done once per template: it may take some renderings."""
     form = next(one for one in FORMATS if one.recognises(template))
-    if not isinstance(form, DescribedFormat):
-        if form.name == "generic":
-            return Found(form, "the template has the markers of no other format")
+    if isinstance(form, DescribedFormat):
+        marks = " and ".join(mark.replace("|||", " or ") for mark in form.description.marks)
+        return _adapted(form, template, f"the template has {marks}")
+    if form.name != "generic":
         return Found(form, "the template has its markers")
-    return Found(*_adapted(form, template))
+    return _unknown(form, template)
 
 
 def for_template(form: ToolFormat, template: str | None) -> ToolFormat:
     """A format that was named by hand, as far as it depends on the template."""
-    return _adapted(form, template)[0] if isinstance(form, DescribedFormat) and template else form
+    if not isinstance(form, DescribedFormat) or not template:
+        return form
+    return _adapted(form, template, "it was named").format
 
 
 @lru_cache(maxsize=32)
-def _adapted(form: DescribedFormat, source: str) -> tuple[DescribedFormat, str]:
-    reason = "the template has its markers " + " and ".join(map(repr, form.description.marks))
+def _adapted(form: DescribedFormat, source: str, reason: str) -> Found:
     try:
         ways = ways_of(form, ChatTemplate(source, "<s>", "</s>"))
     except BeeError:  # a template that is broken says so when a conversation is rendered
-        return form, reason
-    told = [
-        what
-        for what, done in (
-            ("the tools", ways.shows_tools),
-            ("past calls", ways.writes_calls),
-            ("results", ways.writes_results),
-        )
-        if not done
-    ]
-    return form.with_ways(ways), reason + (f"; it does not write {', '.join(told)}: the messages do" if told else "")
+        return Found(form, reason)
+    told = {"the tools": ways.shows_tools, "past calls": ways.writes_calls, "results": ways.writes_results}
+    lacking = [what for what, done in told.items() if not done]
+    also = f"; it does not write {' and '.join(lacking)}, so messages do" if lacking else ""
+    return Found(form.with_ways(ways), reason + also)
+
+
+def _unknown(generic: ToolFormat, source: str) -> Found:
+    """A format for a template that no family knows: its own, where that is certain."""
+    if not re.search(r"\btool_calls\b", source):
+        return Found(generic, "the template knows no calls")
+    try:
+        description = derived(ChatTemplate(source, "<s>", "</s>"))
+    except BeeError:
+        description = None
+    if description is not None:
+        reason = f"derived from what the template writes for past calls: {description.calls_pattern.write(calls='...')}"
+        return _adapted(DescribedFormat(description), source, reason)
+    begin = " ".join(source.split())[:60]
+    _log.warning(
+        "the chat template that begins with %r writes calls in a form that is not known: tools are described in the "
+        "system message instead. If the model was trained on one of the known forms, name it: tool_format=%s",
+        begin,
+        " or ".join(repr(one.name) for one in FORMATS[:3]) + ", ...",
+    )
+    return Found(generic, "the template writes calls in a form that is not known")
 
 
 def by_name(name: str) -> ToolFormat:

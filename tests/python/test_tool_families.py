@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -128,17 +129,22 @@ def test_text_before_and_behind_calls_is_text(name: str) -> None:
 
 
 @by_format
-def test_names_with_the_formats_own_markers_are_refused(name: str, model_path: Path) -> None:
+def test_names_with_the_formats_own_markers_are_refused_or_told_apart(name: str, model_path: Path) -> None:
     form = FORMATS[name]
-    d = form.description
     literal = checks.model_vocabulary(model_path).literal
-    ends = [one for one in (d.head.pieces[-1].strip("⏎"), d.tail.strip("⏎\n")) if one and not one.startswith("$")]
-    if d.call.startswith("{"):
-        form.call_rules([Tool('a", "arguments": {}', "", {})], literal, parallel=True)
-        return
-    for end in ends:
-        with pytest.raises(ParameterError, match="rename it"):
-            form.call_rules([Tool(f"a{end}b", "", {})], literal, parallel=True)
+    pieces = [piece for text in (form.description.call, form.description.calls) for piece in re.split(r"⏎|\$\w+", text)]
+    refused = 0
+    for piece in filter(None, pieces):
+        tool = Tool(f"a{piece}b", "", {})
+        try:
+            form.call_rules([tool], literal, parallel=True)
+        except ParameterError as error:
+            assert "rename it" in str(error)  # noqa: PT017
+            refused += 1
+        else:
+            text = written_calls(form.description, [(tool.name, {}, "callcall1")])
+            assert answer(checks.read(form, [tool], [text])).calls == [(tool.name, {})]
+    assert refused or form.description.call.startswith("{") or form.description.named_trigger
 
 
 @by_format
