@@ -58,6 +58,7 @@ def describe_model_file(
             ],
         }
         report |= _running(file, n_ctx)
+        report["tools"] = _tool_format(file) if report["kind"] == "target" else None
     report["device_memory"] = None
     if device is not None:
         report["device_memory"] = _on_device(path, report, device, memory, drafter)
@@ -117,6 +118,17 @@ def _what_stands_against(memory: Mapping[str, Any], n_ctx_train: int) -> str | N
     return None
 
 
+def _tool_format(file: ModelFile) -> dict[str, str]:
+    """The format in which the model is told of tools and writes calls, and why it is that one."""
+    from ..tools.formats import recognition  # which needs the engine's room of the package
+
+    template = file.metadata.get("tokenizer.chat_template")
+    if not isinstance(template, str) or not template:
+        return {"format": "generic", "reason": "the file has no chat template"}
+    found = recognition(template)
+    return {"format": found.format.name, "reason": found.reason}
+
+
 def _shortened(value: Any) -> Any:
     """A metadata value as JSON; a long array as its length and first elements."""
     if isinstance(value, np.ndarray):
@@ -154,6 +166,9 @@ def print_model_report(report: Mapping[str, Any], console: Console) -> None:
             f"Memory: weights {size_text(memory['weight_bytes'])}, and {size_text(memory['cache_bytes'])} for each "
             f"session of {memory['n_ctx']} tokens"
         )
+    if report["tools"] is not None:
+        said = f"Tools: {report['tools']['format']} ({report['tools']['reason']})"
+        console.print(_plain(said))
     if report["runnable"] and report["kind"] == "drafter":
         console.print("A DFlash drafter that can run here: give it with its target, as --drafter.", style="green")
     elif report["runnable"]:

@@ -70,7 +70,7 @@ def _calls_turn(template: ChatTemplate, n: int, head: str, tail: str, *, as_text
 
 def _is_right(found: Description, one: str, two: str) -> bool:
     opening = found.openings([PROBE_TOOL.name])
-    if not opening or not _MARKER.search(opening[0][0]):
+    if not opening or not re.search(r"[<\[]\S{2,}", opening[0][0]):
         return False
     form = DescribedFormat(found)
     wanted = [(PROBE_TOOL.name, probe_call(number)["function"]["arguments"]) for number in (0, 1)]
@@ -185,7 +185,9 @@ def _parameters(text: str) -> tuple[str, str, str] | None:
     if between.strip():
         return None
     before, behind = pieces[1][: len(pieces[1]) - len(opens)], pieces[5][len(closes) :]
-    return before, f"{opens}$key{pieces[2]}$value{closes}{GAP if between or not behind else ''}", behind
+    bare = opens.lstrip()
+    gap = GAP if between or not behind or bare != opens else ""
+    return before + opens[: len(opens) - len(bare)], f"{bare}$key{pieces[2]}$value{closes}{gap}", behind
 
 
 def _common(first: list[str], second: list[str], *, from_end: bool = False) -> str:

@@ -13,11 +13,12 @@ from .call_history import one_call_each, plain_messages
 from .described_reader import DescribedReader
 from .description import GAP, Description, Pattern, Values
 from .parameter_rules import ParameterRules, gapped
-from .tool_format import AnswerReader, CallEnd, Literal, Tool, ToolFormat, Trigger
+from .tool_format import AnswerReader, CallBroken, CallEnd, Literal, Tool, ToolFormat, Trigger
 
 __all__ = ["DescribedFormat", "TemplateWays", "written_call", "written_calls"]
 
 _ID = "/[a-zA-Z0-9_.:-]{1,64}/"
+_NAME_SIGN = "\ue0ff"  # stands for the name in a pattern
 _GAP_RULE = r"gap: /[ \n]{1,9}/"
 
 
@@ -40,6 +41,7 @@ class DescribedFormat(ToolFormat):
         self.description = description
         self.ways = ways
         self.name = description.name
+        self.models = description.models
         self.ends_turn = True
         self.ends_thinking = description.interrupts
         self.reads_all = bool(description.hidden)
@@ -93,17 +95,16 @@ class DescribedFormat(ToolFormat):
         alone = f"({between} {begin} call {end})*" if several else ""
         rules = ["call: " + " | ".join(f"call_{i}" for i in range(len(tools))), _GAP_RULE]
         opening = Pattern(d.begin).opening
-        if d.named_trigger:
-            for index, tool in enumerate(tools):
-                rules.append(f"after_name_{index}: rest_{index} {alone}")
-                rules.append(self._call_rule(f"rest_{index}", index, tool, literal, d.named_opening(tool.name)))
-        elif opening:
-            rules.append(f"after_group: {gapped(d.begin[len(opening) :], literal)} {inner} {end} {more}")
-        if not d.named_trigger and (d.bare or not opening):
+        for index, tool in enumerate(tools if d.named_trigger or d.bare else ()):
             # Alone, a call does without what would stand around it.
-            others = f"({between} call)*" if several and not d.each else alone
+            closed = f"({end})?" if end else ""
+            rules.append(f"after_name_{index}: rest_{index} {closed} {alone if d.named_trigger or d.each else ''}")
+            rules.append(self._call_rule(f"rest_{index}", index, tool, literal, d.named_opening(tool.name)))
+        if opening and not d.named_trigger:
+            rules.append(f"after_group: {gapped(d.begin[len(opening) :], literal)} {inner} {end} {more}")
+        if not opening and not d.named_trigger:
             alternatives = " | ".join(f"rest_{index}" for index in range(len(tools)))
-            rules.append(f"after_call: ({alternatives}) {f'({end})?' if end else ''} {others}")
+            rules.append(f"after_call: ({alternatives}) {alone}")
             for index, tool in enumerate(tools):
                 rules.append(self._call_rule(f"rest_{index}", index, tool, literal, d.call_pattern.opening))
         for index, tool in enumerate(tools):
@@ -117,23 +118,22 @@ class DescribedFormat(ToolFormat):
     def _call_rule(self, rule: str, index: int, tool: Tool, literal: Literal, said: str) -> str:
         """A call without its beginning, which was said."""
         d = self.description
-        parts: list[str] = []
-        skipped = said
-        for piece in d.call_pattern.pieces:
-            if piece == "$name":
-                text = json.dumps(tool.name, ensure_ascii=False)[1:-1] if d.call.startswith("{") else tool.name
-            elif piece.startswith("$"):
-                text = ""
+        name = json.dumps(tool.name, ensure_ascii=False)[1:-1] if d.call.startswith("{") else tool.name
+        # A name and what stands around it are one text: else a name that begins another one could not be told from it.
+        pattern = Pattern("".join(_NAME_SIGN if piece == "$name" else piece for piece in d.call_pattern.pieces))
+        parts = []
+        for piece in pattern.pieces:
+            if piece.startswith("$"):
                 parts.append(_FIELD_RULES.get(piece, f"arguments_{index}"))
-            else:
-                text = piece
-            if skipped and text:
-                bare = text if text.startswith(skipped) or skipped.startswith(text) else text.replace(GAP, "")
-                cut = min(len(bare), len(skipped))
-                assert bare[:cut] == skipped[:cut], (bare, skipped)
-                skipped, text = skipped[cut:], bare[cut:]
+                continue
+            text = piece.replace(_NAME_SIGN, name)
+            if said:
+                bare = text if text.startswith(said) or said.startswith(text) else text.replace(GAP, "")
+                cut = min(len(bare), len(said))
+                assert bare[:cut] == said[:cut], (bare, said)
+                said, text = said[cut:], bare[cut:]
             if text:
-                parts.append(literal(text) if piece == "$name" else gapped(text, literal))
+                parts.append(gapped(text, literal))
         return f"{rule}: " + " ".join(parts)
 
     def _check_names(self, tool: Tool, index: int) -> None:
@@ -144,7 +144,8 @@ class DescribedFormat(ToolFormat):
         text = written_calls(self.description, [(tool.name, arguments, "callcall1")])
         reader = DescribedReader(self.description, [bare])
         events = [*reader.push(text), *reader.finish()]
-        if sum(isinstance(event, CallEnd) for event in events) != 1 or not tool.name.strip():
+        ends = [isinstance(event, CallEnd) for event in events if isinstance(event, (CallEnd, CallBroken))]
+        if ends != [True] or not tool.name.strip():
             names = ", ".join(map(repr, [tool.name, *properties]))
             raise ParameterError(
                 f"the tool {tool.name!r} cannot be called by models of this format ({self.name}), which could not tell "

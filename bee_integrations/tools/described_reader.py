@@ -13,7 +13,7 @@ from .json_scan import SPACE, CallScan, ValueScan
 from .nested_values import json_of_tags
 from .parameter_rules import Kind, Signature
 from .step_reader import StepReader, described
-from .tool_format import Event, MarkerScan, Tool
+from .tool_format import CallArguments, Event, MarkerScan, Tool
 
 __all__ = ["DescribedReader"]
 
@@ -50,19 +50,21 @@ class DescribedReader(StepReader):
         self._n_in_group = 0  # calls of it so far
         self._entered = ""  # what was read of a call that stands on its own
         self._name: str | None = None  # of the current call
+        self._read_for_good = 1  # characters of the current call that are no part of another one
         self._hidden = self._hidden_markers()
+        self._kinds = dict(description.openings(list(self.names)))  # of beginnings
         self._openings = self._call_openings()
         self._reading = self._answer()
 
     def push(self, text: str) -> list[Event]:
         self._text += text
         next(self._reading, None)
-        return self.take()
+        return _joined(self.take())
 
     def finish(self) -> list[Event]:
         self._over = True
         next(self._reading, None)
-        return self.take()
+        return _joined(self.take())
 
     # ---- markers -----------------------------------------------------------------------------------------------------
 
@@ -73,7 +75,7 @@ class DescribedReader(StepReader):
 
     def _call_openings(self) -> frozenset[str]:
         """The texts that begin the calls, or one of them where nothing needs to stand around it."""
-        return frozenset(text for text, _ in self._description.openings(list(self.names)))
+        return frozenset(self._kinds)
 
     # ---- the answer --------------------------------------------------------------------------------------------------
 
@@ -110,7 +112,7 @@ class DescribedReader(StepReader):
     def _enter(self, marker: str) -> None:
         """A call, or a group of them, begins with this marker."""
         self._open_call(marker)
-        self._in_group = marker == Pattern(self._description.begin).opening
+        self._in_group = self._kinds[marker] == "group"
         self._entered = "" if self._in_group else marker
         self._n_in_group = 0
 
@@ -118,6 +120,7 @@ class DescribedReader(StepReader):
         self.open_call(raw)
         self._name = None
         self._in_call = True
+        self._read_for_good = 1
 
     def _next_call(self) -> _Reading:
         """The next call of a group or the end of it, or the only call."""
@@ -204,10 +207,12 @@ class DescribedReader(StepReader):
         """The call up to its arguments."""
         d = self._description
         head = d.head
-        if d.named_trigger:
-            name = next(one for one in self.names if d.named_opening(one) == self._entered)
-            rest = head.text.replace("$name", name)
-            yield from self._literal(rest[len(self._entered) :])
+        if self._kinds.get(self._entered) in self.names:
+            name, rest = self._kinds[self._entered], head.text.replace("$name", self._kinds[self._entered])
+            if "$" in rest.replace(name, ""):
+                yield from self._until(head.pieces[-1].strip(GAP))
+            else:
+                yield from self._literal(rest[len(self._entered) :])
             self._begin(name, None)
             return
         said = self._entered
@@ -221,7 +226,7 @@ class DescribedReader(StepReader):
         found = head.regex.fullmatch(said) or head.regex.fullmatch(said.rstrip(SPACE))
         if found is None:
             raise _MalformedError(f"{said!r} stands where {head.text.replace(GAP, '')!r} is expected")
-        name = found["name"].strip(SPACE)
+        name = found["name"] if found["name"] in self._tools else found["name"].strip(SPACE)
         self._begin(_unescaped(name) if d.call.startswith("{") else name, found.groupdict().get("id"))
 
     def _begin(self, name: str, call_id: str | None) -> None:
@@ -229,6 +234,7 @@ class DescribedReader(StepReader):
         if name not in self._tools:
             raise _MalformedError(f"there is no tool {name!r}")
         self.begin(name, call_id, keeps_id=self._description.keeps_ids)
+        self._read_for_good = len(self.raw)
 
     def _arguments(self) -> _Reading:
         scan = ValueScan("{")
@@ -304,9 +310,16 @@ class DescribedReader(StepReader):
         if quotes is not None and (yield from self._one_of(quotes[0])):
             end = quotes[1] + end
         value = _TextValue(self.argue, key, kind)
-        marker = yield from self._scan([end], value.add)
+        held: list[str] = []  # of a value in which the marker may be part of a string
+        take = value.add if kind in (Kind.TEXT, Kind.TEXT_OR_NULL) else held.append
+        while (marker := (yield from self._scan([end], take))) is not None:
+            if not _ends_in_string("".join(held)):
+                break
+            held.append(end)
         if marker is None:
             raise _CutOffError
+        if held:
+            value.add("".join(held))
         value.finish()
 
     def _nested_value(self, key: str, end: str) -> _Reading:
@@ -370,13 +383,13 @@ class DescribedReader(StepReader):
     def _ends(self) -> list[str]:
         """What ends a call, and the group that it stands in, without a doubt."""
         d = self._description
-        ends = (d.tail if not d.is_object else "", d.end)
+        ends = ("" if d.is_object or (d.each and self._in_group) else d.tail, d.end)
         return [one for end in ends if len(one := end.split(GAP)[-1].strip(SPACE)) > 1]
 
     def _reconsider(self, markers: list[str]) -> None:
         """The end of what was read of the call is read again, if it is a marker, or one may begin with it."""
         raw = self.raw
-        for length in range(min(len(raw) - 1, max(map(len, markers), default=0)), 0, -1):
+        for length in range(min(len(raw) - self._read_for_good, max(map(len, markers), default=0)), 0, -1):
             if any(one.startswith(raw[-length:]) for one in markers):
                 self._text = self.take_back(length) + self._text
                 return
@@ -440,6 +453,8 @@ class DescribedReader(StepReader):
                         raise _CutOffError
                     wrong = next((a for a, b in zip(self._text, word, strict=False) if a != b), self._text[:1])
                     raise _MalformedError(f"{wrong!r} stands where {word} is expected")
+        if text and text[-1] in SPACE:
+            yield from self._skip_space()
 
     def _until(self, end: str | None) -> _Reading:
         """(the text before its end, the end). Without one it reads up to what may follow a name: white space, a
@@ -526,6 +541,28 @@ class _TextValue:
         if self._kind is Kind.JSON_OR_TEXT:
             return json.dumps(text, ensure_ascii=False)
         raise _MalformedError(f"the JSON of {self._key!r} is invalid")
+
+
+def _ends_in_string(text: str) -> bool:
+    """Whether a text that begins as JSON ends in the middle of a string."""
+    bare = text.lstrip(SPACE)
+    if not bare.startswith(("{", "[", '"')):
+        return False
+    scan = ValueScan('{["')
+    _, _, done = scan.push(bare)
+    return not done and scan.in_string
+
+
+def _joined(events: list[Event]) -> list[Event]:
+    """Events in which pieces of the same arguments that follow one another are one."""
+    joined: list[Event] = []
+    for event in events:
+        last = joined[-1] if joined else None
+        if isinstance(event, CallArguments) and isinstance(last, CallArguments) and event.index == last.index:
+            joined[-1] = CallArguments(event.index, last.json + event.json)
+        else:
+            joined.append(event)
+    return joined
 
 
 def _escaped(text: str) -> str:

@@ -112,7 +112,7 @@ class Description:
     quotes: tuple[str, str] | None = None
     """What may stand around a text that is a value, so that it can hold anything."""
     bare: bool = False
-    """What stands around calls may be missing; the beginning of a call is one all the same."""
+    """What stands around calls may be missing: the beginning of a call together with a tool's name is one."""
     loose_json: bool = False
     """The JSON of arguments may be spread over lines."""
     named_trigger: bool = False
@@ -182,9 +182,10 @@ class Description:
     def openings(self, names: Sequence[str]) -> list[tuple[str, str]]:
         """The texts that begin a call, and of which kind each is: "group", "call", or the name of a tool."""
         group, call = Pattern(self.begin).opening, self.call_pattern.opening
+        named = [(self.named_opening(name), name) for name in names] if self.named_trigger or self.bare else []
         if self.named_trigger:
-            return [(self.named_opening(name), name) for name in names]
-        return [(group, "group")] * bool(group) + [(call, "call")] * bool(call and (self.bare or not group))
+            return named
+        return [(group, "group"), *named] if group else [(call, "call")]
 
     def recognises(self, template: str) -> bool:
         """Whether a chat template (Jinja source) is of this family."""

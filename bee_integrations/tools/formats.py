@@ -23,7 +23,6 @@ from .harmony import HarmonyFormat
 from .hermes import HermesFormat
 from .llama3 import Llama3Format
 from .mistral import MistralArgsFormat, MistralFormat
-from .qwen3_coder import Qwen3CoderFormat
 from .template_ways import ways_of
 from .tool_format import ToolFormat
 
@@ -37,7 +36,6 @@ FORMATS: tuple[ToolFormat, ...] = (
     MistralArgsFormat(),
     MistralFormat(),
     *(DescribedFormat(description) for description in ALL),
-    Qwen3CoderFormat(),
     HermesFormat(),
     Llama3Format(),
     GenericFormat(),

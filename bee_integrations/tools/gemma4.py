@@ -34,6 +34,8 @@ class Gemma4Format(ToolFormat):
     """<|tool_call>call:name{key:value}<tool_call|>."""
 
     name: str = "gemma4"
+    models: str = "Gemma 4"
+    example: str = '<|tool_call>call:name{key:<|"|>value<|"|>}<tool_call|>'
     trigger: str = _BEGIN
     markers: tuple[str, ...] = (_BEGIN, _END, '<|"|>', _CHANNEL, _CHANNEL_END)
     reads_all: bool = True

@@ -23,6 +23,8 @@ class GenericFormat(HermesFormat):
     """Calls as in Hermes, and tools that the system message describes."""
 
     name: str = "generic"
+    models: str = "all others: the system message describes the tools"
+    example: str = '<tool_call>\n{"name": "name", "arguments": {"key": "value"}}\n</tool_call>'
     ends_turn: bool = True  # models that were not trained on calls would go on calling
 
     def recognises(self, template: str) -> bool:

@@ -35,6 +35,8 @@ class HarmonyFormat(ToolFormat):
     """<|channel|>commentary to=functions.name <|constrain|>json<|message|>{...}."""
 
     name: str = "harmony"
+    models: str = "gpt-oss"
+    example: str = '<|channel|>commentary to=functions.name <|constrain|>json<|message|>{"key": "value"}<|call|>'
     trigger: str = f"{_CHANNEL}commentary {_TO}"
     other_triggers: tuple[Trigger, ...] = (
         Trigger(f"{_CHANNEL}analysis {_TO}"),

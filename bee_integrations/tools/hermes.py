@@ -34,6 +34,8 @@ class HermesFormat(ToolFormat):
     """JSON between `<tool_call>` and `</tool_call>`."""
 
     name: str = "hermes"
+    models: str = "Hermes 2 and 3, Qwen2.5, Qwen3, QwQ, MiMo, Granite 4, Bielik 3, Reka Edge"
+    example: str = '<tool_call>\n{"name": "name", "arguments": {"key": "value"}}\n</tool_call>'
     trigger: str = BEGIN
     markers: tuple[str, ...] = (BEGIN, END)
 

@@ -48,6 +48,11 @@ class ValueScan:
         """What is wrong, after the end; the rest that `push` returned begins where the nesting breaks."""
 
     @property
+    def in_string(self) -> bool:
+        """Whether what comes next is part of a string."""
+        return self._in_string
+
+    @property
     def text(self) -> str:
         """The value so far."""
         return "".join(self._pieces)

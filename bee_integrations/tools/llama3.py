@@ -30,6 +30,8 @@ class Llama3Format(ToolFormat):
     """{"name": ..., "parameters": ...} as the whole answer."""
 
     name: str = "llama3"
+    models: str = "Llama 3.1 to 3.3"
+    example: str = '{"name": "name", "parameters": {"key": "value"}}'
     markers: tuple[str, ...] = (_TAG,)
     trigger: str = '{"name": "'
     trigger_at_start: bool = True

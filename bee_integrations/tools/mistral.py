@@ -36,6 +36,8 @@ class MistralFormat(ToolFormat):
     """[TOOL_CALLS] and an array of objects."""
 
     name: str = "mistral"
+    models: str = "Mistral 7B v0.3, Nemo"
+    example: str = '[TOOL_CALLS][{"name": "name", "arguments": {"key": "value"}, "id": "a1B2c3D4e"}]'
     trigger: str = _CALLS
     markers: tuple[str, ...] = (_CALLS, _ID, _ARGS)
     ends_turn: bool = True
@@ -64,6 +66,8 @@ class MistralArgsFormat(MistralFormat):
     """[TOOL_CALLS], a name, [ARGS] and an object."""
 
     name: str = "mistral-args"
+    models: str = "Mistral Small 3.2, Devstral, Ministral, Magistral"
+    example: str = '[TOOL_CALLS]name[ARGS]{"key": "value"}'
 
     def recognises(self, template: str) -> bool:
         return _CALLS in template and _ARGS in template

@@ -57,7 +57,8 @@ def _value(tokens: list[str], namespace: str, schema: Any, root: Any, depth: int
         if not tokens or tokens.pop(0) != f"{closing}{name}>":
             raise ValueError("a tag is not closed")
         members.append((name, inner))
-    if all(name == "item" for name, _ in members) and "object" not in _types(schema, root) - {"array"}:
+    types = _types(schema, root)
+    if all(name == "item" for name, _ in members) and ("array" in types or "object" not in types):
         return [inner for _, inner in members], tokens
     return dict(members), tokens
 

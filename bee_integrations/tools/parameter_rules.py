@@ -222,7 +222,7 @@ class ParameterRules:
             value = rf"{rule}_json | /'[^'\\\n]{length}'/"
         else:
             value = json_rule(with_definitions(schema, self._signature.root))
-            members = schema.get("enum", [schema["const"]] if "const" in schema else []) if plain_enum(schema) else []
+            members = schema.get("enum", [schema["const"]] if "const" in schema else []) if _plain_enum(schema) else []
             self.rules.append(f"{rule}_json: {value}")
             spelled = [repr(member) for member in members]
             if isinstance(schema, dict) and not {"const", "enum", "$ref", "not", "allOf"} & set(schema):
@@ -233,12 +233,12 @@ class ParameterRules:
         self.rules.append(f"{rule}: {self._head(key, [], is_text=False)} {rule}_value")
 
 
-def plain_enum(schema: Any) -> bool:
+def _plain_enum(schema: Any) -> bool:
     """Whether a schema is a list of texts that Python spells in quotes of its own."""
     if not isinstance(schema, dict) or not set(schema) <= {"type", "description", "title", "default", "enum", "const"}:
         return False
     members = schema.get("enum", [schema.get("const")])
-    return all(isinstance(member, str) and "\\" not in repr(member) for member in members)
+    return all(isinstance(member, str) for member in members)
 
 
 def _regex_text(text: str) -> str:

@@ -143,6 +143,10 @@ class ToolFormat(ABC):
 
     name: str
     """What users call the format."""
+    models: str
+    """Who writes calls so, for the documentation."""
+    example: str
+    """A call, for the documentation."""
     trigger: str
     """The text that begins a call. As soon as it appears, the grammar of the call is in force."""
     markers: tuple[str, ...] = ()

@@ -218,6 +218,11 @@ def test_info_json_describes_a_model(bee: Bee, tiny_path: Path) -> None:
     assert report["metadata"]["tokenizer.ggml.tokens"]["length"] == len(tiny_model.VOCABULARY)
 
 
+def test_info_says_which_form_tools_take_and_why(bee: Bee, tiny_path: Path) -> None:
+    assert bee.json("info", tiny_path)["tools"] == {"format": "generic", "reason": "the template knows no calls"}
+    assert "Tools: generic (the template knows no calls)" in bee("info", tiny_path)[1]
+
+
 def test_info_counts_the_memory_of_weights_and_context(bee: Bee, tiny_path: Path) -> None:
     short, long = (bee.json("info", tiny_path, "--n-ctx", n)["memory"] for n in ("100", "300"))
     assert long["cache_bytes"] == 3 * short["cache_bytes"] > 0

@@ -14,8 +14,10 @@ from bee_integrations.errors import ParameterError, TemplateError
 from bee_integrations.models.file import ModelFile
 from bee_integrations.text.chat_template import ChatTemplate
 from bee_integrations.text.tokenizer import Tokenizer
+from bee_integrations.tools.derivation import derived
 from bee_integrations.tools.described_format import DescribedFormat
-from bee_integrations.tools.formats import FORMATS, by_name, recognise
+from bee_integrations.tools.formats import FORMATS, by_name, recognise, recognition
+from bee_integrations.tools.formats_table import with_table
 from bee_integrations.tools.tool_format import Tool, ToolFormat
 
 # Templates that know no tools are generic.
@@ -220,3 +222,93 @@ def test_the_default_template_renders_a_conversation_with_tools(model_path: Path
     prompt = checks.rendered(recognise(template.source), template, messages, [WEATHER])
     assert "The weather in a city." in prompt
     assert 'How is it in Paris?\n\nget_weather(city="Paris") returned: 22 degrees<|im_end|>' in prompt
+
+
+# ---- what is said of them --------------------------------------------------------------------------------------------
+
+
+def test_the_documentation_has_the_table_of_the_formats() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "tools.md"
+    if not page.is_file():
+        pytest.skip("the documentation is not here")
+    assert page.read_text(encoding="utf-8") == with_table(page.read_text(encoding="utf-8"))
+
+
+def test_the_examples_of_the_modules_are_calls() -> None:
+    tool = Tool("name", "", {"properties": {"key": {"type": "string"}}})
+    for form in MODULES:
+        assert checks.answer(checks.read(form, [tool], [form.example])).calls == [("name", {"key": "value"})]
+
+
+# ---- templates that no format knows ----------------------------------------------------------------------------------
+
+
+def unknown(calls: str) -> str:
+    """A template that shows tools, and writes calls in this way."""
+    shown = "{% if tools %}[tools] {{ tools | tojson }}\n{% endif %}"
+    calls = calls.replace("NAME", "c.function.name").replace("ARGUMENTS", "c.function.arguments")
+    said = f"{{% if m.tool_calls %}}{calls}{{% endif %}}"
+    return shown + "{% for m in messages %}[{{ m.role }}] {{ m.content }}" + said + "\n{% endfor %}[assistant] "
+
+
+@pytest.mark.parametrize(
+    ("calls", "call"),
+    [
+        (
+            "<doing>{% for c in m.tool_calls %}<act>{{ NAME }}: {{ ARGUMENTS | tojson }}</act>{% endfor %}</doing>",
+            '<doing><act>get_weather: {"city": "Paris"}</act></doing>',
+        ),
+        (
+            '{% for c in m.tool_calls %}<use>\n{"tool": "{{ NAME }}", "with": {{ ARGUMENTS | tojson }}}'
+            "\n</use>\n{% endfor %}",
+            '<use>\n{"tool": "get_weather", "with": {"city": "Paris"}}\n</use>',
+        ),
+        (
+            "{% for c in m.tool_calls %}<run what={{ NAME }}>\n{% for k, v in ARGUMENTS.items() %}"
+            "<set {{ k }}>{{ v if v is string else v | tojson }}</set>\n{% endfor %}</run>\n{% endfor %}",
+            "<run what=get_weather>\n<set city>Paris</set>\n</run>",
+        ),
+    ],
+)
+def test_a_form_is_derived_from_what_the_template_writes(calls: str, call: str, model_path: Path) -> None:
+    source = unknown(calls)
+    found = recognition(source)
+    assert found.format.name == "derived"
+    assert "derived from" in found.reason
+    events = checks.check_cuts(found.format, [WEATHER], f"Let me see. {call}")
+    assert checks.answer(events).calls == [("get_weather", {"city": "Paris"})]
+    checks.check_accepts_first(found.format, checks.model_vocabulary(model_path), [WEATHER], call)
+    for seed in range(3):
+        checks.check_forced_walk(found.format, checks.model_vocabulary(model_path), [WEATHER], seed, parallel=True)
+    history = [{"role": "user", "content": "Hi"}, checks.assistant_message([WEATHER], [{"city": "Paris"}])]
+    template = ChatTemplate(source, "", "")
+    assert call in checks.rendered(found.format, template, history, [WEATHER])
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        "{{ m.tool_calls[0].function['name'] }}!",  # without the arguments
+        "{% for c in m.tool_calls %}{{ NAME }} {{ ARGUMENTS | tojson }} {% endfor %}",  # no marker
+        "{% for c in m.tool_calls %}<c {{ loop.index }}>{{ NAME }}{{ ARGUMENTS | tojson }}</c>{% endfor %}",
+    ],
+)
+def test_what_is_not_certain_is_generic_with_one_warning(calls: str, caplog: pytest.LogCaptureFixture) -> None:
+    source = unknown(calls)
+    for _ in range(2):
+        assert recognition(source).format.name == "generic"
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert "[tools]" in warning
+    assert "tool_format=" in warning
+
+
+@checks.needs_reference
+@pytest.mark.parametrize("name", ["GLM-4.7-Flash", "MiMo-VL", "Apertus-8B-Instruct", "ByteDance-Seed-OSS"])
+def test_known_families_would_be_derived_as_well(name: str) -> None:
+    template = checks.reference_template(name)
+    description = derived(template)
+    assert description is not None
+    tool = Tool("get_weather", "", {"properties": {"city": {"type": "string"}}})
+    form = DescribedFormat(description)
+    written = checks.written_by_template(form, template, [tool], [{"city": "Paris"}])
+    assert checks.answer(checks.read(form, [tool], [written])).calls == [("get_weather", {"city": "Paris"})]

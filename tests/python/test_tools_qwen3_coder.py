@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bee_integrations.errors import ConstraintError, ParameterError
-from bee_integrations.tools.qwen3_coder import Qwen3CoderFormat
+from bee_integrations.tools.formats import by_name
 from bee_integrations.tools.tool_format import CallArguments, CallBegin, Tool
 
-QWEN = Qwen3CoderFormat()
+QWEN = by_name("qwen3_coder")
 END = "\n</parameter>"
 WRITE = Tool(
     "write",
@@ -37,6 +37,7 @@ CALL = (
     "<tool_call>\n<function=write>\n<parameter=path>\na/b\n</parameter>\n<parameter=lines>\n[1, 2]\n</parameter>\n"
     "</function>\n</tool_call>"
 )
+NAMES = [name for name in checks.NAMES if name != "</function"]  # which cannot be told from what ends a call
 TEMPLATES = {
     "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": "<|im_end|>",
     "Qwen3-Coder": "<|im_end|>",
@@ -124,7 +125,7 @@ def test_a_union_with_texts_reads_json_where_it_is_some() -> None:
         (f"\n<function=write>\n<parameter=path>\n1{END}<parameter=path>\n1{END}</function>", "'path' is there twice"),
         ('\n{"name": "now", "arguments": {}}\n', "'{' stands where <function="),
         ("\n<function=now>\n</functions>", "stands between|stands where"),
-        ("", "stands where <function="),
+        ("", "there is no call"),
     ],
 )
 def test_a_malformed_call_is_broken_and_the_text_goes_on(inner: str, reason: str) -> None:
@@ -161,7 +162,7 @@ def test_a_cut_call_is_broken_wherever_it_is_cut() -> None:
 def test_any_text_becomes_the_same_however_it_is_cut(parts: list[str]) -> None:
     text = "".join(parts)
     result = answer(text)
-    if "<tool_call>" not in text:
+    if "<tool_call>" not in text and "<function=write>" not in text:
         assert result.text == text
 
 
@@ -173,7 +174,7 @@ def test_any_text_becomes_the_same_however_it_is_cut(parts: list[str]) -> None:
 @given(data=st.data())
 @settings(deadline=None, max_examples=40)
 def test_what_a_template_writes_is_read_back(name: str, data: st.DataObject) -> None:
-    tools, arguments = data.draw(checks.tools_with_arguments(forbidden=[END]))
+    tools, arguments = data.draw(checks.tools_with_arguments(names=NAMES, forbidden=[END]))
     message = checks.assistant_message(tools, arguments)
     written = checks.rendered_answer(QWEN, checks.reference_template(name), message, tools, TEMPLATES[name])
     result = checks.answer(checks.read(QWEN, tools, [written]))
@@ -204,7 +205,7 @@ def test_results_and_tools_reach_the_prompt(name: str, arguments: Any) -> None:
 @settings(deadline=None, max_examples=60)
 def test_the_grammar_allows_what_the_template_writes(data: st.DataObject, model_path: Path) -> None:
     # The template spells constants as Python does; a grammar keeps to JSON.
-    tools, arguments = data.draw(checks.tools_with_arguments(forbidden=[END]))
+    tools, arguments = data.draw(checks.tools_with_arguments(names=NAMES, forbidden=[END]))
     tool, given_arguments = (
         tools[0],
         {k: v for k, v in arguments[0].items() if v is not None and not isinstance(v, bool)},
@@ -220,9 +221,9 @@ def test_the_grammar_allows_what_the_template_writes(data: st.DataObject, model_
 @given(data=st.data(), seed=st.integers(0, 1000))
 @settings(deadline=None, max_examples=60)
 def test_what_the_grammar_allows_is_a_valid_call(data: st.DataObject, seed: int, model_path: Path) -> None:
-    tools, _ = data.draw(checks.tools_with_arguments(names=[*checks.NAMES, *checks.QUOTED_NAMES], forbidden=[END]))
+    tools, _ = data.draw(checks.tools_with_arguments(names=[*NAMES, *checks.QUOTED_NAMES], forbidden=[END]))
     result = checks.check_random_walk(QWEN, checks.model_vocabulary(model_path), tools, seed)
-    assert len(result.calls) == 1
+    assert result.calls
     assert not result.text
 
 

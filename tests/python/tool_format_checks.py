@@ -383,7 +383,7 @@ def written_by_template(
 def grammar(tool_format: ToolFormat, vocabulary: Vocabulary, tools: Sequence[Tool], *, parallel: bool = True) -> str:
     """The grammar of one call, from its trigger on."""
     rules = tool_format.call_rules(tools, vocabulary.literal, parallel=parallel)
-    start = f"start: {vocabulary.literal(tool_format.trigger)} after_trigger\n{rules}"
+    start = f"start: {tool_format.first_call(tools, vocabulary.literal)}\n{rules}"
     source: str = LLMatcher.grammar_from_lark(start)
     return source
 

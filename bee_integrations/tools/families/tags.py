@@ -2,7 +2,7 @@
 
 from ..description import Description, Values
 
-__all__ = ["MINICPM5", "MINIMAX_M2", "MINIMAX_M3", "MUSE", "SEED"]
+__all__ = ["MINICPM5", "MINIMAX_M2", "MINIMAX_M3", "MUSE", "QWEN3_CODER", "SEED"]
 
 MINICPM5 = Description(
     name="minicpm5",
@@ -44,6 +44,17 @@ MUSE = Description(
     interrupts=False,
     answer_opening=" to=user<|message|>",
     marks=("atem:function_calls", "<|message|>"),
+)
+QWEN3_CODER = Description(
+    name="qwen3_coder",
+    models="Qwen3-Coder, Qwen3.5, Nemotron 3 Nano, Step 3.5",
+    calls="<tool_call>⏎$calls⏎</tool_call>",
+    each=True,
+    call="<function=$name>\n$parameters⏎</function>",
+    between="⏎",
+    parameter="<parameter=$key>\n$value\n</parameter>⏎",
+    bare=True,
+    marks=("<tool_call>", "<function=", "<parameter="),
 )
 SEED = Description(
     name="seed_oss",
