@@ -177,7 +177,7 @@ class ReasoningSplitter:
             self._inside = self._trims = True
             return stripped[len(self._begin) :]
         if not self._inside and stripped.startswith(self._last):  # the end of a span that was never begun
-            self._trims = True
+            self._trims = self._ended = True
             return stripped[len(self._last) :]
         self._trims = self._inside
         return self._start

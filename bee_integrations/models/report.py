@@ -168,7 +168,7 @@ def print_model_report(report: Mapping[str, Any], console: Console) -> None:
         )
     if report["tools"] is not None:
         said = f"Tools: {report['tools']['format']} ({report['tools']['reason']})"
-        console.print(_plain(said))
+        console.print(plain_text(said))
     if report["runnable"] and report["kind"] == "drafter":
         console.print("A DFlash drafter that can run here: give it with its target, as --drafter.", style="green")
     elif report["runnable"]:

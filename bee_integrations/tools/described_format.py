@@ -255,11 +255,8 @@ def _parameter(d: Description, key: str, value: Any) -> str:
     if d.values == Values.NESTED:
         return d.parameter_pattern.write(key=key, value=_nested(value, d.parameter_pattern.opening[:-1]))
     if d.values == Values.PYTHON:
-        text = (
-            repr(value)
-            if is_text or isinstance(value, bool) or value is None
-            else json.dumps(value, ensure_ascii=False)
-        )
+        plain = (is_text and "\\" not in repr(value)) or isinstance(value, bool) or value is None
+        text = repr(value) if plain else json.dumps(value, ensure_ascii=False)
     else:
         text = value if is_text else json.dumps(value, ensure_ascii=False)
     return d.parameter_pattern.write(key=key, value=text, type=_type_of(value), is_text="true" if is_text else "false")

@@ -30,6 +30,8 @@ def json_of_literal(text: str) -> str | None:
         return None
     python = _STRINGS_AND_NAMES.sub(lambda found: found[1] or _PYTHON_NAMES[found[2]], text)
     try:
-        return json.dumps(ast.literal_eval(python), ensure_ascii=False, allow_nan=False)
+        found = json.dumps(ast.literal_eval(python), ensure_ascii=False, allow_nan=False)
+        found.encode()  # halves of characters are none
+        return found
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None

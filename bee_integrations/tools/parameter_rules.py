@@ -27,8 +27,9 @@ _REFUSED = (
 )  # fmt: skip
 _TYPE_NAMES = {"integer": "number", "number": "number"}
 _PLAIN = frozenset({"type", "description", "title", "default", "examples"})
-# Strings of Python: no escape that JSON lacks is needed, and none is written.
-_PYTHON_TEXT = r"""/'([^'\\\n]|\\['"\\nrt])*'/ | /"([^"\\\n]|\\['"\\nrt])*"/"""
+# Strings of Python, with escapes that JSON has as well, and without halves of characters.
+_ESCAPE = r"""\\(['"\\bfnrt]|u([0-9a-ce-f][0-9a-f]{3}|d[0-7][0-9a-f]{2}))"""
+_PYTHON_TEXT = rf"""/'([^'\\\n]|{_ESCAPE})*'/ | /"([^"\\\n]|{_ESCAPE})*"/"""
 
 
 class Kind(Enum):
