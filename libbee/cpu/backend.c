@@ -55,19 +55,53 @@ struct Backend {
 /* ---- instruction sets --------------------------------------------------------------------------- */
 
 #if defined(__x86_64__)
-/* __builtin_cpu_supports has asked the system too, whether it saves the wide registers. Compilers before GCC 11 and
- * Clang 18 do not know the names of these two in it. */
-static bool has_f16c(void) {
+/* Asked here and not through __builtin_cpu_supports, which needs a part of the compiler's own library that some leave
+ * out (it says no to everything then), and which older compilers give fewer names. */
+typedef struct Features {
+    unsigned leaf1_c, leaf7_b, leaf7_c, leaf7_1_a; /* words of CPUID */
+    unsigned saved;                                /* registers that the system saves: XCR0 */
+} Features;
+
+enum {
+    BIT_FMA = 1 << 12,
+    BIT_OSXSAVE = 1 << 27,
+    BIT_AVX = 1 << 28,
+    BIT_F16C = 1 << 29, /* leaf 1, ECX */
+    BIT_AVX2 = 1 << 5,
+    BIT_AVX512F = 1 << 16,
+    BIT_AVX512DQ = 1 << 17,
+    BIT_AVX512BW = 1 << 30,   /* leaf 7, EBX */
+    BIT_AVX512VNNI = 1 << 11, /* leaf 7, ECX */
+    BIT_AVX_VNNI = 1 << 4,    /* leaf 7.1, EAX */
+    SAVED_YMM = 0x06,
+    SAVED_ZMM = 0xE6
+};
+#define BIT_AVX512VL (1u << 31) /* leaf 7, EBX */
+
+static Features cpu_features(void) {
+    Features f = {0};
     unsigned a, b, c, d;
-    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+    if (__get_cpuid(1, &a, &b, &c, &d)) f.leaf1_c = c;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) {
+        f.leaf7_b = b;
+        f.leaf7_c = c;
+        if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) f.leaf7_1_a = a;
+    }
+    if (f.leaf1_c & BIT_OSXSAVE) __asm__("xgetbv" : "=a"(f.saved), "=d"(d) : "c"(0));
+    return f;
 }
 
-static bool has_avx_vnni(void) {
-    unsigned a, b, c, d;
-    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
+static bool has_all(unsigned word, unsigned bits) { return (word & bits) == bits; }
+
+static bool has_avx2(Features f) {
+    return has_all(f.leaf1_c, BIT_FMA | BIT_AVX | BIT_F16C) && has_all(f.leaf7_b, BIT_AVX2) &&
+           has_all(f.saved, SAVED_YMM);
 }
 
-static bool has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }
+static bool has_avx512(Features f) {
+    return has_avx2(f) && has_all(f.leaf7_b, BIT_AVX512F | BIT_AVX512DQ | BIT_AVX512BW | BIT_AVX512VL) &&
+           has_all(f.leaf7_c, BIT_AVX512VNNI) && has_all(f.saved, SAVED_ZMM);
+}
 #endif
 
 #if defined(__aarch64__)
@@ -85,13 +119,10 @@ static bool has_dot_product(void) {
 /* Whether this processor and its system can run the kernels of that name. */
 static bool can_run(const char *name) {
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (!strcmp(name, "avx512"))
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("avx512vnni");
-    if (!strcmp(name, "avxvnni")) return has_avx2() && has_avx_vnni();
-    if (!strcmp(name, "avx2")) return has_avx2();
+    const Features f = cpu_features();
+    if (!strcmp(name, "avx512")) return has_avx512(f);
+    if (!strcmp(name, "avxvnni")) return has_avx2(f) && has_all(f.leaf7_1_a, BIT_AVX_VNNI);
+    if (!strcmp(name, "avx2")) return has_avx2(f);
 #elif defined(__aarch64__)
     if (!strcmp(name, "neon_dotprod")) return has_dot_product();
     if (!strcmp(name, "neon")) return true;
