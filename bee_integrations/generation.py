@@ -203,7 +203,9 @@ class Step:
     stats: Statistics | None = None  # on the last step
     logprobs: tuple[TokenLogprob, ...] = ()  # of the tokens, where asked for
     closed: bool = False  # the end of the text completes a constraint, and the model did not say it
-    bound: bool = False  # the tokens were chosen under the grammar of the answer, or of its calls
+    bound: bool = False  # the tokens were chosen under the whole grammar of the answer, or of its calls
+    not_enforced: tuple[str, ...] = ()  # on the last step: JSON pointers of keywords that no grammar could keep
+    fault: str | None = None  # on the last step: what the answer violates of those; None where it was not to be checked
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,7 @@ def _tool(index: int, tool: Mapping[str, Any]) -> Tool:
         parameters = {"type": "object", "properties": {}}
     if not isinstance(parameters, Mapping):
         raise ParameterError(f"the parameters of the tool {name!r} are {parameters!r}, expected a JSON schema")
-    return Tool(name, str(description or ""), parameters)
+    return Tool(name, str(description or ""), parameters, strict=function.get("strict") is True)
 
 
 def _choice(choice: Any) -> str:

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from .chat.response_format import wrapped_schema
 from .constraints.json_schema import read_schema, schema_text
+from .constraints.pydantic_schema import class_schema
 from .constraints.strict_schema import closed
 from .errors import ConstraintError, ParameterError
 
@@ -39,7 +40,7 @@ def json_schema(schema: Any) -> dict[str, Any]:
 def _json_schema(schema: Any) -> dict[str, Any]:
     if _is_pydantic(schema):
         # LangChain's own conversion resolves references, and loses what refers to itself.
-        found = schema.model_json_schema() if issubclass(schema, BaseModel) else schema.schema()
+        found = class_schema(schema) if issubclass(schema, BaseModel) else schema.schema()
         return {"title": schema.__name__, **found}
     if isinstance(schema, Mapping):
         wrapped = wrapped_schema(schema)

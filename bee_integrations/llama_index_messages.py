@@ -27,6 +27,7 @@ from .chat.messages import chat_message, left_out, tool_call, unsupported_conten
 from .chat.metadata import response_metadata, token_usage
 from .chat.reply import Piece, Reply
 from .chat.tool_use import ToolUse
+from .constraints.pydantic_schema import class_schema
 from .constraints.strict_schema import closed
 from .engine.engine import Engine
 from .errors import ConstraintError, ParameterError
@@ -139,7 +140,8 @@ def _tool(given: Mapping[str, Any] | BaseTool) -> Tool:
             "'description': ..., 'parameters': {...}}}"
         )
     parameters = function.get("parameters") or {"type": "object", "properties": {}}
-    return Tool(function["name"], function.get("description") or "", parameters)
+    strict = function.get("strict") is True
+    return Tool(function["name"], function.get("description") or "", parameters, strict=strict)
 
 
 def _choice(choice: str | Mapping[str, Any] | None) -> str:
@@ -249,7 +251,7 @@ def _logprobs(engine: Engine, token: TokenLogprob) -> list[LogProb]:
 
 def closed_schema(output_cls: type[BaseModel]) -> dict[str, Any]:
     """The JSON schema of a class, whose objects have no members but its fields."""
-    return dict(closed(output_cls.model_json_schema()))
+    return dict(closed(class_schema(output_cls)))
 
 
 def with_schema(messages: Sequence[ChatMessage], output_cls: type[BaseModel]) -> list[ChatMessage]:

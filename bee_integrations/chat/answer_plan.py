@@ -69,7 +69,8 @@ class _Rules:
     def from_the_start(self, constraint: Constraint | None) -> CompiledGrammar | None:
         """What holds from the answer's first token: demanded calls, a value, or the one or the other."""
         if self.use.demanded or (constraint is not None and self.format is not None):
-            return self.grammars.compile_rules(self._calls_or_value(constraint))
+            strict = isinstance(constraint, JsonSchema) and constraint.strict
+            return self.grammars.compile_rules(self._calls_or_value(constraint), strict=strict)
         return None if constraint is None else self.grammars.compile(constraint)
 
     def in_wait(self) -> LazyGrammar:

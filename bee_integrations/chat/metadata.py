@@ -40,6 +40,10 @@ def response_metadata(engine: Engine, last: Step) -> dict[str, Any]:
         metadata["model_sampling"] = dict(engine.sampling)  # counts where nobody gave another
     if last.closed:
         metadata["closed"] = True
+    if last.not_enforced:
+        metadata["not_enforced"] = list(last.not_enforced)
+    if last.fault is not None:
+        metadata["fault"] = last.fault
     if last.stop_text is not None:
         metadata["stop_sequence"] = last.stop_text
     stats = last.stats

@@ -8,13 +8,13 @@ its text is read (thinking first, then calls).
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..constraints.json_schema import read_schema, schema_text
-from ..engine.engine import Engine
+from ..engine.engine import Engine, Step
 from ..errors import ConstraintError
 from ..tools.tool_format import Tool, ToolFormat
 from . import reasoning
@@ -57,6 +57,7 @@ class ChatRequest(Request):
         tools = use.callable_tools
         reads_calls = style if tools or style.reads_all else None
         span = _span(engine, parameters)
+        _check_strict(tools)
         with _naming_tools(tools):
             plan = answer_plan(engine, parameters, use, reads_calls, span, prompt.text)
         return cls(
@@ -77,16 +78,16 @@ class ChatRequest(Request):
         """The answer as it comes; closing the generator cancels it. The last piece's step has the statistics."""
         reader = self._reader()
         with _naming_tools(self.tools), closing(self.steps()) as steps:
-            for step in steps:
+            for step in map(self._answer_check(), steps):
                 yield Piece(tuple(reader.read(step)), step)
 
     async def apieces(self) -> AsyncGenerator[Piece, None]:
         """As `pieces`, for an event loop; cancelling the task cancels the answer."""
-        reader = self._reader()
+        reader, check = self._reader(), self._answer_check()
         with _naming_tools(self.tools):
             async with aclosing(self.asteps()) as steps:
                 async for step in steps:
-                    yield Piece(tuple(reader.read(step)), step)
+                    yield Piece(tuple(reader.read(checked := check(step))), checked)
 
     def reply(self) -> Reply:
         """The whole answer."""
@@ -104,12 +105,35 @@ class ChatRequest(Request):
                 reply.add(piece)
         return reply
 
+    def _answer_check(self) -> Callable[[Step], Step]:
+        """Adds to the last step what the answer violates of the keywords that its grammar could not keep."""
+        grammar = self.steering.grammar if self.steering is not None else None
+        said: list[str] = []
+
+        def checked(step: Step) -> Step:
+            said.append(step.text)
+            if step.finish_reason is None or grammar is None or not grammar.not_enforced:
+                return step
+            return replace(step, fault=grammar.fault("".join(said)))
+
+        return checked
+
     def _reader(self) -> ReplyReader:
         lazy = self.phases.lazy if self.phases is not None else None
         ends_thinking = [trigger.text for trigger in lazy.in_thinking] if lazy is not None else []
         return ReplyReader(
             self.format, self.tools, self.span, opened=self.opened, demanded=self.demanded, ends_thinking=ends_thinking
         )
+
+
+def _check_strict(tools: Sequence[Tool]) -> None:
+    """Raises ConstraintError, with the tool and the path, for what no grammar keeps of a strict tool."""
+    for tool in tools:
+        if tool.strict:
+            try:
+                read_schema(schema_text(tool.parameters), strict=True)
+            except ConstraintError as error:
+                raise ConstraintError(f"the parameters of the tool {tool.name!r}: {error}") from None
 
 
 @contextmanager

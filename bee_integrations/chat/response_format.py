@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ..constraints.compiler import Constraint, JsonSchema, json_object
+from ..constraints.pydantic_schema import class_schema
 from ..constraints.strict_schema import closed, with_ending_integers
 from ..errors import ParameterError
 
@@ -37,7 +38,7 @@ def in_openai_words(asked: Any) -> dict[str, Any] | None:
     if asked in ("json", "json_object"):
         return {"type": "json_object"}
     if isinstance(asked, type) and issubclass(asked, BaseModel):
-        return _as_json_schema(asked.__name__, asked.model_json_schema())
+        return _as_json_schema(asked.__name__, class_schema(asked))
     if not isinstance(asked, Mapping):
         raise _refused(asked)
     wrapped = wrapped_schema(asked)
@@ -71,7 +72,10 @@ def constraint_of(response_format: Mapping[str, Any] | None) -> Constraint | Non
     return (
         json_object()
         if kind == "json_object"
-        else JsonSchema(with_ending_integers(response_format["json_schema"]["schema"]))
+        else JsonSchema(
+            with_ending_integers(response_format["json_schema"]["schema"]),
+            strict=response_format["json_schema"].get("strict") is True,
+        )
     )
 
 

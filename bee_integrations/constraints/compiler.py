@@ -13,8 +13,10 @@ import contextlib
 import json
 import re
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -30,7 +32,7 @@ from .grammar_source import (
     checked_source,
     choice_source,
     quoted,
-    strict_inner_schemas,
+    with_read_schemas,
 )
 from .harmless import is_harmless_regex, is_harmless_rules, is_harmless_schema, may_force_for_ever
 from .json_schema import Node, ReadSchema, read_schema, schema_refusal
@@ -78,7 +80,8 @@ class GrammarCompiler:
         process, which is ended when it does.
         """
         if isinstance(constraint, JsonSchema):
-            return self._cached("schema", constraint.text, self._compile_schema)
+            build = partial(self._compile_schema, strict=constraint.strict)
+            return self._cached("strict schema" if constraint.strict else "schema", constraint.text, build)
         if isinstance(constraint, Regex):
             text = checked_source(constraint.pattern, "the regular expression", _MAX_REGEX)
             return self._cached("regex", text, self._compile_regex)
@@ -91,10 +94,12 @@ class GrammarCompiler:
             raise ConstraintError(f"the grammar's syntax is {constraint.syntax!r}; known are 'lark' and 'gbnf'")
         return self._cached("choice", choice_source(constraint.options), self._compile_choice)
 
-    def compile_rules(self, lark: str) -> CompiledGrammar:
-        """Rules in llguidance's Lark dialect, from `start`. Schemas in them (`%json {...}`) are read as strictly as
-        others, and written in the same style unless their `x-guidance` sets the separators. Raises as `compile`."""
-        return self._cached("lark", checked_source(lark, "the grammar"), self._compile_lark)
+    def compile_rules(self, lark: str, *, strict: bool = False) -> CompiledGrammar:
+        """Rules in llguidance's Lark dialect, from `start`. Schemas in them (`%json {...}`) are read as others are, and
+        written in the same style unless their `x-guidance` sets the separators; strict: as in `JsonSchema`. Raises as
+        `compile`."""
+        build = partial(self._compile_lark, strict=strict)
+        return self._cached("strict lark" if strict else "lark", checked_source(lark, "the grammar"), build)
 
     def literal(self, text: str) -> str:
         """A text as a Lark expression that matches it alone; control tokens in it become token references."""
@@ -134,8 +139,8 @@ class GrammarCompiler:
                 self._cache.popitem(last=False)
         return known
 
-    def _compile_schema(self, text: str) -> CompiledGrammar:
-        schema = read_schema(text)
+    def _compile_schema(self, text: str, strict: bool) -> CompiledGrammar:
+        schema = read_schema(text, strict=strict)
         give_up = time.monotonic() + _MAX_BLAMING
         built: list[tuple[LLMatcher, str]] = []
 
@@ -147,18 +152,14 @@ class GrammarCompiler:
                 self._vocabulary.trial.check(grammar, "the schema")
             matcher, error = self._vocabulary.build(grammar)
             built.append((matcher, grammar))
-            fault = message(error)
-            if fault.startswith("oneOf constraints"):
-                fault = (
-                    "it is not plain that the alternatives of 'oneOf' exclude one another; 'anyOf' needs no such thing"
-                )
-            return fault.removeprefix("Unsatisfiable schema: ")
+            return message(error).removeprefix("Unsatisfiable schema: ")
 
         reason = refused(schema.compiled_form())
         if not reason:
             pristine, grammar = built[0]
             states = pristine, checked(self._vocabulary.build(grammar, bytewise=True), "the schema")
-            return CompiledGrammar(self._vocabulary, states, "the schema", self._hints([schema]))
+            hints = self._hints([schema])
+            return CompiledGrammar(self._vocabulary, states, "the schema", hints, _told(schema.not_enforced), text)
         path = ""
         if "too " not in reason:  # what is too large as a whole need not be so in any part
             path, reason = schema.find_refused(reason, refused)
@@ -169,8 +170,8 @@ class GrammarCompiler:
         grammar = grammar_engine().grammar_from_regex(text)
         return self._compile(grammar, Hints(text), "the regular expression", harmless=is_harmless_regex(text))
 
-    def _compile_lark(self, text: str) -> CompiledGrammar:
-        strict, schemas, rules = strict_inner_schemas(text)
+    def _compile_lark(self, text: str, strict: bool) -> CompiledGrammar:
+        readable, schemas, rules = with_read_schemas(text, strict=strict)
         check_rules(rules)
         check_repeats(rules, "the grammar")
         hints = self._hints(schemas)
@@ -178,9 +179,10 @@ class GrammarCompiler:
         hints.ends = ends_of_text(text)
         harmless = is_harmless_rules(rules) and all(is_harmless_schema(schema.compiled_form()) for schema in schemas)
         if may_force_for_ever(rules):
-            strict = f'{strict}\n%llguidance {{"no_forcing": true}}\n'
-        grammar = grammar_engine().grammar_from_lark(strict)
-        return self._compile(grammar, hints, "the grammar", harmless=harmless, line_name=str)
+            readable = f'{readable}\n%llguidance {{"no_forcing": true}}\n'
+        grammar = grammar_engine().grammar_from_lark(readable)
+        loosened = _told([place for schema in schemas for place in schema.not_enforced])
+        return self._compile(grammar, hints, "the grammar", harmless=harmless, line_name=str, not_enforced=loosened)
 
     def _compile_gbnf(self, text: str) -> CompiledGrammar:
         try:
@@ -233,6 +235,7 @@ class GrammarCompiler:
         harmless: bool,
         line_name: Callable[[int], object] = lambda line: "",
         by_characters: bool = False,
+        not_enforced: Sequence[str] = (),
     ) -> CompiledGrammar:
         """`line_name`: what users call a line of the Lark source."""
         if not harmless:
@@ -244,7 +247,18 @@ class GrammarCompiler:
             raise ConstraintError(f"{subject}{f', line {line}' if line else ''}: {message(error[place.end() :])}")
         checked((pristine, error), subject)
         states = pristine, checked(self._vocabulary.build(grammar, bytewise=True, by_characters=by_characters), subject)
-        return CompiledGrammar(self._vocabulary, states, subject, hints)
+        return CompiledGrammar(self._vocabulary, states, subject, hints, not_enforced)
+
+
+def _told(not_enforced: Sequence[str]) -> Sequence[str]:
+    """Keywords that are loosened, named in a warning when they are first compiled."""
+    if not_enforced:
+        places = ", ".join(dict.fromkeys(not_enforced))
+        shown = places if len(places) <= 400 else f"{places[:400]}..."
+        warnings.warn(
+            f"cannot be enforced while a text is generated, and left out of the grammar: {shown}", stacklevel=3
+        )
+    return list(dict.fromkeys(not_enforced))
 
 
 def _schema_grammar(node: Node) -> str:

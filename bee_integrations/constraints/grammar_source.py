@@ -21,7 +21,7 @@ __all__ = [
     "checked_source",
     "choice_source",
     "quoted",
-    "strict_inner_schemas",
+    "with_read_schemas",
 ]
 
 # One way to write a value, and many forced tokens: single blanks after "," and ":", no other white space, and no
@@ -71,8 +71,8 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def strict_inner_schemas(lark: str) -> tuple[str, list[ReadSchema], str]:
-    """(the rules with each `%json {...}` read strictly, these schemas, the rules with "json" in their place).
+def with_read_schemas(lark: str, *, strict: bool) -> tuple[str, list[ReadSchema], str]:
+    """(the rules with each `%json {...}` as `read_schema` has it, these schemas, the rules with "json" in their place).
 
     Line breaks are kept, so that errors name the right line."""
     schemas = []
@@ -90,12 +90,12 @@ def strict_inner_schemas(lark: str) -> tuple[str, list[ReadSchema], str]:
         line = lark.count("\n", 0, match.start()) + 1
         own_style = schema.get("x-guidance") or {}
         try:
-            schemas.append(read_schema(schema_text(schema)))
+            schemas.append(read_schema(schema_text(schema), strict=strict))
         except ConstraintError as error:
             raise ConstraintError(f"the grammar, line {line}: {error}") from None
-        strict = schemas[-1].compiled_form()
+        node = schemas[-1].compiled_form()
         separators = {key: own_style[key] for key in ("item_separator", "key_separator") if key in own_style}
-        document = {**(strict if isinstance(strict, dict) else {"allOf": [strict]})}
+        document = {**(node if isinstance(node, dict) else {"allOf": [node]})}
         document["x-guidance"] = {**JSON_STYLE, **separators}
         breaks = "\n" * lark.count("\n", match.start(), end)
         parts += [lark[at : match.start()], "%json ", _quoted_breaks(document, breaks)]

@@ -11,13 +11,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from typing import Any
-from urllib.parse import unquote
 
 from ..errors import ConstraintError
+from .formats import ENFORCED_FORMATS, FORMAT_PATTERNS, OTHER_FORMATS
+from .references import References, escaped
+from .schema_rewrites import TYPES, rewritten
 
 __all__ = ["MAX_CHAIN", "ReadSchema", "is_chain_too_long", "read_schema", "schema_refusal", "schema_text"]
 
@@ -34,34 +36,13 @@ _MAX_PATTERN = 10_000  # characters of a regular expression
 _MAX_LEAST = 4_096  # characters, items or properties that may be demanded
 _MAX_MOST = 1_000_000  # and allowed; larger limits are cut to it
 _MAX_TEXT = 1_000_000  # characters that a value may need
-
-_TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
-
-# Keywords that restrict values in ways the engine cannot check while the text is written.
-_UNSUPPORTED = frozenset(
-    {
-        "not", "if", "then", "else", "contains", "dependentSchemas", "dependentRequired", "dependencies",
-        "propertyNames", "unevaluatedItems", "unevaluatedProperties", "$dynamicRef", "$recursiveRef", "extends",
-        "disallow", "divisibleBy",
-    }
-)  # fmt: skip
+_MAX_COMPARISONS = 100_000  # of alternatives
+_LARGEST = 2**63 - 1024  # the largest whole number of 64 bits that is a double
 
 # Keywords that hold several schemas.
 _SCHEMA_GROUPS = frozenset({"properties", "patternProperties", "prefixItems", "allOf", "anyOf", "oneOf"})
 
-# Formats that say what a string is for, not how it is spelled.
-_FREE_FORMATS = frozenset({"password", "path", "file-path", "directory-path"})
-_ENFORCED_FORMATS = frozenset({"duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"})
-
-_YEAR = r"(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
-_LEAP_YEAR = r"(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
-_DATE = (
-    rf"(?:{_YEAR}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)"
-    rf"|02-(?:0[1-9]|1[0-9]|2[0-8]))|{_LEAP_YEAR}-02-29)"
-)
-_TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,6})?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
-# The engine's own patterns let in 30 February, the year 0 and leap seconds, at which parsers of dates stumble.
-_FORMAT_PATTERNS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
+_LOOK_AROUND = re.compile(r"(?<!\\)(?:\\\\)*(?:\(\?<?[=!]|\\[1-9]|\\k<)")
 
 # Patterns with look-around, which the engine lacks, and what they mean without. Pydantic writes this one for Decimal.
 _KNOWN_PATTERNS = {
@@ -85,8 +66,12 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} has no JSON form")
 
 
-def read_schema(text: str) -> ReadSchema:
-    """Read a schema from its JSON text. Raises `ConstraintError` with the path of what cannot be enforced."""
+def read_schema(text: str, *, strict: bool = False) -> ReadSchema:
+    """Read a schema from its JSON text.
+
+    strict: raise `ConstraintError` with the path of a keyword that cannot be enforced; otherwise it is loosened, and
+    named in `not_enforced`. What is malformed raises in any case.
+    """
     if len(text) > _MAX_CHARACTERS:
         raise ConstraintError(f"the schema has {len(text):,} characters; at most {_MAX_CHARACTERS:,} are read")
     try:
@@ -97,7 +82,7 @@ def read_schema(text: str) -> ReadSchema:
     except ValueError as error:
         raise ConstraintError(f"the schema is no JSON document: {error}") from None
     try:
-        return ReadSchema(document)
+        return ReadSchema(document, strict)
     except RecursionError:
         raise ConstraintError("the schema's references are nested too deeply") from None
 
@@ -105,8 +90,12 @@ def read_schema(text: str) -> ReadSchema:
 class ReadSchema:
     """A schema as the engine gets it, and where each part of it came from."""
 
-    def __init__(self, document: Any) -> None:
-        self._document = document
+    def __init__(self, document: Any, strict: bool) -> None:
+        self.not_enforced: list[str] = []
+        """Pointers of the keywords that were loosened."""
+        self._strict = strict
+        self._references = References(document)
+        self._comparisons = 0
         self._names: dict[str, str] = {}  # pointer of the target of a reference -> its name in `$defs`
         self._targets: dict[str, str] = {}  # and back
         self._definitions: dict[str, Node] = {}
@@ -176,21 +165,34 @@ class ReadSchema:
             return node
         if not isinstance(node, dict):
             raise schema_refusal(pointer, f"a schema is an object, true or false, not {_shown(node)}")
+        pattern = node.get("pattern")
+        if isinstance(pattern, str) and _LOOK_AROUND.search(pattern) and pattern not in _KNOWN_PATTERNS:
+            node = {key: value for key, value in node.items() if key != "pattern"}
+            self._loosen(pointer, "pattern", "it has look-around or a back-reference")
+        try:
+            simpler = rewritten(
+                _modern(node, pointer), partial(self._followed_raw, pointer=pointer), partial(self._loosen, pointer)
+            )
+        except (TypeError, ValueError, AttributeError, LookupError) as error:
+            if isinstance(error, ConstraintError):
+                raise
+            raise schema_refusal(pointer, f"a keyword in it is malformed ({error})") from None
+        if isinstance(simpler, bool):
+            self._parts[pointer] = simpler
+            return simpler
         result: dict[str, Any] = {}
         self._parts[pointer] = result
         self._children[pointer] = []
-        for key, value in _modern(node, pointer).items():
-            if key in _UNSUPPORTED:
-                raise schema_refusal(pointer, f"the keyword {key!r} cannot be enforced while a text is generated")
+        for key, value in simpler.items():
             if key == "format":
-                self._read_format(result, value, f"{pointer}/format", _listed(node.get("type"), _TYPES))
+                self._read_format(result, value, f"{pointer}/format", _listed(node.get("type"), TYPES))
             else:
                 self._read_keyword(result, key, value, pointer, depth)
         self._check_counts(result, pointer)
         return result
 
     def _read_keyword(self, result: dict[str, Any], key: str, value: Any, pointer: str, depth: int) -> None:
-        at = f"{pointer}/{_escaped(key)}"
+        at = f"{pointer}/{escaped(key)}"
         if key in _SCHEMA_GROUPS and isinstance(value, (list, dict)) and len(value) > _MAX_PROPERTIES:
             raise schema_refusal(at, f"{len(value):,} entries are too many; at most {_MAX_PROPERTIES:,} are read")
         if key in ("items", "additionalProperties"):
@@ -200,7 +202,7 @@ class ReadSchema:
                 raise schema_refusal(at, f"expected an object of schemas, not {_shown(value)}")
             written = partial(_read_pattern, pointer=at) if key == "patternProperties" else str
             result[key] = {
-                written(name): self._child(part, pointer, f"{at}/{_escaped(name)}", depth)
+                written(name): self._child(part, pointer, f"{at}/{escaped(name)}", depth)
                 for name, part in value.items()
             }
         elif key in ("prefixItems", "allOf", "anyOf", "oneOf"):
@@ -213,17 +215,34 @@ class ReadSchema:
                 and len(parts) <= 100
                 and all(self._exclude(left, right, 8) for left, right in combinations(parts, 2))
             )
+            if key == "oneOf" and not exclusive:
+                self._loosen(pointer, "oneOf", "its alternatives do not plainly exclude one another, as 'anyOf' allows")
+                exclusive = True
             self._conjoin(result, "anyOf" if exclusive else key, parts)
         elif key == "$ref":
             target = self._target(value, at)
             self._children[pointer].append(target)
             result["$ref"] = f"#/$defs/{self._name_of(target)}"
-        elif key == "uniqueItems":
-            if value is not False:
-                raise schema_refusal(pointer, "the keyword 'uniqueItems' cannot be enforced while a text is generated")
         elif key in _READERS:
             result[key] = _READERS[key](value, at)
         # Everything else is an annotation, for which JSON Schema asks nothing.
+
+    def _loosen(self, pointer: str, keyword: str, reason: str) -> None:
+        if self._strict:
+            raise schema_refusal(
+                pointer, f"the keyword {keyword!r} cannot be enforced while a text is generated: {reason}"
+            )
+        place = f"{pointer}/{escaped(keyword)}"
+        if place not in self.not_enforced:
+            self.not_enforced.append(place)
+
+    def _followed_raw(self, part: Any, pointer: str) -> Any:
+        for _ in range(8):
+            if not isinstance(part, dict) or "$ref" not in part or set(part) - {"$ref", "title", "description"}:
+                return part
+            pointer = self._target(part["$ref"], f"{pointer}/$ref")
+            part = self._references.find(pointer)
+        return part
 
     def _child(self, value: Any, parent: str, pointer: str, depth: int) -> Node:
         self._children[parent].append(pointer)
@@ -238,60 +257,44 @@ class ReadSchema:
 
     def _read_format(self, result: dict[str, Any], value: Any, pointer: str, types: tuple[Any, ...]) -> None:
         name = _text(value, pointer)
-        if name in _FORMAT_PATTERNS:
-            self._conjoin(result, "allOf", [{"pattern": _FORMAT_PATTERNS[name]}])
-        elif name in _ENFORCED_FORMATS:
+        if name in FORMAT_PATTERNS:
+            self._conjoin(result, "allOf", [{"pattern": FORMAT_PATTERNS[name]}])
+        elif name in ENFORCED_FORMATS:
             result["format"] = name
-        elif name not in _FREE_FORMATS and "string" in types:  # OpenAPI has formats of numbers, which say nothing
-            known = sorted([*_FORMAT_PATTERNS, *_ENFORCED_FORMATS, *_FREE_FORMATS])
-            raise schema_refusal(pointer, f"the format {name!r} cannot be enforced; known are {', '.join(known)}")
+        elif name in OTHER_FORMATS and "string" in types:
+            self._loosen(pointer.rpartition("/")[0], "format", "the grammar engine does not know it")
+        # All others, such as OpenAPI's int32, are annotations.
 
-    @staticmethod
-    def _check_counts(result: dict[str, Any], pointer: str) -> None:
+    def _check_counts(self, result: dict[str, Any], pointer: str) -> None:
         least = result.get("minProperties", 0)
         if least <= len(result.get("required", ())):
             result.pop("minProperties", None)
         elif least > 1:
             # The engine may repeat a key that the schema does not name, and counts it twice.
-            raise schema_refusal(
-                f"{pointer}/minProperties", "more than one property can only be demanded by name, in 'required'"
-            )
+            self._loosen(pointer, "minProperties", "more than one property can only be demanded by name, in 'required'")
+            result["minProperties"] = 1
+            if result.get("required"):
+                del result["minProperties"]
 
     def _part(self, pointer: str) -> Node:
         """What is read at a place. A part that is being read just now comes as far as it has been read."""
         part = self._parts.get(pointer)
-        return self._read(self._find(pointer), pointer, 0) if part is None else part
+        return self._read(self._references.find(pointer), pointer, 0) if part is None else part
 
     # ---- references ----
 
     def _target(self, reference: Any, pointer: str) -> str:
         """The pointer that a reference means."""
         text = _text(reference, pointer)
-        identity = self._document.get("$id")
-        if isinstance(identity, str) and text.startswith(identity.rstrip("#")):
-            text = text[len(identity.rstrip("#")) :] or "#"
-        if not text.startswith("#"):
+        try:
+            target = self._references.target(text, pointer)
+        except (LookupError, ValueError):
+            raise schema_refusal(pointer, f"the reference {text!r} leads nowhere") from None
+        if target is None:
             raise schema_refusal(
                 pointer, f"the reference {text!r} leads out of the schema, and only those within are followed"
             )
-        target = unquote(text[1:])
-        if target and not target.startswith("/"):
-            found = [at for at, node in _anchored(self._document) if node.get("$anchor") == target]
-            target = found[0] if found else f"/{target}"
-        try:
-            self._find(target)
-        except (LookupError, ValueError):
-            raise schema_refusal(pointer, f"the reference {text!r} leads nowhere") from None
         return target
-
-    def _find(self, pointer: str) -> Any:
-        node = self._document
-        for step in pointer.split("/")[1:]:
-            step = step.replace("~1", "/").replace("~0", "~")
-            if not isinstance(node, (dict, list)):
-                raise LookupError(step)
-            node = node[int(step)] if isinstance(node, list) else node[step]
-        return node
 
     def _name_of(self, pointer: str) -> str:
         if pointer not in self._names:
@@ -325,7 +328,7 @@ class ReadSchema:
         if values is not None:
             own = float(min(len(json.dumps(value)) for value in values))
         else:
-            own = min(self._least_of_type(kind, node, of) for kind in _listed(node.get("type"), _TYPES))
+            own = min(self._least_of_type(kind, node, of) for kind in _listed(node.get("type"), TYPES))
         return min(max([own, *parts]), _MAX_TEXT + 1) if math.inf not in (own, *parts) else math.inf
 
     @staticmethod
@@ -356,6 +359,9 @@ class ReadSchema:
 
     def _exclude(self, left: Node, right: Node, depth: int) -> bool:
         """Whether it is plain that no value fits both: other types, other constants, or another tag."""
+        self._comparisons += 1
+        if self._comparisons > _MAX_COMPARISONS:
+            return False
         left, right = self._followed(left), self._followed(right)
         if isinstance(left, bool) or isinstance(right, bool) or not depth:
             return left is False or right is False
@@ -421,18 +427,6 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _escaped(name: str) -> str:
-    return name.replace("~", "~0").replace("/", "~1")
-
-
-def _anchored(node: Any, pointer: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    steps: Any = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    if isinstance(node, dict) and "$anchor" in node:
-        yield pointer, node
-    for step, part in steps:
-        yield from _anchored(part, f"{pointer}/{_escaped(str(step))}")
-
-
 def _listed(value: Any, default: tuple[str, ...]) -> tuple[str, ...]:
     if value is None:
         return default
@@ -442,7 +436,7 @@ def _listed(value: Any, default: tuple[str, ...]) -> tuple[str, ...]:
 def _kinds(node: Mapping[str, Any]) -> set[str]:
     """The types that a part admits, with integers as numbers."""
     constants = _constants(node)
-    kinds = {"number" if kind == "integer" else kind for kind in _listed(node.get("type"), _TYPES)}
+    kinds = {"number" if kind == "integer" else kind for kind in _listed(node.get("type"), TYPES)}
     if constants is not None:
         names = {"s": "string", "n": "number", "b": "boolean", "z": "null", "a": "array", "o": "object"}
         kinds &= {names[constant[0]] for constant in constants}
@@ -504,6 +498,8 @@ def _number(value: Any, pointer: str) -> int | float:
 def _bound(value: Any, pointer: str, *, lower: bool) -> int | float:
     """A bound that the engine, which reads numbers as doubles, does not widen by rounding."""
     number = _number(value, pointer)
+    if isinstance(number, int):  # the engine counts in 64 bits
+        number = max(number, -_LARGEST) if lower else min(number, _LARGEST)
     nearest = float(number)
     if isinstance(number, float) or int(nearest) == number:
         return number
@@ -521,8 +517,8 @@ def _divisor(value: Any, pointer: str) -> int | float:
 
 def _type_names(value: Any, pointer: str) -> str | list[str]:
     names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not names or any(name not in _TYPES for name in names):
-        raise schema_refusal(pointer, f"expected one or several of {', '.join(_TYPES)}, not {_shown(value)}")
+    if not isinstance(names, list) or not names or any(name not in TYPES for name in names):
+        raise schema_refusal(pointer, f"expected one or several of {', '.join(TYPES)}, not {_shown(value)}")
     return value  # type: ignore[no-any-return]
 
 
@@ -548,7 +544,7 @@ def _constant(value: Any, pointer: str) -> Any:
             _constant(part, f"{pointer}/{index}")
     elif isinstance(value, dict):
         for name, part in value.items():
-            _constant(part, f"{pointer}/{_escaped(name)}")
+            _constant(part, f"{pointer}/{escaped(name)}")
     return value
 
 

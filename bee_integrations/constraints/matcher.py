@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import ConstraintError, ParameterError
 from .closing_text import ClosingSearch, Hints
+from .validation import fault_of_answer
 from .vocabulary import Vocabulary, message
 
 if TYPE_CHECKING:
@@ -31,10 +32,12 @@ class CompiledGrammar:
         subject: str,
         hints: Hints,
         not_enforced: Sequence[str] = (),
+        schema: str | None = None,
     ) -> None:
         """`states`: the first one, for the vocabulary and for bytes. Raises ConstraintError where it admits nothing."""
         self.not_enforced = tuple(not_enforced)
         """JSON pointers of the keywords that no mask enforces, such as "/properties/a/not"."""
+        self._schema = schema
         self._vocabulary = vocabulary
         self._subject = subject
         self._lock = Lock()
@@ -48,6 +51,11 @@ class CompiledGrammar:
         """A matcher in the initial state. Cheap."""
         with self._lock:
             return Matcher(self, self._pristine.deep_copy())
+
+    def fault(self, text: str) -> str | None:
+        """What a whole answer violates of the schema whose keywords were loosened, by `jsonschema`; None where that
+        cannot be told, or nothing."""
+        return None if self._schema is None else fault_of_answer(self._schema, text)
 
     def _closing(self, tokens: Sequence[int]) -> str:
         with self._lock:

@@ -265,11 +265,13 @@ class RunningPhases:
         self._n_before_thinking = 0
         self._n_thought = 0  # of the thinking so far, its end included
         self.answer_is_bound = False
+        loosened = list(plan.grammar.not_enforced) if plan.grammar is not None else []
         """What follows the committed tokens is held to the answer's grammar, or to that of its calls."""
         if plan.lazy is not None:  # compiled by the thread that makes the request, not by the one that runs all of them
             for trigger in plan.lazy.triggers:
                 for missing in ("", trigger.text):
-                    self._rest_of_answer(plan.lazy, trigger, missing)
+                    loosened += self._rest_of_answer(plan.lazy, trigger, missing).not_enforced
+        self.not_enforced = tuple(dict.fromkeys(loosened))
         self._following = self._phases(plan)
         self._phase: _Phase | None = None  # None: the answer is complete
         self._enter_next()
@@ -309,7 +311,7 @@ class RunningPhases:
         if plan.thinking is not None:
             said, call = yield from self._thinking(plan.thinking, plan.lazy, demanded=plan.grammar is not None)
         if plan.grammar is not None:
-            self.answer_is_bound = True
+            self.answer_is_bound = not self.not_enforced
             yield _Bound(plan.grammar)
             return
         if plan.lazy is not None:
@@ -317,7 +319,7 @@ class RunningPhases:
                 call = _Watch(*plan.lazy.triggers, tokenizer=self._tokenizer, said=said)
                 yield call
             if call.found is not None:
-                self.answer_is_bound = True
+                self.answer_is_bound = not self.not_enforced
                 yield _Bound(self._rest_of_answer(plan.lazy, call.found, call.missing))
                 return
         yield _Free()

@@ -48,6 +48,7 @@ class Tool:
     name: str
     description: str
     parameters: Mapping[str, Any]  # JSON schema of an object
+    strict: bool = False  # refuse parameters with keywords that no grammar keeps
 
     def as_openai(self) -> dict[str, Any]:
         """The form that chat templates expect."""

@@ -516,21 +516,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "huge bound": ({"type": "integer", "minimum": 10**400}, "/minimum: "),
     "inexact constant": ({"properties": {"n": {"const": 2**60 + 1}}}, "/properties/n/const: "),
     "unwritable constant": ({"enum": ["a", "b\x01"]}, "/enum/1: .*U\\+0001"),
-    "not": ({"properties": {"a": {"not": {"type": "null"}}}}, "/properties/a: .*'not'"),
-    "if": ({"if": {"type": "string"}, "then": False}, "'if'"),
-    "contains": ({"type": "array", "contains": {"type": "null"}}, "'contains'"),
     "uniqueItems": ({"$defs": {"s": {"uniqueItems": True}}, "$ref": "#/$defs/s"}, "/\\$defs/s: .*'uniqueItems'"),
-    "dependentRequired": ({"dependentRequired": {"a": ["b"]}}, "'dependentRequired'"),
-    "dependentSchemas": ({"dependentSchemas": {"a": {}}}, "'dependentSchemas'"),
-    "propertyNames": ({"propertyNames": {"maxLength": 3}}, "'propertyNames'"),
-    "unevaluatedProperties": ({"unevaluatedProperties": False}, "'unevaluatedProperties'"),
-    "unevaluatedItems": ({"unevaluatedItems": False}, "'unevaluatedItems'"),
-    "minProperties": ({"additionalProperties": {"minProperties": 2}}, "/additionalProperties/minProperties: "),
-    "lenient options": ({"x-guidance": {"lenient": True}, "not": {}}, "'not'"),
-    "unknown format": (
-        {"properties": {"a": {"type": "string", "format": "colour"}}},
-        "/properties/a/format: .*'colour'",
-    ),
+    "minProperties": ({"additionalProperties": {"minProperties": 2}}, "/additionalProperties: .*'minProperties'"),
     "overlapping oneOf": (
         {"properties": {"n": {"oneOf": [{"type": "integer"}, {"type": "number"}]}}},
         "/properties/n: .*oneOf",
@@ -587,7 +574,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 def test_refused_schemas(speaker: Speaker, name: str) -> None:
     schema, message = REFUSED[name]
     with pytest.raises(ConstraintError, match=message) as caught:
-        speaker.compiler.compile(JsonSchema(schema))
+        speaker.compiler.compile(JsonSchema(schema, strict=True))
     assert len(str(caught.value)) < 600
 
 
@@ -647,7 +634,7 @@ def test_chains_of_a_usual_length_are_no_burden(speaker: Speaker) -> None:
         (Grammar('start: "a"\n\nb: [c'), "the grammar, line 3: "),
         (Grammar('start: "a" missing'), "line 1: .*missing"),
         (Grammar('begin: "a"'), "no start rule"),
-        (Grammar('start: "x"\nargs: %json {"items":\n{"not": {}}}'), "line 2: /items: .*'not'"),
+        (Grammar('start: "x"\nargs: %json {"items":\n{"minLength": "3"}}'), "line 2: /items/minLength: "),
         (Grammar('start: %json {"a":\n1}\nb: "x"\nc: ['), "line 4: "),
         (Grammar('start: "a" start'), "line 1: it admits nothing"),
         (Grammar('start: rest\nrest: "a" rest | "b" rest'), "line 1: it admits nothing"),
