@@ -29,7 +29,7 @@ from test_constraints import Speaker, speaker  # noqa: F401  # a fixture
 from bee_integrations.constraints import JsonSchema
 from bee_integrations.constraints.json_schema import read_schema, schema_text
 from bee_integrations.constraints.pydantic_schema import class_schema
-from bee_integrations.constraints.schema_rewrites import TREATMENT
+from bee_integrations.constraints.schema_rewrites import TREATMENT, table
 from bee_integrations.errors import ConstraintError
 
 EXAMPLES = int(os.environ.get("BEE_SCHEMA_EXAMPLES", "60"))
@@ -230,6 +230,14 @@ def test_loosened(speaker: Speaker, name: str) -> None:  # noqa: F811
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the same again is told by the metadata alone
         fresh.compile(JsonSchema(schema))
+
+
+@pytest.mark.parametrize("count", [130, 900])
+def test_many_optional_properties_in_an_optional_object(speaker: Speaker, count: int) -> None:  # noqa: F811
+    rules = {**OBJECT, "properties": {f"p{number}": {"type": "string"} for number in range(count)}}
+    schema = JsonSchema({**OBJECT, "properties": {"name": {"type": "string"}, "rules": rules}, "required": ["name"]})
+    assert speaker.takes(schema, '{"name": "a", "rules": {"p3": "x", "p129": "y"}}')
+    assert not speaker.takes(schema, '{"name": "a", "rules": {"p129": "x", "p3": "y"}}')
 
 
 def test_the_table_names_every_keyword_and_stands_in_the_docs() -> None:
