@@ -151,6 +151,8 @@ def _openai_tool(index: int, tool: Any, strict: bool | None) -> dict[str, Any]:
             f"tools[{index}] is of type {converted.get('type')!r}, which some hosted models run by themselves; "
             "a local model can call functions only"
         )
+    if strict is not None:  # which LangChain does not say of tools that are OpenAI's dictionaries already
+        converted = {**converted, "function": {**converted["function"], "strict": strict}}
     whole = _recursive_schema(tool)
     return converted if whole is None else {**converted, "function": {**converted["function"], "parameters": whole}}
 

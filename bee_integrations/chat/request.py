@@ -107,7 +107,7 @@ class ChatRequest(Request):
 
     def _answer_check(self) -> Callable[[Step], Step]:
         """Adds to the last step what the answer violates of the keywords that its grammar could not keep."""
-        grammar = self.steering.grammar if self.steering is not None else None
+        grammar = self.phases.grammar if self.phases is not None else None
         said: list[str] = []
 
         def checked(step: Step) -> Step:

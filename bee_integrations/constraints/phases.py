@@ -265,13 +265,14 @@ class RunningPhases:
         self._n_before_thinking = 0
         self._n_thought = 0  # of the thinking so far, its end included
         self.answer_is_bound = False
+        """What follows the committed tokens is held to all of the answer's grammar, or to that of its calls."""
         loosened = list(plan.grammar.not_enforced) if plan.grammar is not None else []
-        """What follows the committed tokens is held to the answer's grammar, or to that of its calls."""
         if plan.lazy is not None:  # compiled by the thread that makes the request, not by the one that runs all of them
             for trigger in plan.lazy.triggers:
                 for missing in ("", trigger.text):
                     loosened += self._rest_of_answer(plan.lazy, trigger, missing).not_enforced
         self.not_enforced = tuple(dict.fromkeys(loosened))
+        """JSON pointers of keywords that no grammar of this request enforces."""
         self._following = self._phases(plan)
         self._phase: _Phase | None = None  # None: the answer is complete
         self._enter_next()

@@ -267,7 +267,7 @@ def _contains(schema: Schema, resolve: Resolve, loosened: Loosened) -> Schema:
     return {**schema, "prefixItems": [first] * least, "minItems": max(least, schema.get("minItems", 0))}
 
 
-def _unique(schema: Schema, resolve: Resolve, loosened: Loosened) -> Schema:
+def _unique(schema: Schema, resolve: Resolve, loosened: Loosened) -> Schema | bool:
     if schema.pop("uniqueItems", False) is not True or schema.get("maxItems", 2) <= 1:
         return schema
     if "array" not in _types(schema):
@@ -283,7 +283,7 @@ def _unique(schema: Schema, resolve: Resolve, loosened: Loosened) -> Schema:
                 kept = {key: value for key, value in schema.items() if key not in ("items", "minItems", "maxItems")}
                 others = [kind for kind in _types(schema) if kind != "array"]
                 if not lists:
-                    return {**kept, "type": others} if others else {"not": {}}
+                    return {**kept, "type": others} if others else False
                 if not others:
                     return {**kept, "type": "array", "enum": lists}
                 return _allOf(kept, {"anyOf": [{"enum": lists}, {"type": others}]})

@@ -93,8 +93,8 @@ def first_steps(tokenizer: LLTokenizer, grammar: str, by_characters: bool = Fals
     by_characters: terminals may be single characters, as those of GBNF, where a mask takes more and smaller steps."""
     from llguidance import LLMatcher, LLParserLimits
 
-    # All requests wait for a step of one grammar, so there are limits. A row holds all that is possible at one place, as
-    # a thousand optional properties are. A state of the lexer takes some kilobytes.
+    # All requests wait for a step of one grammar, hence limits. A row holds what is possible at one place, like
+    # a thousand optional properties. A state of the lexer takes some kilobytes.
     limits = LLParserLimits(
         max_items_in_row=4_000,
         step_max_items=200_000 if by_characters else 20_000,

@@ -525,7 +525,7 @@ class _Generation:
             logprobs=self._logprobs_of(tokens, session) if self._logprobs else (),
             closed=bool(closing_text),
             bound=self._bound,
-            not_enforced=() if reason is None or self._steering is None else self._steering.not_enforced,
+            not_enforced=() if reason is None or self._phases is None else self._phases.not_enforced,
         )
         self._bound = self._phases is not None and self._phases.answer_is_bound
         self._deliver(step)

@@ -481,6 +481,10 @@ def doubling(levels: int, keyword: Callable[[Any], Any]) -> Any:
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
+    "more different items than values": (
+        {"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True, "minItems": 3},
+        "the schema: schema is false",
+    ),
     "no schema": ([1], "the schema: a schema is an object"),
     "not JSON": ({"const": {1, 2}}, "no JSON document"),
     "not a number": ({"minimum": float("nan")}, "no JSON document"),
