@@ -21,36 +21,13 @@
 #include "rates.h"
 #include "sampling/sample.h"
 #include "threads.h"
-
-/* For so few rows every worker normalises and quantises for itself: that is cheaper than waiting for the others, and
- * leaves the numbers in its own cache. */
-enum { OWN_ROWS = 8 };
-
-struct Worker {
-    Backend *backend;
-    int index, count;
-    float *scratch; /* rows on their way into operands */
-    size_t scratch_floats;
-    Best parts[BEE_MAX_PASS_ROWS]; /* of the rows that tokens are chosen from */
-};
+#include "worker.h"
 
 /* Rows whose attention is computed between two barriers. */
 enum { ATTENTION_ROWS = BEE_MAX_BLOCK };
 
 /* Queries handed to the attention kernel in one call. */
 enum { QUERIES_TOGETHER = 24 };
-
-typedef struct Region Region;
-
-struct Backend {
-    const Kernels *kernels;
-    ThreadPool *pool;
-    Reductions reductions;
-    float *partials[2]; /* of attention, for ATTENTION_ROWS rows each: one is written while the other is read */
-    size_t partial_floats;
-    Region *regions; /* the weights' memory */
-    Worker workers[BEE_MAX_THREADS];
-};
 
 /* ---- instruction sets --------------------------------------------------------------------------- */
 
@@ -214,8 +191,6 @@ typedef struct Filling {
     const Tensor *tensor;
     const int32_t *row_ids;
 } Filling;
-
-static int share_begin(const Worker *worker, int n, int index) { return (int)((int64_t)n * index / worker->count); }
 
 static void fill_share(Worker *worker, void *argument) {
     Filling *filling = argument;
@@ -467,8 +442,6 @@ static void run(Backend *backend, void (*body)(Worker *, void *), void *argument
 
 static int worker_index(const Worker *worker) { return worker->index; }
 
-static void barrier(const Worker *worker) { thread_pool_barrier(worker->backend->pool); }
-
 static void embed(Worker *w, const Table *table, const Row *rows, int n, float scale, float *x, size_t stride) {
     for (int i = w->index; i < n; i += w->count) {
         memset(x + i * stride, 0, stride * sizeof(float));
@@ -547,8 +520,8 @@ static void add_bias(const Matrix *m, int first, int last, int n, float *out, si
 }
 
 /* A scale must come before what the product is added to: such products go by way of the scratch memory. */
-static void multiply_blocks(Worker *w, const Matrix *m, int first, int last, const Operand *in, int n, float *out,
-                            size_t stride, bool add) {
+void multiply_blocks(Worker *w, const Matrix *m, int first, int last, const Operand *in, int n, float *out,
+                     size_t stride, bool add) {
     const Kernels *kernels = w->backend->kernels;
     if (m->scale == 1) {
         kernels->multiply(m->weight, first, last, in, n, out, stride, add);
@@ -951,6 +924,8 @@ static const Ops cpu_ops = {
     .gate = gate,
     .gate_values = gate_values,
     .cap = cap,
+    .route = route,
+    .experts = experts,
     .copy = copy,
     .choose = choose,
     .measure_rates = measure_rates,

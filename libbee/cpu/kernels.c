@@ -482,9 +482,20 @@ INLINE VF activate(Activation activation, VF x) {
     return over_logistic(x, vf_mul(vf_mul(vf_set(2 * 0.7978845608f), x), cubic));
 }
 
+INLINE VF vf_min(VF a, VF b) { return vf_sub(vf_set(0), vf_max(vf_sub(vf_set(0), a), vf_sub(vf_set(0), b))); }
+
+INLINE VF clamped_product(VF gate, VF up) {
+    const VF g = vf_min(vf_set(7), gate), u = vf_min(vf_set(7), vf_max(vf_set(-7), up));
+    return vf_mul(over_logistic(g, vf_mul(vf_set(1.702f), g)), vf_add(u, vf_set(1)));
+}
+
 INLINE void gate_all(Activation activation, const float *gate, const float *up, int n, float *out) {
     for (int i = 0; i < n; i += 16) {
         const VF u = vf_load(up + i);
+        if (activation == ACTIVATION_CLAMPED) {
+            vf_store(out + i, clamped_product(vf_load(gate + i), u));
+            continue;
+        }
         vf_store(out + i, gate ? vf_mul(activate(activation, vf_load(gate + i)), u) : activate(activation, u));
     }
 }
@@ -493,6 +504,7 @@ static void gate(Activation activation, const float *gates, const float *up, int
     switch (activation) {
     case ACTIVATION_SILU: gate_all(ACTIVATION_SILU, gates, up, n, out); return;
     case ACTIVATION_GELU: gate_all(ACTIVATION_GELU, gates, up, n, out); return;
+    case ACTIVATION_CLAMPED: gate_all(ACTIVATION_CLAMPED, gates, up, n, out); return;
     }
 }
 

@@ -76,6 +76,42 @@ typedef struct Heads {
     int first_column;   /* where the keys lie among those of a position, in the region of layers like this one */
 } Heads;
 
+/* Which experts a row goes to: the n_used of the largest (probability + bias), best first, of equal ones the lower. */
+typedef struct Routing {
+    enum { ROUTE_SOFTMAX, ROUTE_SIGMOID, ROUTE_SOFTMAX_OF_CHOSEN } probability;
+    int n_experts, n_used;
+    const float *bias; /* it chooses and does not weigh; NULL: none */
+    bool normed;       /* the weights are divided by their sum */
+    float scale;       /* and multiplied by this */
+} Routing;
+
+enum { MAX_EXPERTS = 1024, MAX_USED_EXPERTS = 32 };
+
+/* down(activation(gate x) * (up x)) of each expert; matrices in the order of the experts. */
+typedef struct Experts {
+    Activation activation;
+    int n_experts, n_used;
+    const Matrix *gate, *up, *down;
+} Experts;
+
+/* What products of experts need while they run. */
+typedef struct ExpertRoom {
+    int32_t *ids;      /* [rows][n_used], as route leaves them */
+    float *weights;    /* likewise */
+    Operand *gathered; /* rows by expert, each expert's at a multiple of EXPERT_ALIGNMENT: expert_rows of them */
+    Operand *between;  /* what the down matrices read */
+    float *each;       /* [expert_rows][stride]: an expert's answer to a row */
+    size_t stride;
+} ExpertRoom;
+
+enum { EXPERT_ALIGNMENT = 16 };
+
+/* Rows of gathered operands, for a pass of so many rows. */
+static inline int expert_rows(int n_rows, int n_experts, int n_used) {
+    const int all = n_rows * n_used, hit = all < n_experts ? all : n_experts;
+    return all + hit * (EXPERT_ALIGNMENT - 1) + EXPERT_ALIGNMENT;
+}
+
 static inline int cache_region(const Heads *heads) { return heads->window > 0; }
 
 /* Where the window of a row begins. */
@@ -223,6 +259,11 @@ typedef struct Ops {
                         size_t up_stride, int columns, int n, Operand *out);
     /* logits = softcap * tanh(scale * logits / softcap), or scale * logits where softcap is 0 */
     void (*cap)(Worker *worker, float scale, float softcap, float *logits, size_t stride, int columns, int n);
+    /* Experts and weights of each row, from the router's logits. NULL where a device cannot, like the next. */
+    void (*route)(Worker *worker, const Routing *routing, const float *logits, size_t stride, int n, ExpertRoom *room);
+    /* out row = the sum of its experts' answers, weighted, in the order of route. */
+    void (*experts)(Worker *worker, const Experts *experts, const Operand *in, int n, ExpertRoom *room, float *out,
+                    size_t stride);
     /* For what is read after the run; no barrier. */
     void (*copy)(Worker *worker, const float *from, size_t from_stride, float *to, size_t to_stride, int columns,
                  int n);

@@ -16,6 +16,7 @@ from gguf_document import ARRAY, BOOL, INT32, Document, Stored, Value, integer, 
 
 N_VOCAB = 64
 N_CTX = 256
+N_EXPERTS = 6
 N_POSITIONS = 108  # 100 beyond a window of 8
 LONG = 800  # positions: beyond what a layer with a window remembers
 WINDOW = 8
@@ -52,10 +53,11 @@ class Model:
             if content is not None:
                 self.document.metadata[f"{architecture}.{key}"] = _value(content)
 
-    def add(self, name: str, rows: int | None, columns: int, *, kind: str = "weight") -> None:
-        """A matrix, or a vector where rows is None, of gains ("norm"), "bias" or "factors"."""
+    def add(self, name: str, rows: int | None, columns: int, *, kind: str = "weight", depth: int = 0) -> None:
+        """A matrix, several of them, or a vector where rows is None, of gains ("norm"), "bias" or "factors"."""
         random = np.random.RandomState(zlib.crc32(f"{self.architecture} {name}".encode()))
-        values = random.standard_normal((columns,) if rows is None else (rows, columns))
+        shape = (columns,) if rows is None else (depth, rows, columns) if depth else (rows, columns)
+        values = random.standard_normal(shape)
         if kind == "norm":
             values = 1 + 0.2 * values
         elif kind == "bias":
@@ -77,7 +79,13 @@ class Model:
             "ffn_gate": (ff, self.embd), "ffn_up": (ff, self.embd), "ffn_gate_up": (2 * ff, self.embd),
             "ffn_down": (self.embd, ff),
         }  # fmt: skip
-        gains = {"attn_q_norm": head, "attn_k_norm": head, "q_row_norm": query, "k_row_norm": key}
+        gains = {
+            "attn_sinks_norm": self.heads,
+            "attn_q_norm": head,
+            "attn_k_norm": head,
+            "q_row_norm": query,
+            "k_row_norm": key,
+        }
         for i in range(self.layers) if layers is None else layers:
             for wanted in names:
                 name, _, bias = wanted.partition("+")
@@ -85,6 +93,7 @@ class Model:
                     "ffn_gate_up": "ffn_up",
                     "q_row_norm": "attn_q_norm",
                     "k_row_norm": "attn_k_norm",
+                    "attn_sinks_norm": "attn_sinks",
                 }.get(name, name)
                 if name.endswith("_norm"):
                     self.add(place + ".weight", None, gains.get(name, self.embd), kind="norm")
@@ -92,6 +101,25 @@ class Model:
                 self.add(place + ".weight", *shapes[name])
                 if bias:
                     self.add(place + ".bias", None, shapes[name][0], kind="bias")
+
+    def experts(
+        self, layers: Iterable[int], *, ff: int, shared: int = 0, biases: bool = False, chooser: bool = False
+    ) -> None:
+        """Experts of so many columns, and a feed-forward of `shared` for all rows; `chooser`: a bias that chooses."""
+        for i in layers:
+            self.add(f"blk.{i}.ffn_gate_inp.weight", N_EXPERTS, self.embd)
+            shapes = {"gate": (ff, self.embd), "up": (ff, self.embd), "down": (self.embd, ff)}
+            for name, (rows, columns) in shapes.items():
+                self.add(f"blk.{i}.ffn_{name}_exps.weight", rows, columns, depth=N_EXPERTS)
+                if biases:
+                    self.add(f"blk.{i}.ffn_{name}_exps.bias", N_EXPERTS, rows, kind="bias")
+                if shared:
+                    wide = (self.embd, shared) if name == "down" else (shared, self.embd)
+                    self.add(f"blk.{i}.ffn_{name}_shexp.weight", *wide)
+            if biases:
+                self.add(f"blk.{i}.ffn_gate_inp.bias", None, N_EXPERTS, kind="bias")
+            if chooser:
+                self.add(f"blk.{i}.exp_probs_b.bias", None, N_EXPERTS, kind="bias")
 
     def ends(self, *, tied: bool = False, bias: bool = False) -> Document:
         self.add("token_embd.weight", N_VOCAB, self.embd)
@@ -126,6 +154,22 @@ def decoder(
         for name in factors:
             model.add(name, None, int(keys.get("rope__dimension_count", model.size)) // 2, kind="factors")
         return model.ends(tied=tied, bias=bias)
+
+    return make
+
+
+def mixture(
+    architecture: str, names: Iterable[str], *, ff: int = 40, dense: int = 0, shared: int = 0, biases: bool = False,
+    chooser: bool = False, tied: bool = False, layers: int = 2, **keys: Any,
+) -> Callable[[], Document]:  # fmt: skip
+    """A case of layers with experts, behind some without."""
+
+    def make() -> Document:
+        model = Model(architecture, layers, expert_count=N_EXPERTS, expert_used_count=3, **keys)
+        model.layer_tensors(names)
+        model.layer_tensors(GATED, range(dense))
+        model.experts(range(dense, layers), ff=ff, shared=shared, biases=biases, chooser=chooser)
+        return model.ends(tied=tied)
 
     return make
 
@@ -249,6 +293,32 @@ CASES: dict[str, Callable[[], Document]] = {
     ),
     "ernie4_5": decoder("ernie4_5", [*PRE, *QKV, *GATED], tied=True, size=32),
     "internlm2": decoder("internlm2", [*PRE, *QKV, *GATED]),
+    "llama-experts": mixture("llama", [*PRE, *QKV], ff=96, **YARN),
+    "mistral3-experts": mixture("mistral3", [*PRE, *QKV], ff=96, attention__temperature_scale=0.1),
+    "qwen3moe": mixture("qwen3moe", [*PRE, *QKV, *HEAD_NORMS], size=32, expert_feed_forward_length=40),
+    "qwen3moe-default-width": mixture("qwen3moe", [*PRE, *QKV, *HEAD_NORMS], ff=32),
+    "qwen3vlmoe": mixture(
+        "qwen3vlmoe", [*PRE, *QKV, *HEAD_NORMS], expert_feed_forward_length=40,
+        rope__dimension_sections=[3, 2, 2, 0],
+    ),
+    "granitemoe": mixture(
+        "granitemoe", [*PRE, *QKV], ff=96, shared=48, expert_shared_feed_forward_length=48, logit_scale=2.0,
+        residual_scale=0.7, embedding_scale=1.5, attention__scale=0.2, tied=True,
+    ),
+    "gpt-oss": mixture(
+        "gpt-oss", ["attn_norm", "post_attention_norm", *BIASED_QKV[:3], "attn_output+bias", "attn_sinks_norm"],
+        biases=True, layers=4, expert_feed_forward_length=40, **YARN, **WINDOWED,
+    ),
+    "ernie4_5-moe": mixture(
+        "ernie4_5-moe", [*PRE, *QKV], dense=1, shared=48, chooser=True, layers=3, expert_feed_forward_length=40,
+        expert_shared_feed_forward_length=48, leading_dense_block_count=1, interleave_moe_layer_step=1,
+    ),
+    "glm4moe": mixture(
+        "glm4moe", ["attn_norm", "post_attention_norm", *BIASED_QKV, *HEAD_NORMS], ff=48,
+        dense=1, shared=96, chooser=True,
+        layers=3, expert_feed_forward_length=48, expert_shared_count=2, leading_dense_block_count=1,
+        rope__dimension_count=12, expert_weights_norm=True, expert_weights_scale=1.5,
+    ),
 }  # fmt: skip
 # With a context that windows do not remember: the logits of the last positions.
 LONG_CASES = ("gemma3", "gemma4-embeddings-shared-caches", "cohere2")
@@ -260,6 +330,6 @@ def make(name: str, type_name: str = "F32", n_ctx: int = N_CTX) -> Document:
     architecture = document.metadata["general.architecture"].content
     document.metadata[f"{architecture}.context_length"] = integer(n_ctx)
     for tensor, stored in document.tensors.items():
-        if type_name != "F32" and len(stored.shape) == 2:
+        if type_name != "F32" and len(stored.shape) > 1 and "ffn_gate_inp" not in tensor and ".bias" not in tensor:
             document.tensors[tensor] = Stored.of(stored.values(), type_name)
     return document

@@ -321,6 +321,23 @@ BROKEN = {
     "sections that are none": (
         "qwen3vl", key("qwen3vl.rope.dimension_sections", Value(ARRAY, [-1, 2, 2, 0], INT32)), "dimension_sections",
     ),
+    "more experts used than there are": (
+        "qwen3moe", key("qwen3moe.expert_used_count", integer(7)), "qwen3moe.expert_used_count",
+    ),
+    "experts of which none is used": (
+        "qwen3moe", key("qwen3moe.expert_used_count", integer(0)), "qwen3moe.expert_used_count",
+    ),
+    "no experts": ("qwen3moe", key("qwen3moe.expert_count", integer(0)), "qwen3moe.expert_count"),
+    "a router of another width": (
+        "qwen3moe",
+        lambda d: d.tensors.update({"blk.0.ffn_gate_inp.weight": Stored.of(np.zeros((5, 64), np.float32))}),
+        "blk.0.ffn_gate_inp.weight",
+    ),
+    "experts of another number": (
+        "qwen3moe",
+        lambda d: d.tensors.update({"blk.0.ffn_up_exps.weight": Stored.of(np.zeros((5, 40, 64), np.float32))}),
+        "blk.0.ffn_up_exps.weight",
+    ),
     "a part for pictures": ("qwen2", key("general.architecture", text("clip")), "vision"),
 }  # fmt: skip
 

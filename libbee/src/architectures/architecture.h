@@ -17,14 +17,19 @@ typedef enum Extent {
     EXTENT_QUERY_KEY_VALUE,
     EXTENT_FF,
     EXTENT_TWO_FF,
-    EXTENT_HEAD,
+    EXTENT_HEAD,  /* dimensions of a head */
+    EXTENT_HEADS, /* their number */
+    EXTENT_EXPERTS,
+    EXTENT_FF_EXPERT,
+    EXTENT_FF_SHARED,
     EXTENT_TOKEN, /* a layer's own embedding of a token */
 } Extent;
 
 typedef enum SlotKind {
-    SLOT_VECTOR, /* a float * */
-    SLOT_MATRIX, /* a Matrix, with "<name>.bias" and "<name>.scale" where the file has them */
-    SLOT_NUMBER, /* a float */
+    SLOT_VECTOR,  /* a float * */
+    SLOT_MATRIX,  /* a Matrix, with "<name>.bias" and "<name>.scale" where the file has them */
+    SLOT_NUMBER,  /* a float */
+    SLOT_EXPERTS, /* a Matrix *: one of each expert, of a tensor of three dimensions */
 } SlotKind;
 
 typedef enum Condition {
@@ -32,6 +37,10 @@ typedef enum Condition {
     OPTIONAL,
     OWN_CACHE,          /* the layer has keys and values of its own */
     OWN_CACHE_OPTIONAL, /* the same, and even then the file may lack it */
+    DENSE,              /* the layer has no experts */
+    MIXTURE,            /* it has */
+    MIXTURE_OPTIONAL,   /* and even then the file may lack it */
+    SHARED,             /* it has one that serves all rows */
     TOKEN_EMBEDDINGS,   /* layers have embeddings of their own */
 } Condition;
 
@@ -58,6 +67,13 @@ typedef struct TensorSlot {
      .rows = rows_,                                 \
      .columns = columns_,                           \
      __VA_ARGS__}
+#define EXPERTS(name_, field_, rows_, columns_) \
+    {.name = name_,                             \
+     .field = offsetof(Layer, field_),          \
+     .kind = SLOT_EXPERTS,                      \
+     .rows = rows_,                             \
+     .columns = columns_,                       \
+     .when = MIXTURE}
 #define PART_OF(tensor, begin_, whole_) .fused = tensor, .begin = begin_, .whole = whole_
 
 /* Queries, keys, values and output of attention; of layers that attend to another one's cache, no keys and values. */
@@ -70,6 +86,19 @@ typedef struct TensorSlot {
 #define GATED_SLOTS                                                                                 \
     MATRIX("ffn_gate", gate, EXTENT_FF, EXTENT_EMBD), MATRIX("ffn_up", up, EXTENT_FF, EXTENT_EMBD), \
         MATRIX("ffn_down", down, EXTENT_EMBD, EXTENT_FF)
+/* The same, or experts, layer by layer. */
+#define EXPERT_SLOTS                                                                  \
+    MATRIX("ffn_gate", gate, EXTENT_FF, EXTENT_EMBD, .when = DENSE),                  \
+        MATRIX("ffn_up", up, EXTENT_FF, EXTENT_EMBD, .when = DENSE),                  \
+        MATRIX("ffn_down", down, EXTENT_EMBD, EXTENT_FF, .when = DENSE),              \
+        MATRIX("ffn_gate_inp", router, EXTENT_EXPERTS, EXTENT_EMBD, .when = MIXTURE), \
+        EXPERTS("ffn_gate_exps", expert_gate, EXTENT_FF_EXPERT, EXTENT_EMBD),         \
+        EXPERTS("ffn_up_exps", expert_up, EXTENT_FF_EXPERT, EXTENT_EMBD),             \
+        EXPERTS("ffn_down_exps", expert_down, EXTENT_EMBD, EXTENT_FF_EXPERT)
+#define SHARED_EXPERT_SLOTS                                                               \
+    MATRIX("ffn_gate_shexp", shared_gate, EXTENT_FF_SHARED, EXTENT_EMBD, .when = SHARED), \
+        MATRIX("ffn_up_shexp", shared_up, EXTENT_FF_SHARED, EXTENT_EMBD, .when = SHARED), \
+        MATRIX("ffn_down_shexp", shared_down, EXTENT_EMBD, EXTENT_FF_SHARED, .when = SHARED)
 /* Gate rows first, in one tensor. */
 #define FUSED_GATED_SLOTS                                                                               \
     MATRIX("ffn_gate", gate, EXTENT_FF, EXTENT_EMBD, PART_OF("ffn_up", EXTENT_NONE, EXTENT_TWO_FF)),    \

@@ -7,10 +7,11 @@ static void read(MetadataReader *r, Shape *shape) {
     read_scales(r, shape, 0, 0, 0);
     for (int i = 0; !read_bool(r, "rope.scaling.finetuned", true) && i < shape->n_layer; i++)
         shape->layers[i].rope = -1;
-    refuse_experts(r);
+    read_experts(r, shape, 0, shape->layers[0].n_ff, true);
+    set_shared_expert(shape, (int)read_int(r, "expert_shared_feed_forward_length", false, 0, 0, 1 << 20));
     refuse_not_causal(r);
 }
 
-static const TensorSlot slots[] = {PRE_NORM_SLOTS, QKV_SLOTS, GATED_SLOTS};
+static const TensorSlot slots[] = {PRE_NORM_SLOTS, QKV_SLOTS, EXPERT_SLOTS, SHARED_EXPERT_SLOTS};
 
 const Architecture granite = {.about = {"granite", "Granite 3 and 4 (dense)", false}, .read = read, SLOTS(slots)};

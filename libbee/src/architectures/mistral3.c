@@ -16,10 +16,10 @@ static void read(MetadataReader *r, Shape *shape) {
         shape->layers[i].heads.growth = growth;
         shape->layers[i].heads.period = period;
     }
-    refuse_experts(r);
+    read_experts(r, shape, 0, shape->layers[0].n_ff, true);
     refuse_not_causal(r);
 }
 
-static const TensorSlot slots[] = {PRE_NORM_SLOTS, QKV_SLOTS, GATED_SLOTS};
+static const TensorSlot slots[] = {PRE_NORM_SLOTS, QKV_SLOTS, EXPERT_SLOTS};
 
 const Architecture mistral3 = {.about = {"mistral3", "Ministral 3", false}, .read = read, SLOTS(slots)};

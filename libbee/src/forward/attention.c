@@ -60,7 +60,9 @@ void attention(const Pass *p, int layer) {
     multiply_heads(p, l, true);
     if (shape->whole_norms) norm_rows(p, shape, l);
     rotate_and_store(p, layer, true);
-    p->ops->attend(p->worker, &shape->heads, p->rows, p->n, w->q, w->query_stride, w->query_in);
+    Heads heads = shape->heads;
+    heads.sinks = l->sinks;
+    p->ops->attend(p->worker, &heads, p->rows, p->n, w->q, w->query_stride, w->query_in);
     add_to_stream(p, &l->attn_output, w->query_in, l->attn_post_norm, 1);
 }
 

@@ -27,6 +27,7 @@ void add_to_stream(const Pass *pass, const Matrix *matrix, const Operand *in, co
 
 void attention(const Pass *pass, int layer);
 void gated_feed_forward(const Pass *pass, int layer);
+void expert_feed_forward(const Pass *pass, int layer);
 
 /* What a layer's own embedding of the token adds, where layers have them. */
 void make_token_embeddings(const Pass *pass);

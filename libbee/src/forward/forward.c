@@ -5,8 +5,8 @@
 /* ---- the loop, the same for target and drafter ---------------------------------------------------- */
 
 static void (*const mixers[MIXER_COUNT])(const Pass *, int layer) = {[MIXER_ATTENTION] = attention};
-static void (*const feed_forwards[FEED_FORWARD_COUNT])(const Pass *,
-                                                       int layer) = {[FEED_FORWARD_GATED] = gated_feed_forward};
+static void (*const feed_forwards[FEED_FORWARD_COUNT])(const Pass *, int layer) = {
+    [FEED_FORWARD_GATED] = gated_feed_forward, [FEED_FORWARD_EXPERTS] = expert_feed_forward};
 
 static void begin(const Pass *p) {
     const Model *m = p->model;

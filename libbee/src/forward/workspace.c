@@ -10,8 +10,12 @@ static int formats_of(const Ops *ops, const Model *m, Extent columns) {
     int formats = 0;
     for (int i = 0; i < m->shape.n_layer; i++)
         for (int j = 0; j < a->n_slots; j++) {
-            const Matrix *matrix = (const Matrix *)((const char *)&m->layers[i] + a->slots[j].field);
-            if (a->slots[j].kind == SLOT_MATRIX && a->slots[j].columns == columns && matrix->weight)
+            const void *field = (const char *)&m->layers[i] + a->slots[j].field;
+            const Matrix *matrix = field;
+            const TensorSlot *slot = &a->slots[j];
+            if (slot->kind == SLOT_EXPERTS) matrix = *(Matrix *const *)field;
+            const bool is_matrix = slot->kind == SLOT_MATRIX || slot->kind == SLOT_EXPERTS;
+            if (is_matrix && slot->columns == columns && matrix && matrix->weight)
                 formats |= ops->operand_format(matrix->weight);
         }
     return formats;
@@ -24,7 +28,8 @@ static bool operands_new(const Ops *ops, Backend *backend, const Model *m, int n
     w->embd_in = ops->operand_new(backend, s->n_embd, BEE_MAX_PASS_ROWS, embd | OPERAND_OWN);
     w->query_in =
         ops->operand_new(backend, shape_widest(s, query_columns), BEE_MAX_PASS_ROWS, formats_of(ops, m, EXTENT_QUERY));
-    w->ff_in = ops->operand_new(backend, shape_widest(s, ff_columns), BEE_MAX_PASS_ROWS, formats_of(ops, m, EXTENT_FF));
+    w->ff_in = ops->operand_new(backend, shape_widest(s, ff_columns), BEE_MAX_PASS_ROWS,
+                                formats_of(ops, m, EXTENT_FF) | formats_of(ops, m, EXTENT_FF_SHARED));
     const Weight *features = m->features_in.weight;
     if (features)
         w->feature_in =
@@ -35,9 +40,28 @@ static bool operands_new(const Ops *ops, Backend *backend, const Model *m, int n
     return w->embd_in && w->query_in && w->ff_in && (w->feature_in || !features) && (w->token_in || !s->n_token);
 }
 
+static bool experts_new(const Ops *ops, Backend *backend, const Model *m, Workspace *w) {
+    const Shape *s = &m->shape;
+    const int n_experts = shape_widest(s, n_experts_of), n_used = shape_widest(s, n_used_of);
+    if (!n_experts) return true;
+    const int rows = expert_rows(BEE_MAX_PASS_ROWS, n_experts, n_used);
+    ExpertRoom *room = &w->experts;
+    room->stride = w->embd_stride;
+    w->route_stride = padded(n_experts);
+    w->routes = ops->buffer_new(backend, BEE_MAX_PASS_ROWS * w->route_stride);
+    room->ids = (int32_t *)ops->buffer_new(backend, (size_t)(BEE_MAX_PASS_ROWS * n_used));
+    room->weights = ops->buffer_new(backend, (size_t)(BEE_MAX_PASS_ROWS * n_used));
+    room->each = ops->buffer_new(backend, (size_t)rows * room->stride);
+    const int embd = formats_of(ops, m, EXTENT_EMBD) | ops->operand_format(m->head.weight);
+    room->gathered = ops->operand_new(backend, s->n_embd, rows, embd);
+    room->between =
+        ops->operand_new(backend, shape_widest(s, expert_columns), rows, formats_of(ops, m, EXTENT_FF_EXPERT));
+    return w->routes && room->ids && room->weights && room->each && room->gathered && room->between;
+}
+
 /* Whether anything is added to the stream otherwise than by a product alone. */
 static bool adds_apart(const Model *m) {
-    if (m->shape.residual_scale != 1 || m->shape.n_token) return true;
+    if (m->shape.residual_scale != 1 || m->shape.n_token || shape_widest(&m->shape, n_experts_of)) return true;
     for (int i = 0; i < m->shape.n_layer; i++) {
         const Layer *l = &m->layers[i];
         if (l->attn_post_norm || l->ffn_post_norm || l->output_scale != 1) return true;
@@ -69,14 +93,27 @@ bool workspace_new(const Ops *ops, Backend *backend, const Model *model, int n_t
     }
     if (features && !model->features_in.weight)
         ok = (w->features = ops->buffer_new(backend, rows * w->feature_stride)) && ok;
-    if (ok && operands_new(ops, backend, model, features, w)) return true;
+    if (ok && operands_new(ops, backend, model, features, w) && experts_new(ops, backend, model, w)) return true;
     workspace_free(ops, backend, w);
     return false;
 }
 
 void workspace_free(const Ops *ops, Backend *backend, Workspace *w) {
-    float *buffers[] = {w->x, w->added, w->q, w->k, w->v, w->features, w->logits, w->token, w->token_made};
-    Operand *operands[] = {w->embd_in, w->query_in, w->ff_in, w->feature_in, w->token_in};
+    float *buffers[] = {w->x,
+                        w->added,
+                        w->q,
+                        w->k,
+                        w->v,
+                        w->features,
+                        w->logits,
+                        w->token,
+                        w->token_made,
+                        w->routes,
+                        (float *)w->experts.ids,
+                        w->experts.weights,
+                        w->experts.each};
+    Operand *operands[] = {w->embd_in,  w->query_in,         w->ff_in,          w->feature_in,
+                           w->token_in, w->experts.gathered, w->experts.between};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) ops->buffer_free(backend, buffers[i]);
     for (int i = 0; i < MAX_ROPES; i++) ops->buffer_free(backend, w->angles[i]);
     for (size_t i = 0; i < sizeof operands / sizeof *operands; i++) ops->operand_free(backend, operands[i]);

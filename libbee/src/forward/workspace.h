@@ -6,7 +6,7 @@
 
 /* Strides are in floats. */
 typedef struct Workspace {
-    size_t embd_stride, query_stride, key_stride, feature_stride, logit_stride, token_stride;
+    size_t embd_stride, query_stride, key_stride, feature_stride, logit_stride, token_stride, route_stride;
     float *x;     /* [rows][embd_stride] the residual stream */
     float *added; /* [rows][embd_stride] what is to be added to it; NULL where products are added as they are */
     float *q;     /* [rows][query_stride] */
@@ -15,6 +15,8 @@ typedef struct Workspace {
     float *features;           /* [rows][feature_stride], taps side by side; a target's, NULL without taps */
     float *logits;             /* [rows][logit_stride] */
     float *token, *token_made; /* [rows][token_stride] layers' own embeddings, side by side; NULL without */
+    float *routes;             /* [rows][route_stride] logits of the router */
+    ExpertRoom experts;        /* of mixtures */
     Operand *embd_in, *query_in, *ff_in, *token_in;
     Operand *feature_in; /* a drafter's */
 } Workspace;

@@ -8,10 +8,15 @@
 typedef struct Layer {
     float *attn_norm;
     Matrix q, k, v, attn_output;
+    float *sinks;           /* [n_head] */
     float *q_norm, *k_norm; /* gains of a head, or of the whole row */
     float *attn_post_norm;  /* of what attention adds */
     float *ffn_norm;
     Matrix gate, up, down;
+    Matrix router;
+    float *router_bias;                            /* which chooses alone */
+    Matrix *expert_gate, *expert_up, *expert_down; /* [n_experts] */
+    Matrix shared_gate, shared_up, shared_down;
     float *ffn_post_norm;                /* of what the feed-forward adds */
     Matrix token_gate, token_projection; /* of the layer's own embedding of the token */
     float *token_norm;

@@ -24,6 +24,10 @@ static int64_t extent_of(Extent extent, const Shape *s, const LayerShape *l) {
     case EXTENT_FF: return l->n_ff;
     case EXTENT_TWO_FF: return 2 * (int64_t)l->n_ff;
     case EXTENT_HEAD: return l->heads.head_size;
+    case EXTENT_HEADS: return l->heads.n_head;
+    case EXTENT_EXPERTS: return l->routing.n_experts;
+    case EXTENT_FF_EXPERT: return l->n_ff_expert;
+    case EXTENT_FF_SHARED: return l->n_ff_shared;
     case EXTENT_TOKEN: return s->n_token;
     }
     return 0;
@@ -43,11 +47,16 @@ static Name layer_name(int index, const char *name) {
 static bool is_wanted(const Loader *l, const TensorSlot *slot, const Shape *s, int index, bool present) {
     (void)l;
     const bool own_cache = s->layers[index].cache_of == index;
+    const bool mixture = s->layers[index].feed_forward == FEED_FORWARD_EXPERTS;
     switch (slot->when) {
     case ALWAYS: return true;
     case OPTIONAL: return present;
     case OWN_CACHE: return own_cache;
     case OWN_CACHE_OPTIONAL: return own_cache && present;
+    case DENSE: return !mixture;
+    case MIXTURE: return mixture;
+    case MIXTURE_OPTIONAL: return mixture && present;
+    case SHARED: return mixture && s->layers[index].n_ff_shared;
     case TOKEN_EMBEDDINGS: return s->n_token > 0;
     }
     return true;
@@ -65,11 +74,13 @@ static void load_slot(Loader *l, const TensorSlot *slot, const Shape *s, int ind
         name = layer_name(index, slot->fused);
         part = (Part){extent_of(slot->begin, s, shape), rows, extent_of(slot->whole, s, shape)};
     }
-    if (!is_wanted(l, slot, s, index, has_tensor(l, name.text, ".weight"))) return;
-    Name full = name;
-    snprintf(full.text + strlen(full.text), sizeof full.text - strlen(full.text), ".weight");
+    if (!is_wanted(l, slot, s, index, has_tensor(l, name.text, strchr(slot->name, '.') ? "" : ".weight"))) return;
+    Name full = name; /* names with a dot are whole */
+    if (!strchr(slot->name, '.'))
+        snprintf(full.text + strlen(full.text), sizeof full.text - strlen(full.text), ".weight");
     switch (slot->kind) {
     case SLOT_MATRIX: load_matrix(l, name.text, part, columns, (Matrix *)field); break;
+    case SLOT_EXPERTS: load_experts(l, name.text, rows, columns, shape->routing.n_experts, (Matrix **)field); break;
     case SLOT_VECTOR: *(float **)field = load_vector(l, full.text, columns); break;
     case SLOT_NUMBER: *(float *)field = load_number(l, full.text, 1); break;
     }
@@ -81,9 +92,17 @@ static void load_layer(Loader *l, const Shape *s, int index, Layer *layer) {
         load_slot(l, &s->architecture->slots[i], s, index, layer);
 }
 
-static void layer_free(const Ops *ops, Backend *backend, const Architecture *architecture, Layer *layer) {
+static void experts_free(const Ops *ops, Backend *backend, Matrix *matrices, int n) {
+    for (int i = 0; matrices && i < n; i++) matrix_free(ops, backend, &matrices[i]);
+    free(matrices);
+}
+
+static void layer_free(const Ops *ops, Backend *backend, const Architecture *architecture, const LayerShape *shape,
+                       Layer *layer) {
     for (int i = 0; i < architecture->n_slots; i++) {
         char *field = (char *)layer + architecture->slots[i].field;
+        if (architecture->slots[i].kind == SLOT_EXPERTS)
+            experts_free(ops, backend, *(Matrix **)field, shape->routing.n_experts);
         if (architecture->slots[i].kind == SLOT_MATRIX) matrix_free(ops, backend, (Matrix *)field);
         if (architecture->slots[i].kind == SLOT_VECTOR) ops->buffer_free(backend, *(float **)field);
     }
@@ -245,6 +264,9 @@ Model *model_load(const Device *device, const Ops *ops, Backend *backend, const 
                 .progress = progress,
                 .error = error};
     l.status = shape_read(file, &m->shape, error);
+    if (!l.status && shape_widest(&m->shape, n_experts_of) && !ops->experts)
+        l.status =
+            bee_fail(error, BEE_ERROR_UNSUPPORTED, "mixtures of experts cannot run on this device yet; use the CPU");
     if (!l.status) load_model(&l, m, target, target_file);
     free(l.bound);
     free(l.buffer);
@@ -256,7 +278,7 @@ Model *model_load(const Device *device, const Ops *ops, Backend *backend, const 
 void model_free(const Ops *ops, Backend *backend, Model *m) {
     if (!m) return;
     for (int i = 0; m->layers && i < m->shape.n_layer; i++)
-        layer_free(ops, backend, m->shape.architecture, &m->layers[i]);
+        layer_free(ops, backend, m->shape.architecture, &m->shape.layers[i], &m->layers[i]);
     if (m->owns_head) matrix_free(ops, backend, &m->head);
     matrix_free(ops, backend, &m->features_in);
     matrix_free(ops, backend, &m->token_projection);
@@ -304,9 +326,17 @@ bee_pass_needs model_needs(const Ops *ops, const Model *m) {
         for (int j = 0; j < s->architecture->n_slots; j++) {
             const TensorSlot *slot = &s->architecture->slots[j];
             const Matrix *matrix = (const Matrix *)((const char *)&m->layers[i] + slot->field);
-            if (slot->kind != SLOT_MATRIX || !matrix->weight) continue;
-            needs.weight_bytes += ops->weight_bytes(matrix->weight);
-            needs.multiply_adds += (uint64_t)(extent_of(slot->rows, s, shape) * extent_of(slot->columns, s, shape));
+            int times = 1;
+            if (slot->kind == SLOT_EXPERTS) { /* of those that a row goes to */
+                matrix = *(Matrix *const *)(const void *)matrix;
+                times = shape->routing.n_used;
+            } else if (slot->kind != SLOT_MATRIX) {
+                continue;
+            }
+            if (!matrix || !matrix->weight) continue;
+            needs.weight_bytes += (uint64_t)times * ops->weight_bytes(matrix->weight);
+            needs.multiply_adds +=
+                (uint64_t)times * (uint64_t)(extent_of(slot->rows, s, shape) * extent_of(slot->columns, s, shape));
         }
     }
     return needs;

@@ -20,7 +20,14 @@ static uint64_t workspace_bytes(const Device *device, const Model *m, int n_feat
     const int rows[] = {s->n_embd, s->n_embd, query, key, key, n_features, n_features, m->n_head_rows, token, token};
     const int operands[] = {s->n_embd, query, shape_widest(s, ff_columns), n_features ? n_features : 1,
                             s->n_token ? s->n_token : 1};
+    const int n_experts = shape_widest(s, n_experts_of), n_used = shape_widest(s, n_used_of);
     uint64_t bytes = 0;
+    if (n_experts) { /* in every form, as above; for one row in BEE_MAX_PASS_ROWS */
+        const uint64_t more = (uint64_t)expert_rows(BEE_MAX_PASS_ROWS, n_experts, n_used);
+        bytes += more * (padded(s->n_embd) * sizeof(float) +
+                         (device->operand_bytes(s->n_embd) + device->operand_bytes(shape_widest(s, expert_columns))) /
+                             BEE_MAX_PASS_ROWS);
+    }
     for (int i = 0; i < s->n_ropes; i++) bytes += rows_of_floats(device, s->ropes[i].n_rotated);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) bytes += rows_of_floats(device, rows[i]);
     for (size_t i = 0; i < sizeof operands / sizeof *operands; i++) bytes += device->operand_bytes(operands[i]);

@@ -164,6 +164,19 @@ RopeShape *read_rope(MetadataReader *r, Shape *shape, bool neox) {
     return rope;
 }
 
+void read_sections(MetadataReader *r, RopeShape *rope) {
+    char key[128];
+    int32_t sections[4] = {0};
+    int n = 0;
+    full_key(r, "rope.dimension_sections", key);
+    if (!r->status) r->status = gguf_ints(r->file, key, true, sections, 4, &n, r->error);
+    for (int i = 0; i < 4; i++) {
+        if (sections[i] < 0 || sections[i] > MAX_HEAD_SIZE)
+            refuse(r, "rope.dimension_sections", "must be counts of pairs");
+        rope->sections[i] = sections[i];
+    }
+}
+
 int add_plain_rope(MetadataReader *r, Shape *shape, const char *base, double fallback) {
     RopeShape *rope = &shape->ropes[shape->n_ropes];
     *rope =
@@ -216,6 +229,41 @@ void read_scales(MetadataReader *r, Shape *shape, double embedding, double resid
     shape->logit_scale = 1 / read_scale(r, "logit_scale", !logit, logit);
     const double attention = read_float(r, "attention.scale", false, 0);
     for (int i = 0; attention && i < shape->n_layer; i++) shape->layers[i].heads.scale = (float)attention;
+}
+
+bool read_experts(MetadataReader *r, Shape *shape, int first, int columns, bool normed) {
+    const int n = (int)read_int(r, "expert_count", false, 0, 0, MAX_EXPERTS);
+    const int most = n < MAX_USED_EXPERTS ? n : MAX_USED_EXPERTS;
+    if (r->status || !n) return false;
+    const int used = (int)read_int(r, "expert_used_count", true, 1, 1, most);
+    for (int i = first; i < shape->n_layer; i++) {
+        LayerShape *l = &shape->layers[i];
+        l->feed_forward = FEED_FORWARD_EXPERTS;
+        l->routing = (Routing){.n_experts = n, .n_used = used, .normed = normed, .scale = 1};
+        l->n_ff_expert = columns;
+        l->n_ff = 0;
+    }
+    return true;
+}
+
+void read_routing(MetadataReader *r, Shape *shape, int probability, bool normed) {
+    /* llama.cpp's numbers: 1 softmax, 2 sigmoid, 3 softmax of the chosen */
+    static const int probabilities[] = {ROUTE_SOFTMAX, ROUTE_SIGMOID, ROUTE_SOFTMAX_OF_CHOSEN};
+    const int64_t function = read_int(r, "expert_gating_func", false, 0, 0, 3);
+    const double scale = read_float(r, "expert_weights_scale", false, 0);
+    normed = read_bool(r, "expert_weights_norm", normed);
+    if (!r->status && !isfinite(scale)) refuse(r, "expert_weights_scale", "must be a number");
+    for (int i = 0; i < shape->n_layer; i++) {
+        Routing *routing = &shape->layers[i].routing;
+        routing->probability = function ? probabilities[function - 1] : probability;
+        routing->normed = normed;
+        routing->scale = scale == 0 ? 1 : (float)scale;
+    }
+}
+
+void set_shared_expert(Shape *shape, int columns) {
+    for (int i = 0; i < shape->n_layer; i++)
+        if (shape->layers[i].feed_forward == FEED_FORWARD_EXPERTS) shape->layers[i].n_ff_shared = columns;
 }
 
 void set_activation(Shape *shape, Activation activation) {

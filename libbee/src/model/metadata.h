@@ -32,6 +32,8 @@ void read_decoder(MetadataReader *r, Shape *shape); /* eps of RMS norms */
 /* Rotation of the heads of all layers, scaled as the file says; pairs (i, i + n_rotated / 2) where `neox`, else
  * (2 i, 2 i + 1). Returns it, for what a family does otherwise. */
 RopeShape *read_rope(MetadataReader *r, Shape *shape, bool neox);
+/* Sections of interleaved multimodal positions, which the file must have. */
+void read_sections(MetadataReader *r, RopeShape *rope);
 /* A second rotation, like the first but for base (from the key `base`) and without scaling; no layer uses it yet. */
 int add_plain_rope(MetadataReader *r, Shape *shape, const char *base, double fallback);
 /* Windows of so many positions for layers i with i % pattern < pattern - 1 (`sliding_window_pattern` may say
@@ -43,6 +45,13 @@ void read_long_rope(MetadataReader *r, Shape *shape, bool in_any_case);
 /* Embedding, residual and logit scales (which divides), and that of attention; absent or 0: the fallback, or none. The
  * logit scale is required where its fallback is 0. */
 void read_scales(MetadataReader *r, Shape *shape, double embedding, double residual, double logit);
+/* Experts of so many columns in all layers from `first` on, where the file has any; weights as a softmax over all,
+ * unless the caller changes the layers' routing. False without. */
+bool read_experts(MetadataReader *r, Shape *shape, int first, int columns, bool normed);
+/* What files may say of the routing of layers with experts: probability, norm and scale of the weights. */
+void read_routing(MetadataReader *r, Shape *shape, int probability, bool normed);
+/* A feed-forward of so many columns for all rows, in layers with experts. */
+void set_shared_expert(Shape *shape, int columns);
 void set_activation(Shape *shape, Activation activation);
 /* Features that other families have and this library does not compute here: better refused than ignored. */
 void refuse_experts(MetadataReader *r);

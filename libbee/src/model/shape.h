@@ -10,8 +10,9 @@ typedef struct Architecture Architecture;
 /* What mixes a position with those before it. */
 typedef enum Mixer { MIXER_ATTENTION, MIXER_COUNT } Mixer;
 
-/* FEED_FORWARD_GATED: down(activation(gate x) * (up x)) */
-typedef enum FeedForward { FEED_FORWARD_GATED, FEED_FORWARD_COUNT } FeedForward;
+/* GATED: down(activation(gate x) * (up x)). EXPERTS: the weighted sum of a few such, and of one for all rows where
+ * n_ff_shared is above 0. */
+typedef enum FeedForward { FEED_FORWARD_GATED, FEED_FORWARD_EXPERTS, FEED_FORWARD_COUNT } FeedForward;
 
 typedef struct LayerShape {
     Mixer mixer;
@@ -20,8 +21,10 @@ typedef struct LayerShape {
     int rope;         /* which of Shape.ropes turns the heads; -1: none */
     int cache_of;     /* the layer whose keys and values it attends to: its own number, or one before */
     bool whole_norms; /* queries and keys are normed as whole rows, not head by head */
-    int n_ff;
+    int n_ff;         /* of a gated feed-forward */
     Activation activation;
+    Routing routing; /* its bias is the layer's */
+    int n_ff_expert, n_ff_shared;
 } LayerShape;
 
 /* One way in which heads are rotated; a model has as many as its layers differ in. The frequency of pair i is
@@ -74,7 +77,10 @@ void shape_free(Shape *shape);
 int shape_widest(const Shape *shape, int (*number)(const LayerShape *layer));
 static inline int query_columns(const LayerShape *l) { return l->heads.n_head * l->heads.head_size; }
 static inline int key_columns(const LayerShape *l) { return l->heads.n_head_kv * l->heads.head_size; }
-static inline int ff_columns(const LayerShape *l) { return l->n_ff; }
+static inline int ff_columns(const LayerShape *l) { return l->n_ff > l->n_ff_shared ? l->n_ff : l->n_ff_shared; }
+static inline int expert_columns(const LayerShape *l) { return l->n_ff_expert; }
+static inline int n_experts_of(const LayerShape *l) { return l->routing.n_experts; }
+static inline int n_used_of(const LayerShape *l) { return l->routing.n_used; }
 
 /* What caches for this model hold; each layer is told where its keys lie. */
 CacheShape shape_cache(const Shape *shape);

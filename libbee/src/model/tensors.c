@@ -11,6 +11,8 @@
 #include "file/tensor_types.h"
 #include "types/types.h"
 
+enum { MAX_VECTOR = 1 << 16 };
+
 void fail_memory(Loader *l, const char *name) {
     static const char format[] = "out of memory while loading tensor '%s'";
     l->status = l->backend ? fail_to_make(l->ops, l->backend, l->error, format, name)
@@ -27,18 +29,21 @@ void bind_tensor(Loader *l, const char *name) {
     if (!is_bound(l, name)) l->bound[l->n_bound++] = name;
 }
 
-bool find_tensor(Loader *l, const char *name, int64_t rows, int64_t columns, Tensor *out) {
+/* `depth` matrices of so many rows: 1 where the tensor is a matrix or a vector. */
+static bool find_matrices(Loader *l, const char *name, int64_t rows, int64_t columns, int64_t depth, Tensor *out) {
     if (l->status) return false;
     l->status = gguf_tensor(l->file, name, out, l->error);
     if (l->status) return false;
     if (out->type == TYPE_I64) {
         l->status = bee_fail(l->error, BEE_ERROR_UNSUPPORTED, "tensor '%s': type I64 holds no weights", name);
-    } else if (rows == 1 && traits_of(out->type).bits) { /* norms and the like would lose what they are there for */
+    } else if (rows == 1 && depth == 1 &&
+               traits_of(out->type).bits) { /* norms and the like would lose what they are there for */
         l->status =
             bee_fail(l->error, BEE_ERROR_UNSUPPORTED,
                      "tensor '%s' has type %s (%d), which only matrices may have; vectors may be F32, F16, BF16", name,
                      tensor_type_layout(out->type)->name, out->type);
-    } else if (out->columns != columns || (rows >= 0 && out->rows != rows) || out->n_dimensions > 2) {
+    } else if (out->columns != columns || (rows >= 0 && out->rows != rows * depth) ||
+               out->n_dimensions > (depth == 1 ? 2 : 3) || (depth > 1 && out->shape[2] != depth)) {
         char expected[32] = "any";
         if (rows >= 0) snprintf(expected, sizeof expected, "%" PRId64, rows);
         l->status =
@@ -53,6 +58,10 @@ bool find_tensor(Loader *l, const char *name, int64_t rows, int64_t columns, Ten
     bind_tensor(l, out->name);
     if (l->made_up && !make_up(l->made_up, out)) fail_memory(l, name);
     return !l->status;
+}
+
+bool find_tensor(Loader *l, const char *name, int64_t rows, int64_t columns, Tensor *out) {
+    return find_matrices(l, name, rows, columns, 1, out);
 }
 
 bool read_tensor(Loader *l, Tensor *tensor) {
@@ -116,6 +125,24 @@ static float *load_part_of_vector(Loader *l, const char *name, int64_t first, in
     return vector;
 }
 
+/* One row of a matrix, as a vector. */
+static float *load_row(Loader *l, const char *name, const Tensor *tensor, int64_t row) {
+    float values[MAX_VECTOR];
+    Tensor one = tensor_rows(tensor, row, 1);
+    if (one.columns > MAX_VECTOR) {
+        l->status = bee_fail(l->error, BEE_ERROR_FORMAT, "tensor '%s': rows of %" PRId64 " are out of range", name,
+                             one.columns);
+        return NULL;
+    }
+    l->weight_bytes += padded(one.columns) * sizeof(float);
+    if (!l->backend || !read_tensor(l, &one)) return NULL;
+    float *vector = l->ops->buffer_new(l->backend, padded(one.columns));
+    if (!vector) fail_memory(l, name);
+    dequantize_row(&one, 0, values);
+    if (vector) l->ops->buffer_write(l->backend, vector, values, (size_t)one.columns * sizeof *values);
+    return vector;
+}
+
 float *load_vector(Loader *l, const char *name, int64_t columns) {
     return load_part_of_vector(l, name, 0, columns, columns);
 }
@@ -141,6 +168,30 @@ void load_matrix(Loader *l, const char *name, Part part, int64_t columns, Matrix
         out->bias = load_part_of_vector(l, full, part.first, tensor.rows, part.whole < 0 ? tensor.rows : part.whole);
     snprintf(full, sizeof full, "%s.scale", name);
     out->scale = load_number(l, full, 1);
+}
+
+void load_experts(Loader *l, const char *name, int64_t rows, int64_t columns, int n_experts, Matrix **out) {
+    char full[96];
+    Tensor tensor;
+    snprintf(full, sizeof full, "%s.weight", name);
+    if (!find_matrices(l, full, rows, columns, n_experts, &tensor)) return;
+    Matrix *matrices = *out = calloc((size_t)n_experts, sizeof **out);
+    if (!matrices) fail_memory(l, full);
+    for (int e = 0; e < n_experts && !l->status; e++) {
+        const Tensor matrix = tensor_matrix(&tensor, e);
+        matrices[e] = (Matrix){.weight = load_weight(l, full, &matrix, NULL, (int)rows), .scale = 1};
+    }
+    snprintf(full, sizeof full, "%s.bias", name);
+    const bool biased = gguf_has_tensor(l->file, full);
+    if (biased && find_tensor(l, full, n_experts, rows, &tensor))
+        for (int e = 0; e < n_experts && !l->status; e++) matrices[e].bias = load_row(l, full, &tensor, e);
+    snprintf(full, sizeof full, "%s.scale", name);
+    float scales[MAX_EXPERTS];
+    if (!l->status && gguf_has_tensor(l->file, full) && find_tensor(l, full, 1, n_experts, &tensor) &&
+        read_tensor(l, &tensor)) {
+        dequantize_row(&tensor, 0, scales);
+        for (int e = 0; e < n_experts; e++) matrices[e].scale = scales[e];
+    }
 }
 
 void load_whole_matrix(Loader *l, const char *name, int64_t rows, int64_t columns, Matrix *out) {

@@ -52,6 +52,9 @@ typedef struct Part {
 
 /* "<name>.weight", with "<name>.bias" and "<name>.scale" where the file has them. */
 void load_matrix(Loader *l, const char *name, Part part, int64_t columns, Matrix *out);
+/* One for each expert of a tensor of three dimensions, with their rows of "<name>.bias" and numbers of "<name>.scale"
+ * where the file has them. */
+void load_experts(Loader *l, const char *name, int64_t rows, int64_t columns, int n_experts, Matrix **out);
 void load_whole_matrix(Loader *l, const char *name, int64_t rows, int64_t columns, Matrix *out);
 void matrix_free(const Ops *ops, Backend *backend, Matrix *matrix);
 /* The embedding, of as many rows as the file has tokens. */

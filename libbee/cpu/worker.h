@@ -1,0 +1,50 @@
+/* The CPU backend from the inside: its threads, and what the files that hold its operations share. */
+#ifndef BEE_WORKER_H
+#define BEE_WORKER_H
+
+#include "kernels.h"
+#include "ops.h"
+#include "sampling/sample.h"
+#include "threads.h"
+
+/* For so few rows every worker normalises and quantises for itself: that is cheaper than waiting for the others, and
+ * leaves the numbers in its own cache. */
+enum { OWN_ROWS = 8 };
+
+struct Worker {
+    Backend *backend;
+    int index, count;
+    float *scratch; /* rows on their way into operands */
+    size_t scratch_floats;
+    Best parts[BEE_MAX_PASS_ROWS]; /* of the rows that tokens are chosen from */
+};
+
+typedef struct Region Region;
+
+struct Backend {
+    const Kernels *kernels;
+    ThreadPool *pool;
+    Reductions reductions;
+    float *partials[2]; /* of attention, for ATTENTION_ROWS rows each: one is written while the other is read */
+    size_t partial_floats;
+    Region *regions; /* the weights' memory */
+    Worker workers[BEE_MAX_THREADS];
+};
+
+/* Where the share of worker `index` of n units begins. */
+static inline int share_begin(const Worker *worker, int n, int index) {
+    return (int)((int64_t)n * index / worker->count);
+}
+
+static inline void barrier(const Worker *worker) { thread_pool_barrier(worker->backend->pool); }
+
+/* Blocks [first, last) of a matrix's product with n rows; out[0] is the first of their rows. */
+void multiply_blocks(Worker *worker, const Matrix *matrix, int first, int last, const Operand *in, int n, float *out,
+                     size_t stride, bool add);
+
+/* The operations of experts.c. */
+void route(Worker *worker, const Routing *routing, const float *logits, size_t stride, int n, ExpertRoom *room);
+void experts(Worker *worker, const Experts *experts, const Operand *in, int n, ExpertRoom *room, float *out,
+             size_t stride);
+
+#endif
