@@ -97,7 +97,6 @@ def changed(document: Document, *changes: Change) -> Document:
 # ---- targets ---------------------------------------------------------------------------------------------------------
 
 UNSUPPORTED = {
-    "mixture of experts": (key("llama.expert_count", integer(8)), "llama.expert_count"),
     "negative rope scale": (key("llama.rope.scaling.factor", number(-2.0)), "llama.rope.scaling.factor"),
     "not causal": (key("llama.attention.causal", Value(BOOL, False)), "llama.attention.causal"),
     "head size": (key("llama.attention.key_length", integer(24)), "llama.attention.key_length"),
