@@ -76,7 +76,7 @@ def model_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @contextmanager
-def session(path: Path, instruction_set: str, threads: int = 2) -> Iterator[Any]:
+def session(path: Path, instruction_set: str, threads: int = 2, n_ctx: int = 64) -> Iterator[Any]:
     error = new_error()
     params = ffi.new("bee_engine_params *")
     name = ffi.new("char[]", instruction_set.encode())
@@ -86,7 +86,7 @@ def session(path: Path, instruction_set: str, threads: int = 2) -> Iterator[Any]
         params.n_threads, params.instruction_set = threads, name
     engine = lib.bee_engine_open(str(path).encode(), ffi.NULL, params, error)
     check(engine, error)
-    opened = lib.bee_session_open(engine, 64, False, error)
+    opened = lib.bee_session_open(engine, n_ctx, False, error)
     check(opened, error)
     try:
         yield opened
