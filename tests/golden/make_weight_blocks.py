@@ -2,9 +2,9 @@
 
     python tests/golden/make_weight_blocks.py
 
-Needs llama-cpp-python (0.3.36 made the committed file), whose libggml-base decodes. A type's array `TYPE` holds a matrix
-of random blocks, float16 scales of the size that models have but for some that are zero, negative, subnormal or large;
-`TYPE_values` holds its weights as float32[rows][256].
+Needs llama-cpp-python (0.3.36 made the committed file), whose libggml-base decodes. A type's array `TYPE` holds a
+matrix of random blocks, float16 scales of the size that models have but for some that are zero, negative, subnormal or
+large; `TYPE_values` holds its weights as float32[rows][256].
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def main() -> None:
         arrays[name] = blocks.reshape(ROWS, -1)
         arrays[f"{name}_values"] = decoded(name, blocks)
     (HERE / "weights").mkdir(exist_ok=True)
-    np.savez_compressed(HERE / "weights" / "blocks.npz", made_with=f"llama-cpp-python {llama_cpp.__version__}", **arrays)
+    made_with = f"llama-cpp-python {llama_cpp.__version__}"
+    np.savez_compressed(HERE / "weights" / "blocks.npz", made_with=made_with, **arrays)
 
 
 if __name__ == "__main__":

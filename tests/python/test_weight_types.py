@@ -19,7 +19,7 @@ from test_architectures import INSTRUCTION_SETS, evaluated, session
 
 BLOCKS = Path(__file__).resolve().parent.parent / "golden" / "weights" / "blocks.npz"
 WIDTH = 256
-# Float arithmetic: the norm's sum, root and product, the head's product and the scale that is divided and multiplied by.
+# The norm's sum, root and product, the head's product, and the scale that is divided and multiplied by.
 ROUNDINGS = 16 * 2.0**-24
 EPSILON = 1e-30
 
@@ -63,7 +63,7 @@ def of_type(name: str) -> Stored:
 def test_rows_of_the_table(name: str, instruction_set: str, tmp_path: Path) -> None:
     values = GOLDEN[name][1]
     # Rows whose squares a float cannot hold have no norm.
-    rows = [i for i, row in enumerate(values) if 1e-30 < (row**2).mean()]
+    rows = [i for i, row in enumerate(values) if (row**2).mean() > 1e-30]
     assert len(rows) > len(values) // 2
     out = logits(model(of_type(name), Stored.of(np.eye(WIDTH))), tmp_path / "m.gguf", instruction_set, len(values))
     for i in rows:
