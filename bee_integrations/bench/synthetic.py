@@ -26,7 +26,7 @@ from .benchmark import describe_machine
 from .contenders import Progress, Steps
 from .limits import Limits, limits_of
 from .run import made_up_tokens
-from .synthetic_model import BLOCK_SIZE, SHAPES, write_drafter, write_target
+from .synthetic_model import BLOCK_SIZE, SHAPES, WEIGHT_TYPES, shape_named, write_drafter, write_target
 
 __all__ = [
     "ACCEPTED_SHARE",
@@ -62,8 +62,11 @@ class SyntheticOptions:
     def __post_init__(self) -> None:
         check_device(self.device)
         for shape in self.shapes:
-            if shape not in SHAPES:
-                raise ParameterError(f"there is no shape {shape!r}; there are {', '.join(SHAPES)}")
+            if shape_named(shape) is None:
+                raise ParameterError(
+                    f"there is no shape {shape!r}; there are {', '.join(SHAPES)}, and each of them as SHAPE:TYPE, with "
+                    f"all matrices of one of the types {', '.join(WEIGHT_TYPES)}"
+                )
         if not self.shapes:
             raise ParameterError(f"no shape is named; there are {', '.join(SHAPES)}")
         if self.threads is not None and self.threads < 1:
@@ -104,9 +107,11 @@ def run_synthetic(options: SyntheticOptions, progress: Progress | None = None) -
 @contextmanager
 def _opened(name: str, options: SyntheticOptions) -> Iterator[Any]:
     """A `bee_engine *` of the shape and its drafter."""
+    shape = shape_named(name)
+    assert shape is not None, name  # SyntheticOptions has looked
     with tempfile.TemporaryDirectory(prefix="bee-synthetic-") as folder:
-        target = write_target(SHAPES[name], Path(folder) / f"{name}.gguf")
-        drafter = write_drafter(SHAPES[name], Path(folder) / f"{name}.dflash.gguf")
+        target = write_target(shape, Path(folder) / "target.gguf")
+        drafter = write_drafter(shape, Path(folder) / "drafter.gguf")
         isa = options.instruction_set
         text = ffi.NULL if isa is None else ffi.new("char[]", isa.encode())
         parameters = ffi.new(

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-__all__ = ["BLOCK_SIZE", "SHAPES", "Shape", "write_drafter", "write_target"]
+__all__ = ["BLOCK_SIZE", "SHAPES", "WEIGHT_TYPES", "Shape", "shape_named", "write_drafter", "write_target"]
 
 BLOCK_SIZE = 16  # of the drafters: the last token and 15 drafts
 CONTEXT_LENGTH = 8192
@@ -21,7 +21,16 @@ _TAPS = 5
 _ALIGNMENT = 32
 _UINT32, _INT32, _FLOAT32, _STRING, _ARRAY = 4, 5, 6, 8, 9
 # ggml's number of a type, columns of a block, bytes of a block
-_TYPES = {"F32": (0, 1, 4), "Q4_K": (12, 256, 144), "Q5_K": (13, 256, 176), "Q6_K": (14, 256, 210)}
+_TYPES = {
+    "F32": (0, 1, 4), "F16": (1, 1, 2), "BF16": (30, 1, 2), "Q8_0": (8, 32, 34), "Q4_0": (2, 32, 18),
+    "Q4_1": (3, 32, 20), "Q5_0": (6, 32, 22), "Q5_1": (7, 32, 24), "Q4_K": (12, 256, 144), "Q5_K": (13, 256, 176),
+    "Q6_K": (14, 256, 210), "Q3_K": (11, 256, 110), "Q2_K": (10, 256, 84), "IQ4_XS": (23, 256, 136),
+    "IQ4_NL": (20, 32, 18), "MXFP4": (39, 32, 17), "NVFP4": (40, 64, 36), "IQ3_S": (21, 256, 110),
+    "IQ3_XXS": (18, 256, 98), "IQ2_S": (22, 256, 82), "IQ2_XS": (17, 256, 74), "IQ2_XXS": (16, 256, 66),
+    "IQ1_M": (29, 256, 56), "IQ1_S": (19, 256, 50), "TQ2_0": (35, 256, 66), "TQ1_0": (34, 256, 54),
+    "Q2_0": (42, 64, 18), "Q1_0": (41, 128, 18),
+}  # fmt: skip
+WEIGHT_TYPES = tuple(_TYPES)
 
 
 @dataclass(frozen=True)
@@ -47,9 +56,18 @@ SHAPES: dict[str, Shape] = {
     "qwen3-8b": Shape("qwen3", 36, 4096, 12288, 32, 8, 128, 151936, "Q4_K", "Q6_K", "Q6_K"),
     "llama-3.1-8b": Shape("llama", 32, 4096, 14336, 32, 8, 128, 128256, "Q4_K", "Q6_K", "Q6_K"),
     "dense-27b": Shape("qwen3", 64, 5120, 20480, 40, 8, 128, 248320, "Q5_K", "Q6_K", "Q5_K"),
+    "qwen3-1.7b": Shape("qwen3", 28, 2048, 6144, 16, 8, 128, 151936, "Q4_K", "Q6_K", "Q6_K"),
     "dense-31b": Shape("qwen3", 60, 5376, 21504, 32, 16, 256, 262144, "Q4_K", "Q6_K", "Q6_K"),
     "tiny": Shape("qwen3", 2, 256, 512, 4, 2, 64, 320, "Q4_K", "Q6_K", "Q6_K"),
 }
+
+
+def shape_named(name: str) -> Shape | None:
+    """One of SHAPES, or `shape:TYPE`, all of whose matrices have that type; None where there is no such shape."""
+    base, colon, kind = name.partition(":")
+    if base not in SHAPES or (colon and kind not in _TYPES):
+        return None
+    return replace(SHAPES[base], kind=kind, head_kind=kind, more_kind=kind) if colon else SHAPES[base]
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,15 @@ def test_every_row_says_that_it_is_synthetic(report: dict[str, Any]) -> None:
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
+def test_a_shape_with_one_type_everywhere() -> None:
+    with pytest.raises(ParameterError, match=r"IQ9_Z.*IQ3_S"):
+        SyntheticOptions(("tiny:IQ9_Z",))
+    options = SyntheticOptions(("tiny:IQ3_S", "tiny"), device="cpu", threads=1, context=16, cycles=2, prefill=32)
+    of_type, mixed = run_synthetic(options)["synthetic"]
+    assert of_type["shape"] == "tiny:IQ3_S"
+    assert of_type["weight_bytes"] < 0.8 * mixed["weight_bytes"]  # 3.5 bits a weight, 4.5 and more
+
+
 def test_rows_hold_passes_cycles_and_prompts(report: dict[str, Any]) -> None:
     (row,) = report["synthetic"]
     assert list(row["pass_ms"]) == ["1", "4", "8", "16"]
