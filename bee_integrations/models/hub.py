@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import inspect
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -263,16 +264,10 @@ def _download(name: HubName, entry: _Entry, progress: Progress | None, before: i
             except WrongContentError:
                 raise _wrong_content(entry.name, entry.sha256, name, "it was not kept") from None
         # It finds the blob, makes its names in the cache, and fetches what is small or comes by Xet.
-        return Path(
-            hf_hub_download(
-                name.repo,
-                entry.name,
-                revision=name.revision,
-                endpoint=_endpoint(),
-                cache_dir=_cache(),
-                tqdm_class=_bar_class(report),
-            )
-        )
+        arguments: dict[str, Any] = {"revision": name.revision, "endpoint": _endpoint(), "cache_dir": _cache()}
+        if "tqdm_class" in inspect.signature(hf_hub_download).parameters:  # later than 1.0
+            arguments["tqdm_class"] = _bar_class(report)
+        return Path(hf_hub_download(name.repo, entry.name, **arguments))
 
 
 def _by_xet(about: Any) -> bool:
