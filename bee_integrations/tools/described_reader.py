@@ -147,6 +147,10 @@ class DescribedReader(StepReader):
         self.end_call()
         if not d.end.strip(GAP) and not d.parallel:
             self._in_group = False
+        if not self._in_group and d.end.strip(GAP):  # a call without the beginning of a group may have its end
+            self._in_call = False
+            yield from self._skip_space()
+            yield from self._one_of(d.end.strip(GAP + SPACE))
 
     def _group_ends(self) -> _Reading:
         end = self._description.end.strip(GAP + SPACE)
@@ -360,10 +364,14 @@ class DescribedReader(StepReader):
                 depth += 1
             elif character in ")]}":
                 depth -= 1
-        found = json_of_literal(text.strip(SPACE))
+        bare = text.strip(SPACE)
+        found = json_of_literal(bare)
         if found is None and kind is Kind.JSON:
             raise _MalformedError(f"the value of {key!r} is malformed")
-        self.argue(json.dumps(text.strip(SPACE), ensure_ascii=False) if found is None else found)
+        if found is None:  # templates put texts into quotes as they are
+            quoted = len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "'\""
+            found = json.dumps(bare[1:-1] if quoted else bare, ensure_ascii=False)
+        self.argue(found)
 
     # ---- what is no call ---------------------------------------------------------------------------------------------
 

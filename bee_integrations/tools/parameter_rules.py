@@ -223,23 +223,33 @@ class ParameterRules:
             value = rf"{rule}_json | /'[^'\\\n]{length}'/"
         else:
             value = json_rule(with_definitions(schema, self._signature.root))
-            members = schema.get("enum", [schema["const"]] if "const" in schema else []) if _plain_enum(schema) else []
             self.rules.append(f"{rule}_json: {value}")
-            spelled = [repr(member) for member in members]
+            spelled = [repr(member) for member in _listed(schema)]
             if isinstance(schema, dict) and not {"const", "enum", "$ref", "not", "allOf"} & set(schema):
                 spelled += ["None"] if "null" in types else []
                 spelled += ["True", "False"] if "boolean" in types else []
-            value = " | ".join([f"{rule}_json", *map(json.dumps, spelled)])
+            ways = [f"{rule}_json", *map(json.dumps, spelled)]
+            value = " | ".join([*ways, _PYTHON_TEXT] if _allows_any_text(schema) else ways)
         self.rules.append(f"{rule}_value: {value}")
         self.rules.append(f"{rule}: {self._head(key, [], is_text=False)} {rule}_value")
 
 
-def _plain_enum(schema: Any) -> bool:
-    """Whether a schema is a list of texts that Python spells in quotes of its own."""
-    if not isinstance(schema, dict) or not set(schema) <= {"type", "description", "title", "default", "enum", "const"}:
-        return False
-    members = schema.get("enum", [schema.get("const")])
-    return all(isinstance(member, str) for member in members)
+def _listed(schema: Any) -> list[Any]:
+    """The members of a schema that is a list of values, as far as Python may spell them in other ways than JSON."""
+    if not isinstance(schema, dict) or not set(schema) <= {*_PLAIN, "enum", "const"}:
+        return []
+    members = schema["enum"] if "enum" in schema else [schema["const"]] if "const" in schema else []
+    return [member for member in members if member is None or isinstance(member, (str, bool))]
+
+
+def _allows_any_text(schema: Any) -> bool:
+    """Whether a union has texts without any bound among its options."""
+    if not isinstance(schema, dict):
+        return schema is True
+    types = schema.get("type", ())
+    if set(schema) <= _PLAIN:
+        return not types or "string" in ([types] if isinstance(types, str) else types)
+    return set(schema) <= {*_PLAIN, "anyOf"} and any(map(_allows_any_text, schema["anyOf"]))
 
 
 def _regex_text(text: str) -> str:

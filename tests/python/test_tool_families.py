@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tool_format_checks import NOW, WEATHER, answer
 
+from bee_integrations.chat.parameters import BeeParameters
+from bee_integrations.chat.request import ChatRequest
+from bee_integrations.chat.tool_use import ToolUse
+from bee_integrations.engine import Engine
 from bee_integrations.errors import ParameterError, TemplateError
 from bee_integrations.tools.described_format import DescribedFormat, written_calls
-from bee_integrations.tools.description import Description
+from bee_integrations.tools.description import Description, Values
 from bee_integrations.tools.families import ALL
+from bee_integrations.tools.formats import FORMATS as ALL_FORMATS
 from bee_integrations.tools.formats import recognise
 from bee_integrations.tools.tool_format import Tool
 
@@ -34,6 +40,8 @@ TEMPLATES = sorted(
 
 def forbidden(description: Description) -> list[str]:
     """Texts that no value of the format can hold."""
+    if description.values == Values.PYTHON:
+        return ["'", "\\"]  # which templates do not escape
     patterns = (description.parameter, description.call, description.calls)
     return [piece for text in patterns for piece in text.replace("$", "⏎").split("⏎") if piece.startswith(("<", "]<"))]
 
@@ -181,3 +189,56 @@ def test_the_model_is_told_what_the_template_does_not_tell() -> None:
     assert [message["role"] for message in told] == ["system", "user", "assistant", "tool"]
     assert "The weather in a city." in told[0]["content"]
     assert told[2]["content"] == 'So:\n<|tool_call|>[{"name": "get_weather", "arguments": {"city": "Paris"}}]'
+
+
+# ---- an engine -------------------------------------------------------------------------------------------------------
+
+N_FORCED = int(os.environ.get("BEE_FORCED_CALLS", "10"))
+CLOSED = {
+    "type": "object",
+    "properties": {
+        "unit": {"enum": ["celsius", "kelvin"]},
+        "days": {"type": "integer", "minimum": -9, "maximum": 99},
+        "precise": {"type": "boolean"},
+        "places": {"type": "array", "items": {"enum": ["Paris", "Rome", "Oslo"]}, "minItems": 1, "maxItems": 2},
+    },
+    "required": ["unit", "days"],
+    "additionalProperties": False,
+}
+
+
+def test_forced_calls_are_valid_and_the_same_with_speculation(engine: Engine) -> None:
+    """BEE_FORCED_CALLS=1000 makes so many."""
+    draw = random.Random(18)
+    names = [form.name for form in ALL_FORMATS if form.name != "generic"]
+    template = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+    complete = 0
+    for number in range(N_FORCED):
+        keys = draw.sample(list(CLOSED["properties"]), draw.randint(1, 4))
+        tool = Tool(
+            draw.choice(["measure", "get_weather"]),
+            "Measures.",
+            {**CLOSED, "properties": {key: CLOSED["properties"][key] for key in keys},
+             "required": [key for key in CLOSED["required"] if key in keys]},
+        )  # fmt: skip
+        parameters = BeeParameters(
+            max_tokens=120, temperature=draw.choice([0.0, 0.7, 1.5]), seed=draw.getrandbits(40),
+            tool_format=names[number % len(names)], chat_template=template,
+        )  # fmt: skip
+        use = ToolUse((tool, NOW), choice=draw.choice(["any", tool.name]), parallel=draw.random() < 0.3)
+        replies = []
+        for speculation in ("off", "auto"):
+            asked = parameters.model_copy(update={"speculation": speculation})
+            replies.append(
+                ChatRequest.of_chat(engine, asked, [{"role": "user", "content": "How warm is it?"}], use).reply()
+            )
+        off, auto = ([(call.name, call.arguments) for call in reply.calls.values()] for reply in replies)
+        assert off == auto
+        assert [one.reason for one in replies[0].broken] == [one.reason for one in replies[1].broken]
+        assert replies[0].text == replies[1].text == ""
+        if replies[0].finish_reason != "length":
+            complete += 1
+            assert off
+            assert not replies[0].broken
+        checks.check_arguments([tool, NOW], [(name, json.loads(arguments)) for name, arguments in off])
+    assert complete > N_FORCED // 2
