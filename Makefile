@@ -56,7 +56,7 @@ cuda-test: $(VENV)/.installed-test $(VENV)/.installed-dev ## the CUDA backend's 
 	$(CMAKE) --build build-emulated --parallel $(JOBS)
 	cd build-emulated && $(CTEST) --output-on-failure --parallel $(JOBS) -R cuda
 	BEE_LIBRARY=build-emulated/libbee.so BEE_CUDA_LIBRARY=$(CURDIR)/build-emulated/libbee_cuda_emulated.so \
-	    $(BIN)/python -m pytest -q tests/python/test_architectures.py -k cuda
+	    $(BIN)/python -m pytest -q tests/python/test_architectures.py tests/python/test_families.py -k cuda
 
 # Without an environment of its own: a machine with a card may have no network.
 gpu-check: ## tests and measurements on the card of this machine; writes docs/gpu/report-*.md

@@ -32,7 +32,10 @@ ENGINE_TESTS = (
     "test_logit_edits",
 )  # fmt: skip
 # Engines that these open run on a card where there is one.
-PYTHON_TESTS = ("test_architectures.py", "test_identity.py", "test_distribution.py", "test_logits.py", "test_engine.py")
+PYTHON_TESTS = (
+    "test_architectures.py", "test_families.py", "test_identity.py", "test_distribution.py", "test_logits.py",
+    "test_engine.py",
+)  # fmt: skip
 WITHOUT_DEFAULT_MODEL = "tiny or passes or independent"
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 SHAPES = ("qwen3-8b", "llama-3.1-8b", "dense-27b", "dense-31b")
@@ -322,7 +325,7 @@ def run_python_tests(check: Check, built: Built) -> None:
         check.remarks.append("Python tests on the default model were not run: it is not here.")
     for name in PYTHON_TESTS:
         command = [sys.executable, "-m", "pytest", "-q", "-x", f"tests/python/{name}"]
-        if name == "test_architectures.py":  # it goes through the CPU's instruction sets as well
+        if name in ("test_architectures.py", "test_families.py"):  # they go through the CPU's instruction sets as well
             command += ["-k", "cuda"]
         elif without_model:
             command += ["-k", WITHOUT_DEFAULT_MODEL]

@@ -30,6 +30,21 @@ GENERATIONS = int(os.environ.get("BEE_FAMILY_GENERATIONS", "8"))
 Logits = npt.NDArray[np.float32]
 
 
+def _devices() -> list[str]:
+    card = ffi.new("bee_device_info *")
+    return ["cpu", "cuda"] if lib.bee_device_describe(lib.BEE_DEVICE_CUDA, card, ffi.NULL) == lib.BEE_OK else ["cpu"]
+
+
+DEVICES = _devices()  # "cuda" where there is a card, or an emulated one
+SHALLOW = [name for name in CASES if name != "exaone4-windows"]  # its 64 layers take long on an emulation
+
+
+def of_devices(names: Any, on_cuda: Any = None) -> Any:
+    """Parametrises a test with devices and names of models."""
+    pairs = [(device, name) for device in DEVICES for name in (on_cuda or names if device == "cuda" else names)]
+    return pytest.mark.parametrize(("device", "name"), pairs)
+
+
 @lru_cache
 def golden() -> dict[str, Logits]:
     with np.load(GOLDEN) as stored:
@@ -38,13 +53,16 @@ def golden() -> dict[str, Logits]:
 
 @contextmanager
 def engine(
-    path: Path, drafter: Path | None = None, threads: int = 2, instruction_set: str | None = None
+    path: Path,
+    drafter: Path | None = None,
+    threads: int = 2,
+    instruction_set: str | None = None,
+    device: str = "cpu",
 ) -> Iterator[Any]:
     error = new_error()
     name = ffi.new("char[]", instruction_set.encode()) if instruction_set else ffi.NULL
-    params = ffi.new(
-        "bee_engine_params *", {"n_threads": threads, "device": lib.BEE_DEVICE_CPU, "instruction_set": name}
-    )
+    on = lib.BEE_DEVICE_CUDA if device == "cuda" else lib.BEE_DEVICE_CPU
+    params = ffi.new("bee_engine_params *", {"n_threads": threads, "device": on, "instruction_set": name})
     handle = lib.bee_engine_open(bytes(path), bytes(drafter) if drafter else ffi.NULL, params, error)
     check(handle, error)
     yield handle
@@ -83,23 +101,23 @@ def assert_like(found: Logits, expected: Logits) -> None:
     assert decisive.mean() > 0.5
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_logits(name: str, tmp_path: Path) -> None:
+@of_devices(CASES)
+def test_logits(device: str, name: str, tmp_path: Path) -> None:
     ids = tokens()
     path = make(name).write(tmp_path / "f32.gguf")
-    assert_like(logits(path, ids, 16)[WINDOW:], golden()[name])
+    assert_like(logits(path, ids, 16, device=device)[WINDOW:], golden()[name])
     half = make(name, "F16").write(tmp_path / "f16.gguf")
     expected = golden()[f"{name} F16"]
-    assert_like(logits(half, ids, 16)[-len(expected) :], expected)
+    assert_like(logits(half, ids, 16, device=device)[-len(expected) :], expected)
 
 
-@pytest.mark.parametrize("name", LONG_CASES)
-def test_logits_beyond_what_windows_remember(name: str, tmp_path: Path) -> None:
+@of_devices(LONG_CASES)
+def test_logits_beyond_what_windows_remember(device: str, name: str, tmp_path: Path) -> None:
     ids, expected = tokens(LONG), golden()[f"{name} long"]
     path = make(name, n_ctx=1024).write(tmp_path / "model.gguf")
-    found = logits(path, ids, 128, n_ctx=1024)
+    found = logits(path, ids, 128, n_ctx=1024, device=device)
     assert_like(found[-len(expected) :], expected)
-    assert found.tobytes() == logits(path, ids, 7, n_ctx=1024).tobytes()
+    assert found.tobytes() == logits(path, ids, 7, n_ctx=1024, device=device).tobytes()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -114,6 +132,15 @@ def test_same_bits_however_a_pass_is_cut(name: str, tmp_path: Path) -> None:
         for rows in (1, 2, 3, 5, 11, 108):
             other = logits(path, ids, rows, threads=1 + rows % 3, instruction_set=ffi.string(sets[i]).decode())
             assert other.tobytes() == found.tobytes(), (ffi.string(sets[i]), rows)
+
+
+@pytest.mark.parametrize("name", SHALLOW)
+@pytest.mark.skipif("cuda" not in DEVICES, reason="needs a card, or an emulated one")
+def test_same_bits_however_a_pass_is_cut_on_cuda(name: str, tmp_path: Path) -> None:
+    path = make(name, "F16").write(tmp_path / "model.gguf")
+    found = logits(path, tokens(), 16, device="cuda")
+    for rows in (1, 3, 108):
+        assert logits(path, tokens(), rows, device="cuda").tobytes() == found.tobytes(), rows
 
 
 # ---- speculation -----------------------------------------------------------------------------------------------------
@@ -178,16 +205,17 @@ def generate(
     return [int(token) for token in out]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_speculation_changes_nothing(name: str, tmp_path: Path) -> None:
+@of_devices(CASES, on_cuda=SHALLOW)
+def test_speculation_changes_nothing(device: str, name: str, tmp_path: Path) -> None:
     """Conversations that grow, go back and branch, with and without drafts, in sessions that remember them."""
     draw = random.Random(name)
     path = target_of(name).write(tmp_path / "model.gguf")
     drafter = drafter_for(name, window=draw.choice([0, 5])).write(tmp_path / "drafter.gguf")
     modes = (lib.BEE_SPECULATION_DFLASH, lib.BEE_SPECULATION_COPY, lib.BEE_SPECULATION_AUTO)
-    with engine(path, drafter) as handle, session(handle) as plain, session(handle) as drafting:
+    rounds = GENERATIONS if device == "cpu" else (GENERATIONS + 3) // 4
+    with engine(path, drafter, device=device) as handle, session(handle) as plain, session(handle) as drafting:
         history = tokens(20)
-        for _ in range(GENERATIONS):
+        for _ in range(rounds):
             temperature, seed, n = draw.choice([0, 0.3, 1, 1.5]), draw.getrandbits(48), draw.randint(1, 24)
             expected = generate(handle, plain, history, lib.BEE_SPECULATION_OFF, 0, temperature, seed, n)
             mode = draw.choice(modes)
@@ -196,13 +224,16 @@ def test_speculation_changes_nothing(name: str, tmp_path: Path) -> None:
             history = [*(history + expected)[: draw.randint(5, 180)], draw.randrange(N_VOCAB)]
 
 
-@pytest.mark.parametrize("name", LONG_CASES)
-def test_going_back_further_than_a_window_remembers(name: str, tmp_path: Path) -> None:
+TURNS = ((800, 1), (790, 2), (400, 3), (799, 4), (120, 5), (30, 6), (900, 7), (640, 8), (200, 9))  # tokens, the next
+
+
+@of_devices(LONG_CASES, on_cuda=["gemma3"])
+def test_going_back_further_than_a_window_remembers(device: str, name: str, tmp_path: Path) -> None:
     path = target_of(name, n_ctx=1024).write(tmp_path / "model.gguf")
     drafter = drafter_for(name, window=6).write(tmp_path / "drafter.gguf")
     text_ids = tokens(900)
-    with engine(path, drafter) as handle, session(handle, 1024) as kept:
-        for length, other in ((800, 1), (790, 2), (400, 3), (799, 4), (120, 5), (30, 6), (900, 7), (640, 8), (200, 9)):
+    with engine(path, drafter, device=device) as handle, session(handle, 1024) as kept:
+        for length, other in TURNS if device == "cpu" else TURNS[:4]:
             prompt = [*text_ids[:length], other]
             found = generate(handle, kept, prompt, lib.BEE_SPECULATION_DFLASH, 5, 0.8, length, 12)
             with session(handle, 1024) as fresh:
