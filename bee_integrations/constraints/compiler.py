@@ -69,6 +69,7 @@ class GrammarCompiler:
         self._vocabulary = Vocabulary(tokenizer)
         self._cache: OrderedDict[tuple[str, str], CompiledGrammar] = OrderedDict()
         self._beginnings: dict[str, Mask] = {}
+        self._named: set[tuple[str, ...]] = set()  # keywords of which a warning told that they are not enforced
         self._lock = Lock()
         special = sorted(tokenizer.special_tokens, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
@@ -159,7 +160,7 @@ class GrammarCompiler:
             pristine, grammar = built[0]
             states = pristine, checked(self._vocabulary.build(grammar, bytewise=True), "the schema")
             hints = self._hints([schema])
-            return CompiledGrammar(self._vocabulary, states, "the schema", hints, _told(schema.not_enforced), text)
+            return CompiledGrammar(self._vocabulary, states, "the schema", hints, self._told(schema.not_enforced), text)
         path = ""
         if "too " not in reason:  # what is too large as a whole need not be so in any part
             path, reason = schema.find_refused(reason, refused)
@@ -181,7 +182,7 @@ class GrammarCompiler:
         if may_force_for_ever(rules):
             readable = f'{readable}\n%llguidance {{"no_forcing": true}}\n'
         grammar = grammar_engine().grammar_from_lark(readable)
-        loosened = _told([place for schema in schemas for place in schema.not_enforced])
+        loosened = self._told([place for schema in schemas for place in schema.not_enforced])
         return self._compile(grammar, hints, "the grammar", harmless=harmless, line_name=str, not_enforced=loosened)
 
     def _compile_gbnf(self, text: str) -> CompiledGrammar:
@@ -204,6 +205,21 @@ class GrammarCompiler:
     def _compile_choice(self, text: str) -> CompiledGrammar:
         grammar = grammar_engine().grammar_from_lark(text)
         return self._compile(grammar, Hints(text), "the choice", harmless=len(text) <= _MAX_HARMLESS_CHOICE)
+
+    def _told(self, not_enforced: Sequence[str]) -> Sequence[str]:
+        """Keywords that are loosened, named in a warning when they are first met."""
+        places = tuple(dict.fromkeys(not_enforced))
+        with self._lock:
+            new = bool(places) and places not in self._named
+            self._named.add(places)
+        if new:
+            shown = ", ".join(places)
+            warnings.warn(
+                "cannot be enforced while a text is generated, and left out of the grammar: "
+                f"{shown if len(shown) <= 400 else f'{shown[:400]}...'}",
+                stacklevel=3,
+            )
+        return places
 
     def _hints(self, schemas: Sequence[ReadSchema]) -> Hints:
         """What helps to close strings that match the patterns of these schemas."""
@@ -248,17 +264,6 @@ class GrammarCompiler:
         checked((pristine, error), subject)
         states = pristine, checked(self._vocabulary.build(grammar, bytewise=True, by_characters=by_characters), subject)
         return CompiledGrammar(self._vocabulary, states, subject, hints, not_enforced)
-
-
-def _told(not_enforced: Sequence[str]) -> Sequence[str]:
-    """Keywords that are loosened, named in a warning when they are first compiled."""
-    if not_enforced:
-        places = ", ".join(dict.fromkeys(not_enforced))
-        shown = places if len(places) <= 400 else f"{places[:400]}..."
-        warnings.warn(
-            f"cannot be enforced while a text is generated, and left out of the grammar: {shown}", stacklevel=3
-        )
-    return list(dict.fromkeys(not_enforced))
 
 
 def _schema_grammar(node: Node) -> str:

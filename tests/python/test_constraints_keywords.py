@@ -230,6 +230,7 @@ def test_loosened(speaker: Speaker, name: str) -> None:  # noqa: F811
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the same again is told by the metadata alone
         fresh.compile(JsonSchema(schema))
+        fresh.compile_rules(f"start: %json {json.dumps(schema)}")
 
 
 @pytest.mark.parametrize("count", [130, 900])
