@@ -464,14 +464,14 @@ def test_a_model_without_a_template(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("temperature", [-0.1, 101, float("nan"), float("inf"), "warm", None, True, 10**400]),
-        ("top_k", [-1, 2.5, 2**31, None, True, "3"]),
-        ("top_p", [0, -1, 1.01, float("nan"), 1e-60, None]),
-        ("min_p", [-0.01, 1.01, float("nan"), None]),
+        ("temperature", [-0.1, 101, float("nan"), float("inf"), "warm", True, 10**400]),
+        ("top_k", [-2, 2.5, 2**31, True, "3"]),
+        ("top_p", [0, -1, 1.01, float("nan"), 1e-60]),
+        ("min_p", [-0.01, 1.01, float("nan")]),
         ("seed", [-1, 2**64, 1.0, "1"]),
         ("max_tokens", [0, -5, 1.5, 2**31]),
         ("stop", [("",), (1,), ("a", None), ("\udc80",)]),
-        ("speculation", ["on", None, True, "DFLASH"]),
+        ("speculation", ["on", True, "DFLASH"]),
         ("draft_length", [-1, 16, 1.5, True]),
     ],
 )

@@ -87,7 +87,9 @@ def test_each_pass_has_its_bound_beside_it(report: dict[str, Any], tiny_path: Pa
         plan = file.plan()
     needs = limits["target"]
     assert needs["kv_bytes_per_position"] == plan.kv_bytes_per_token
-    assert 0.9 * plan.weight_bytes < needs["weight_bytes"] <= plan.weight_bytes  # a plan counts the gains of norms too
+    # A plan counts the gains of norms, too, and the embedding, of which a pass reads a row.
+    matrices = plan.weight_bytes - 4 * plan.n_vocab * plan.n_embd
+    assert 0.9 * matrices < needs["weight_bytes"] <= matrices
     read = needs["weight_bytes"] + 256 * needs["kv_bytes_per_position"]
     computed = needs["multiply_adds"] + needs["head_multiply_adds"] + 257 * needs["attention_multiply_adds"]
     bound = max(read / limits["read_bytes_per_s"], computed / limits["multiply_adds_per_s"])
