@@ -55,7 +55,7 @@ needs_reference = pytest.mark.skipif(
 # What ends a text or a value in some format, for random walks that have become long.
 _CLOSERS = (
     "\n</parameter>\n", '<|"|>', '"', "]", "}", "'", ")", "</parameter>", "</arg_value>", "</arg_value:opensource>",
-    "</param>", "</atem:parameter>", "</｜DSML｜parameter>", "<|close|>argument<|sep|>",
+    "</param>", "</set>", "</atem:parameter>", "</｜DSML｜parameter>", "<|close|>argument<|sep|>",
     *(f"]<]minimax[>[</{name}>" for name in ("a", "ab", "get_weather", "item")),
 )  # fmt: skip
 
