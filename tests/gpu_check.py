@@ -2,7 +2,12 @@
 """`make gpu-check`: builds for the card of this machine, tests on it, measures, and writes docs/gpu/report-<card>.md.
 
 Tests and sanitizers need a C and C++ compiler and nvcc, but of Python the standard library alone; measurements need the
-package's dependencies. What does not fit into the time is left out, and the report says so.
+package's dependencies, where PYTHONPATH or the interpreter has them. The kernels' tests come first, from the simple to
+the composed, then whole engines without and with overlapping kernels, then full grids. The first test that fails is the
+last one: it runs once more under compute-sanitizer. What can be measured is measured all the same. The report is
+written after every step; what does not fit into the time is left out, and it says so.
+
+--emulated FOLDER goes through the same steps on the emulation that CMake built there, with little of each.
 
 Exit codes: 0; 1 where something failed; 2 where there is no card, or nothing to build with.
 """
@@ -21,14 +26,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# From what others are made of to what is made of them.
+KERNEL_TESTS = ("test_cuda_rows", "test_cuda_products", "test_cuda_choose")
 ENGINE_TESTS = (
-    "test_open", "test_session", "test_cycle", "test_inspect", "test_sources", "test_device_cycle", "test_constraint",
+    "test_open", "test_inspect", "test_sources", "test_cycle", "test_session", "test_device_cycle", "test_constraint",
     "test_logit_edits",
 )  # fmt: skip
 # Engines that these open run on a card where there is one.
@@ -42,7 +49,10 @@ SHAPES = ("qwen3-8b", "llama-3.1-8b", "dense-27b", "dense-31b")
 # Kernels overlap on compute capability 9.0 and up. Some tests and shapes run without it, too: what it brings, and
 # whether it is what a failure comes from.
 NO_OVERLAP = {"BEE_CUDA_OVERLAP": "0"}
+# All kernels ask for the same split of shared memory and cache: measured beside the usual.
+CARVEOUT = {"BEE_CUDA_CARVEOUT": "1"}
 SHAPES_WITHOUT_OVERLAP = ("qwen3-8b", "dense-27b")
+GRID_SHAPES = ("qwen3-8b", "dense-27b")
 NOT_ENOUGH_TIME = 124
 # As libbee/CMakeLists.txt has them.
 INSTRUCTION_SETS = {
@@ -73,6 +83,13 @@ class Card:
     memory_bytes: int
     driver: str  # CUDA's version that it knows
 
+    emulated: bool = False
+
+    @property
+    def architecture(self) -> str:
+        """As nvcc and CMAKE_CUDA_ARCHITECTURES of any version have it, without "native"."""
+        return f"{self.capability[0]}{self.capability[1]}"
+
     @property
     def overlaps(self) -> bool:
         return self.capability >= (9, 0)
@@ -80,6 +97,9 @@ class Card:
     @property
     def slug(self) -> str:
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+
+EMULATED = Card("emulated device", (9, 0), 4 << 30, "13.0", emulated=True)
 
 
 def find_card() -> Card:
@@ -132,9 +152,23 @@ class Check:
     """The time that is left, and what was found."""
 
     end: float
+    write: Callable[[Check], None]  # the report, as far as it is known
+    only: tuple[str, ...] = ()  # beginnings of the steps to take; empty: all
     results: list[Result] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     parts: list[str] = field(default_factory=list)  # of the report: measurements, in Markdown
+
+    def add(self, result: Result) -> Result:
+        self.results.append(result)
+        self.write(self)
+        return result
+
+    def remark(self, text: str) -> None:
+        self.remarks.append(text)
+        self.write(self)
+
+    def wants(self, name: str) -> bool:
+        return not self.only or name.startswith(self.only)
 
     @property
     def left(self) -> float:
@@ -209,7 +243,7 @@ def build(folder: Path, nvcc: str, architecture: str, limit: float) -> Built:
     if cmake is None:
         return build_by_hand(folder, nvcc, architecture, limit)
     configure = [cmake, "-S", "libbee", "-B", str(folder), "-DBEE_TESTS=ON", "-DBEE_TEST_ON_CARD=ON", "-DBEE_CUDA=ON"]
-    configure += [f"-DBEE_CUDA_ARCHITECTURES={architecture.removeprefix('sm_')}", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+    configure += [f"-DBEE_CUDA_ARCHITECTURES={architecture}-real", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
     compile_all = [cmake, "--build", str(folder), "--parallel", str(os.cpu_count() or 2)]
     end = time.monotonic() + limit
     for command in (configure, compile_all):
@@ -236,9 +270,12 @@ def build_by_hand(folder: Path, nvcc: str, architecture: str, limit: float) -> B
     version = re.search(r'__version__ = "([^"]+)"', (ROOT / "bee_integrations" / "__init__.py").read_text())
     defines = [f'-DBEE_VERSION="{version.group(1) if version else "0.0.0"}"']
     common = [*defines, *(f"-DBEE_HAVE_{isa.upper()}" for isa in sets)]
-    common += [f"-I{libbee / name}" for name in ("include", "src", "")]
+    common += [f"-I{place}" for place in (libbee / "include", libbee / "src", libbee, objects)]
+    names = [source.stem for source in (libbee / "src" / "architectures").glob("*.c") if source.stem != "registry"]
+    list_of_all = "".join(f"ARCHITECTURE({name})\n" for name in sorted(names))
+    (objects / "architectures.inc").write_text(list_of_all, encoding="utf-8")
     c = [cc, "-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", *common, f"-I{libbee / 'cpu'}"]
-    cuda = [nvcc, f"-arch={architecture}", "-std=c++17", "-O3", "-fmad=false", "-Xcompiler=-fPIC"]
+    cuda = [nvcc, f"-arch=sm_{architecture}", "-std=c++17", "-O3", "-fmad=false", "-Xcompiler=-fPIC"]
     cuda += ["-Xcompiler=-fvisibility=hidden", "-Xcompiler=-ffp-contract=off", *common]
 
     # Without cpu/: its limits.h would be taken for the system's.
@@ -300,29 +337,79 @@ def run_all(jobs: Iterable[Sequence[str]], end: float) -> None:
 # ---- tests and measurements --------------------------------------------------------------------------------------
 
 
-def run_tests(check: Check, built: Built, card: Card) -> None:
-    env = {"BEE_TEST_DEVICE": "cuda", "BEE_CUDA_LIBRARY": str(built.cuda_library)}
-    for name in (*kernel_tests(), *ENGINE_TESTS):
-        check.results.append(check.run(name, [str(built.tests / name)], 180, env, may_stop=False))
-    for name in ENGINE_TESTS if card.overlaps else ():
+def run_tests(check: Check, built: Built, card: Card, nvcc: str) -> bool:
+    """Whether the card computes what it should. The first failure ends it, with a sanitizer on that very test."""
+    env = test_env(built, card)
+    runs = [(name, "", {}) for name in KERNEL_TESTS]
+    runs += [(name, ", no overlap" if card.overlaps else "", NO_OVERLAP) for name in ENGINE_TESTS]
+    runs += [(name, "", {}) for name in ENGINE_TESTS if card.overlaps]
+    for name, note, more in runs:
+        if not check.wants(name):
+            continue
         command = [str(built.tests / name)]
-        check.results.append(check.run(f"{name}, no overlap", command, 180, env | NO_OVERLAP, may_stop=False))
+        result = check.add(check.run(f"{name}{note}", command, 180, env | more, may_stop=False))
+        if result.outcome.startswith("failed"):
+            sanitize(check, f"{name}{note}", command, env | more, nvcc)
+            check.remark(f"Tests after {name}{note} were not run: it failed.")
+            return False
+    return True
 
 
-def kernel_tests() -> list[str]:
-    return [source.stem for source in sorted((ROOT / "tests" / "native" / "cuda").glob("test_*.cpp"))]
+def test_env(built: Built, card: Card) -> dict[str, str]:
+    env = {"BEE_TEST_DEVICE": "cuda", "BEE_CUDA_LIBRARY": str(built.cuda_library)}
+    return env | ({"BEE_TEST_DIVISOR": "1000"} if card.emulated else {})
+
+
+def find_sanitizer(nvcc: str) -> str | None:
+    return shutil.which("compute-sanitizer") or shutil.which(str(Path(nvcc).parent / "compute-sanitizer"))
+
+
+def sanitize(check: Check, name: str, command: Sequence[str], env: dict[str, str], nvcc: str) -> None:
+    """What the sanitizer says of a test that failed: of its memory, or else of its races."""
+    sanitizer = find_sanitizer(nvcc)
+    if sanitizer is None:
+        check.remark(f"compute-sanitizer is not installed: it did not look at {name}.")
+        return
+    for tool in ("memcheck", "racecheck"):
+        watched = [sanitizer, "--tool", tool, "--error-exitcode", "9", *command]
+        result = check.run(f"{tool} {name}", watched, min(180.0, check.left / 3), env, may_stop=True)
+        check.add(result)
+        if result.outcome == "failed: exit code 9":
+            return
+
+
+def run_grids(check: Check, built: Built, card: Card) -> bool:
+    """The same tokens from models of real shapes, whatever overlaps and whatever is drafted."""
+    env = python_env(built)
+    for shape in ("tiny",) if card.emulated else GRID_SHAPES:
+        name = f"full grids {shape}"
+        if not check.wants(name):
+            continue
+        command = [sys.executable, "tests/full_grids.py", shape, *(["--few"] if card.emulated else [])]
+        result = check.run(name, command, 120, env, may_stop=True)
+        lines = result.output.strip().splitlines() or ["no output"]
+        if result.outcome == "failed: exit code 3":
+            check.remark(f"`{name}` was not run: {lines[-1]}")
+            continue
+        check.add(result)
+        if result.outcome.startswith("failed"):
+            return False
+    return True
 
 
 def run_python_tests(check: Check, built: Built) -> None:
     env = python_env(built)
-    code, output, _ = execute([sys.executable, "-c", "import pytest, hypothesis, bee_integrations.engine"], 60, env)
+    if not check.wants("python tests"):
+        return
+    wanted = [sys.executable, "-c", "import pytest, hypothesis, bee_integrations.engine"]
+    code, output, _ = execute(wanted, min(60, check.left), env)
     if code:
         reason = (output.strip().splitlines() or ["no output"])[-1]
-        check.remarks.append(f"The Python tests were not run: {sys.executable} lacks what they need ({reason}).")
+        check.remark(f"The Python tests were not run: {sys.executable} lacks what they need ({reason}).")
         return
     without_model = default_model(env) is None
     if without_model:
-        check.remarks.append("Python tests on the default model were not run: it is not here.")
+        check.remark("Python tests on the default model were not run: it is not here.")
     for name in PYTHON_TESTS:
         command = [sys.executable, "-m", "pytest", "-q", "-x", f"tests/python/{name}"]
         if name in ("test_architectures.py", "test_families.py"):  # they go through the CPU's instruction sets as well
@@ -332,24 +419,26 @@ def run_python_tests(check: Check, built: Built) -> None:
         result = check.run(name, command, 120, env, may_stop=True)
         if result.outcome == "failed: exit code 5":  # pytest: no test was chosen
             continue
-        check.results.append(result)
+        check.add(result)
 
 
 def run_sanitizers(check: Check, built: Built, nvcc: str) -> None:
     """At most half of the time that is left: they are slow, and measurements come after them."""
-    sanitizer = shutil.which("compute-sanitizer") or shutil.which(str(Path(nvcc).parent / "compute-sanitizer"))
+    sanitizer = find_sanitizer(nvcc)
+    if not check.wants("sanitizers"):
+        return
     if sanitizer is None:
-        check.remarks.append("compute-sanitizer is not installed: it was not run.")
+        check.remark("compute-sanitizer is not installed: it was not run.")
         return
     end = time.monotonic() + check.left / 2
-    runs = [(tool, name) for tool in SANITIZERS for name in kernel_tests()]
+    runs = [(tool, name) for tool in SANITIZERS for name in KERNEL_TESTS]
     for index, (tool, name) in enumerate(runs):
         limit = min(120.0, 2 * (end - time.monotonic()) / (len(runs) - index), end - time.monotonic())
         if limit < 5:
-            check.results.append(Result(f"{tool} {name}", "left out: no time"))
+            check.add(Result(f"{tool} {name}", "left out: no time"))
             continue
         command = [sanitizer, "--tool", tool, "--error-exitcode", "9", str(built.tests / name)]
-        check.results.append(check.run(f"{tool} {name}", command, limit, {}, may_stop=True))
+        check.add(check.run(f"{tool} {name}", command, limit, {}, may_stop=True))
 
 
 def bee(*arguments: str) -> list[str]:
@@ -357,40 +446,50 @@ def bee(*arguments: str) -> list[str]:
 
 
 def python_env(built: Built) -> dict[str, str]:
-    return {"BEE_LIBRARY": str(built.library), "BEE_CUDA_LIBRARY": str(built.cuda_library), "PYTHONPATH": str(ROOT)}
+    # Before what is there: packages that lie beside, for a machine without a network, are needed, too.
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {"BEE_LIBRARY": str(built.library), "BEE_CUDA_LIBRARY": str(built.cuda_library), "PYTHONPATH": path}
 
 
 def measure(check: Check, built: Built, card: Card, folder: Path) -> None:
     env = python_env(built)
-    code, output, _ = execute(bee("bench", "--help"), 60, env)
+    if not check.wants("bench"):
+        return
+    code, output, _ = execute(bee("bench", "--help"), min(60, check.left), env)
     if code:
         reason = (output.strip().splitlines() or ["no output"])[-1]
-        check.remarks.append(f"Nothing was measured: the Python package cannot be run by {sys.executable} ({reason}).")
+        check.remark(f"Nothing was measured: the Python package cannot be run by {sys.executable} ({reason}).")
         return
     rows = []
-    runs = [(shape, "") for shape in SHAPES]
-    if card.overlaps:
-        runs += [(shape, ", no overlap") for shape in SHAPES_WITHOUT_OVERLAP]
-    for shape, note in runs:
+    runs = [(shape, "", {}) for shape in (("tiny",) if card.emulated else SHAPES)]
+    if card.overlaps and not card.emulated:
+        runs += [(shape, ", no overlap", NO_OVERLAP) for shape in SHAPES_WITHOUT_OVERLAP]
+    runs += [(shape, ", one carveout", CARVEOUT) for shape in SHAPES_WITHOUT_OVERLAP if not card.emulated]
+    limit = 30 if card.emulated else 150
+    for shape, note, more in runs:
         file = folder / f"{shape}{note}.json"
         command = bee("bench", "--synthetic", shape, "--device", "cuda", "--json", str(file))
-        if measured(check, f"bench --synthetic {shape}{note}", command, 150, env | (NO_OVERLAP if note else {})):
+        if measured(check, f"bench --synthetic {shape}{note}", command, limit, env | more):
             rows.append((file, note))
     if rows:
         check.parts.append(synthetic_table(rows, env))
+        check.write(check)
+    if card.emulated:
+        return
     model = os.environ.get("BEE_CHECK_MODEL") or default_model(env)
     if model is None:
-        check.remarks.append("`bee bench` was not run: the default model is not here, and BEE_CHECK_MODEL names none.")
+        check.remark("`bee bench` was not run: the default model is not here, and BEE_CHECK_MODEL names none.")
         return
     file = folder / "bench.md"
     command = bee("bench", "--device", "cuda", "--model", model, "--max-tokens", "100", "--markdown", str(file))
     if measured(check, "bench --device cuda", command, 300, env):
         check.parts.append("## bee bench\n\n" + file.read_text(encoding="utf-8"))
+        check.write(check)
 
 
 def measured(check: Check, name: str, command: Sequence[str], limit: float, env: dict[str, str]) -> bool:
     if check.left < 20:
-        check.remarks.append(f"`{name}` was left out: no time.")
+        check.remark(f"`{name}` was left out: no time.")
         return False
     result = check.run(name, command, limit, env, may_stop=True)
     if result.outcome == "passed":
@@ -398,9 +497,9 @@ def measured(check: Check, name: str, command: Sequence[str], limit: float, env:
     last = (result.output.strip().splitlines() or [""])[-1]
     if result.outcome.startswith("failed") and "memory" in last:
         result.outcome = "left out: it does not fit"
-    check.remarks.append(f"`{name}`: {result.outcome}. {last}".strip())
+    check.remark(f"`{name}`: {result.outcome}. {last}".strip())
     if result.outcome.startswith("failed"):
-        check.results.append(result)
+        check.add(result)
     return False
 
 
@@ -429,7 +528,7 @@ def synthetic_table(files: Sequence[tuple[Path, str]], env: dict[str, str]) -> s
 # ---- the report --------------------------------------------------------------------------------------------------
 
 
-def write_report(check: Check, card: Card, nvcc: str) -> Path:
+def write_report(check: Check, card: Card, nvcc: str, path: Path) -> None:
     query = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem,power.limit,temperature.gpu"
     asked = first_line(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"])
     found = dict(zip(query.split(","), asked.split(", "), strict=False)) if asked else {}
@@ -440,7 +539,7 @@ def write_report(check: Check, card: Card, nvcc: str) -> Path:
         f"{card.memory_bytes / 2**30:.0f} GiB",
         "driver": f"{found.pop('driver_version', 'unknown')}, CUDA {card.driver}",
         **{name: value for name, value in found.items() if not value.startswith("[")},
-        "compiler": first_line([nvcc, "--version"]) and nvcc_version(nvcc),
+        "compiler": nvcc_version(nvcc) if nvcc else "none",
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": f"{commit}{changed}" if commit else "unknown",
     }
@@ -456,9 +555,7 @@ def write_report(check: Check, card: Card, nvcc: str) -> Path:
             parts.append(f"The end of what {result.name} said:\n\n```\n{result.output[-3000:].strip()}\n```")
     if check.remarks:
         parts.append("## Not done\n\n" + "\n".join(f"- {remark}" for remark in check.remarks))
-    path = ROOT / "docs" / "gpu" / f"report-{card.slug}.md"
     path.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
-    return path
 
 
 def nvcc_version(nvcc: str) -> str:
@@ -476,30 +573,44 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=540, help="time for all of it; 540")
     parser.add_argument("--build", type=Path, default=ROOT / "build-gpu", help="the folder to build in; build-gpu")
+    parser.add_argument("--report", type=Path, help="in place of docs/gpu/report-<card>.md")
+    parser.add_argument("--only", default="", help="beginnings of steps, with commas: test_cuda, full grids, bench ...")
+    parser.add_argument("--emulated", type=Path, help="a folder in which CMake built the tests for the emulation")
     options = parser.parse_args()
-    check = Check(time.monotonic() + options.seconds)
+    end = time.monotonic() + options.seconds
     try:
-        card, nvcc = find_card(), find_nvcc()
+        card = EMULATED if options.emulated else find_card()
+        nvcc = "" if options.emulated else find_nvcc()
         if card.capability < (8, 0):
             raise MissingError(f"{card.name} has compute capability {card.capability}, and 8.0 is needed")
-        say(f"{card.name}; building in {options.build} ...")
-        start = time.monotonic()
-        built = build(options.build.resolve(), nvcc, "native", check.left)
+    except MissingError as missing:
+        print(f"gpu-check: {missing}", file=sys.stderr)
+        return 2
+    path = options.report or ROOT / "docs" / "gpu" / f"report-{card.slug}.md"
+    only = tuple(filter(None, options.only.split(",")))
+    check = Check(end, lambda so_far: write_report(so_far, card, nvcc, path), only)
+    start = time.monotonic()
+    try:
+        if options.emulated:
+            folder = options.emulated.resolve()
+            built = Built(folder / "libbee.so", folder / "libbee_cuda_emulated.so", folder / "tests")
+        else:
+            say(f"{card.name}; building in {options.build} ...")
+            built = build(options.build.resolve(), nvcc, card.architecture, check.left)
+            check.add(Result("build", "passed", time.monotonic() - start))
     except MissingError as missing:
         print(f"gpu-check: {missing}", file=sys.stderr)
         return 2
     except BuildError as failure:
-        check.results.append(Result("build", "failed", time.monotonic() - start, str(failure)))
-        say(str(failure))
-        say(f"written: {write_report(check, card, nvcc)}")
+        check.add(Result("build", "failed", time.monotonic() - start, str(failure)))
+        say(f"{failure}\nwritten: {path}")
         return 1
-    check.results.append(Result("build", "passed", time.monotonic() - start))
-    run_tests(check, built, card)
-    run_python_tests(check, built)
-    with tempfile.TemporaryDirectory(prefix="bee-gpu-check-") as folder:
+    if run_tests(check, built, card, nvcc) and run_grids(check, built, card):
+        run_python_tests(check, built)
         run_sanitizers(check, built, nvcc)
+    with tempfile.TemporaryDirectory(prefix="bee-gpu-check-") as folder:
         measure(check, built, card, Path(folder))
-    path = write_report(check, card, nvcc)
+    check.write(check)
     failed = [result.name for result in check.results if result.outcome.startswith("failed")]
     say(f"written: {path}")
     say(f"failed: {', '.join(failed)}" if failed else "nothing failed")
