@@ -40,28 +40,29 @@ def test_default_model_equals_the_reference(default_template: ChatTemplate) -> N
     source_digest = hashlib.sha256(json.dumps(default_template.source).encode()).hexdigest()
     assert source_digest == GOLDEN["template_sha256"]
     for chat, expected in zip(GOLDEN["chats"], GOLDEN["rendered"], strict=True):
-        if expected is None and name in TAKES_ITERATORS and chat.get("tools"):
-            assert all(tool["function"]["name"] in template.render(**chat) for tool in chat["tools"])
-        elif expected is None:
+        if expected is None:
             with pytest.raises(TemplateError, match="line"):
                 default_template.render(**chat)
         else:
             assert default_template.render(**chat) == expected
 
 
-@pytest.mark.skipif(
-    not (REFERENCE / "archive.sha256").is_file(), reason="needs third-party chat templates: run 'make reference'"
-)
-# The reference's `tojson` refuses what `map` gives; here it is a list, as in the implementations that this template is for.
+# The reference's `tojson` refuses what `map` gives. Here it is a list, as where the template is from.
 TAKES_ITERATORS = {"llama-cpp-deepseek-r1.jinja"}
 
 
+@pytest.mark.skipif(
+    not (REFERENCE / "archive.sha256").is_file(), reason="needs third-party chat templates: run 'make reference'"
+)
 @pytest.mark.parametrize("name", sorted(GOLDEN["templates"]))
 def test_third_party_templates_equal_the_reference(name: str) -> None:
     source = (REFERENCE / "templates" / name).read_text(encoding="utf-8")
     template = ChatTemplate(source, "<|bos|>", "<|eos|>")
     for chat, expected in zip(GOLDEN["chats"], GOLDEN["templates"][name], strict=True):
-        if expected is None:
+        if expected is None and name in TAKES_ITERATORS and chat.get("tools"):
+            text = template.render(**chat, strftime_now=fixed_date)
+            assert all(tool["function"]["name"] in text for tool in chat["tools"])
+        elif expected is None:
             with pytest.raises(TemplateError, match="line"):
                 template.render(**chat, strftime_now=fixed_date)
         else:

@@ -135,14 +135,15 @@ def test_random_grammars_have_their_language(speaker: Speaker, rules: dict[str, 
         found = accepted(speaker, grammar)
     except ConstraintError as error:
         empty = "admits nothing" in str(error) and not language(rules, LONGEST + 6)
-        if not empty:
+        # Of what is very ambiguous, a mask of all tokens may be too dear.
+        if not empty and "Too many items" not in str(error):
             pytest.fail(f"{gbnf(rules)}: {error}")
     else:
         assert found == texts, gbnf(rules)
         for text in sorted(texts)[-2:]:
             try:
                 assert speaker.takes(grammar, text), (gbnf(rules), text)
-            except ConstraintError as error:  # of what is very ambiguous, a mask of all tokens may be too dear
+            except ConstraintError as error:  # as above
                 if "Too many items" not in str(error):
                     raise
 
