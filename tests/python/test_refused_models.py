@@ -141,7 +141,9 @@ BROKEN = {
     "key rows": (tensor("blk.1.attn_k.weight", N_EMBD, N_EMBD), r"'blk.1.attn_k.weight'.*\[64, 64\].*\[64, 32\]"),
     "short gain": (tensor("blk.0.attn_norm.weight", 32), "'blk.0.attn_norm.weight'.*32.*64"),
     "matrix as gain": (tensor("output_norm.weight", 2, N_EMBD), "'output_norm.weight'"),
-    "three dimensions": (tensor("blk.0.attn_q.weight", 2, 32, N_EMBD), "'blk.0.attn_q.weight'"),
+    "three dimensions": (
+        tensor("blk.0.attn_q.weight", 2, 32, N_EMBD), r"'blk.0.attn_q.weight': shape is \[64, 32, 2\].*\[64, 64\]",
+    ),
     "short rope factors": (ones("rope_freqs.weight", 4), "'rope_freqs.weight'.*4.*8"),
 }  # fmt: skip
 

@@ -29,6 +29,19 @@ void bind_tensor(Loader *l, const char *name) {
     if (!is_bound(l, name)) l->bound[l->n_bound++] = name;
 }
 
+/* As many dimensions as the tensor has, at least two. */
+static void fail_shape(Loader *l, const char *name, const Tensor *t, int64_t rows, int64_t columns, int64_t depth) {
+    char found[96] = "", expected[96];
+    for (int i = 0, at = 0; i < t->n_dimensions || i < 2; i++)
+        at += snprintf(found + at, sizeof found - (size_t)at, "%s%" PRId64, i ? ", " : "", t->shape[i]);
+    int at = snprintf(expected, sizeof expected, "%" PRId64 ", ", columns);
+    at += rows < 0 ? snprintf(expected + at, sizeof expected - (size_t)at, "any")
+                   : snprintf(expected + at, sizeof expected - (size_t)at, "%" PRId64, rows);
+    if (depth > 1) snprintf(expected + at, sizeof expected - (size_t)at, ", %" PRId64, depth);
+    l->status = bee_fail(l->error, BEE_ERROR_FORMAT, "tensor '%s': shape is [%s], but the metadata calls for [%s]",
+                         name, found, expected);
+}
+
 /* `depth` matrices of so many rows: 1 where the tensor is a matrix or a vector. */
 static bool find_matrices(Loader *l, const char *name, int64_t rows, int64_t columns, int64_t depth, Tensor *out) {
     if (l->status) return false;
@@ -44,12 +57,7 @@ static bool find_matrices(Loader *l, const char *name, int64_t rows, int64_t col
                      tensor_type_layout(out->type)->name, out->type);
     } else if (out->columns != columns || (rows >= 0 && out->rows != rows * depth) ||
                out->n_dimensions > (depth == 1 ? 2 : 3) || (depth > 1 && out->shape[2] != depth)) {
-        char expected[32] = "any";
-        if (rows >= 0) snprintf(expected, sizeof expected, "%" PRId64, rows);
-        l->status =
-            bee_fail(l->error, BEE_ERROR_FORMAT,
-                     "tensor '%s': shape is [%" PRId64 ", %" PRId64 "], but the metadata calls for [%" PRId64 ", %s]",
-                     name, out->columns, out->rows, columns, expected);
+        fail_shape(l, name, out, rows, columns, depth);
     } else if (out->rows > 1 << 24 || out->rows < 1) {
         l->status =
             bee_fail(l->error, BEE_ERROR_FORMAT, "tensor '%s': %" PRId64 " rows are out of range", name, out->rows);
