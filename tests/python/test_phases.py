@@ -597,9 +597,9 @@ many: "x" | {" | ".join(f"many t{i}" for i in range(AMBIGUOUS))}
 def test_a_draft_that_meets_the_limits_of_the_grammar_engine_is_refused(desk: Desk) -> None:
     grammar = desk.compiler.compile(Grammar(LIMITED))
     request = Request(desk.phases(AnswerPhases(grammar=grammar)), desk.speaker([]))
-    request.phases.begin(8)
+    request.phases.begin(12)
     assert request._advance(-1)[0] == MASKED
-    drafts = desk.pieces("go", ":", " ", *"xxxxxx")
+    drafts = desk.pieces("go", ":", " ", *"xxxxxxxxx")
     results = [request._advance(draft)[0] for draft in drafts]
     refused = results.index(REFUSED)
     assert results[:refused] == [MASKED] * refused
