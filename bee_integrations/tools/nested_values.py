@@ -41,8 +41,8 @@ def _value(tokens: list[str], namespace: str, schema: Any, root: Any, depth: int
     if depth > _MAX_DEPTH:
         raise ValueError("nested too deeply")
     opening, closing = f"{namespace}<", f"{namespace}</"
-    leaf = not any(token.startswith(opening) and not token.startswith(closing) for token in tokens[:2])
-    if leaf:
+    before_closing = next((i for i, token in enumerate(tokens[:2]) if token.startswith(closing)), 2)
+    if not any(token.startswith(opening) for token in tokens[:before_closing]):  # a leaf, which may be empty
         text = tokens.pop(0) if tokens and not tokens[0].startswith(closing) else ""
         return _leaf(text, schema, root), tokens
     members: list[tuple[str, Any]] = []
@@ -84,8 +84,21 @@ def _options(schema: Any, root: Any) -> list[Any]:
     return [found, *(resolve(one, root) for word in ("anyOf", "oneOf") for one in found.get(word, ()))]
 
 
+def _is_text_or_null(schema: Any, root: Any) -> bool:
+    """Any text, and null, which is then written as that word."""
+    found = resolve(schema, root)
+    if not isinstance(found, Mapping) or set(found) - {"anyOf", "type", "title", "description", "default"}:
+        return False
+    options = found.get(
+        "anyOf", [{"type": kind} for kind in found["type"]] if isinstance(found.get("type"), list) else []
+    )
+    return sorted(json.dumps(option) for option in options) == ['{"type": "null"}', '{"type": "string"}']
+
+
 def _leaf(text: str, schema: Any, root: Any) -> Any:
     types = possible_types(schema, root)
+    if _is_text_or_null(schema, root):
+        return None if text == "null" else text
     if types == {"string"}:
         return text
     if not text.strip():
@@ -114,6 +127,8 @@ def nested_rule(
     found = resolve(schema, root)
     if possible_types(found, root) == {"string"}:
         return [f"{rule}: {text_rule(f'{rule}_text', found, end)}"]
+    if _is_text_or_null(found, root):
+        return [f"{rule}: {text_rule(f'{rule}_text', {'type': 'string'}, end)}"]
     plain = isinstance(found, Mapping) and set(found) <= _PLAIN and depth < _MAX_DEPTH
     if plain and found.get("type") == "object" and found.get("properties"):
         rules, parts = [], []
@@ -128,4 +143,8 @@ def nested_rule(
         rules = [f"{rule}_item: {literal(f'{namespace}<item>')} {rule}_item_in"]
         rules += nested_rule(f"{rule}_item_in", found["items"], root, namespace, "item", literal, text_rule, depth + 1)
         return [f"{rule}: {rule}_item{{{low},{high}}} {literal(end)}", *rules]
-    return [f"{rule}: {rule}_json {literal(end)}", f"{rule}_json: {json_rule(with_definitions(schema, root))}"]
+    empty = plain and found.get("type") == "object" and not found.get("required")  # no tags: no members
+    return [
+        f"{rule}: {rule}_json{'?' * empty} {literal(end)}",
+        f"{rule}_json: {json_rule(with_definitions(schema, root))}",
+    ]
