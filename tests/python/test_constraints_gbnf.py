@@ -13,7 +13,7 @@ from test_constraints import Speaker, speaker  # noqa: F401  # a fixture
 from bee_integrations.constraints import Grammar
 from bee_integrations.errors import ConstraintError
 
-EXAMPLES = int(os.environ.get("BEE_GBNF_EXAMPLES", "150"))  # many more find rarer faults
+EXAMPLES = int(os.environ.get("BEE_GBNF_EXAMPLES", "60"))  # many more find rarer faults
 ALPHABET = "ab\n"
 LONGEST = 4  # characters of the texts that are tried
 
@@ -134,7 +134,7 @@ def test_random_grammars_have_their_language(speaker: Speaker, rules: dict[str, 
     try:
         found = accepted(speaker, grammar)
     except ConstraintError as error:
-        empty = "admits nothing" in str(error) and not language(rules, LONGEST + 6)
+        empty = "admits nothing" in str(error) and not language(rules, LONGEST + 2)
         # Of what is very ambiguous, a mask of all tokens may be too dear.
         if not empty and "Too many items" not in str(error):
             pytest.fail(f"{gbnf(rules)}: {error}")
