@@ -36,7 +36,10 @@ def _devices() -> list[str]:
 
 
 DEVICES = _devices()  # "cuda" where there is a card, or an emulated one
-SHALLOW = [name for name in CASES if name != "exaone4-windows"]  # its 64 layers take long on an emulation
+# Mixtures of experts run on the CPU alone.
+MIXTURES = [name for name in CASES if any(key.endswith("expert_count") for key in make(name).metadata)]
+DENSE = [name for name in CASES if name not in MIXTURES]
+SHALLOW = [name for name in DENSE if name != "exaone4-windows"]  # its 64 layers take long on an emulation
 
 
 def of_devices(names: Any, on_cuda: Any = None) -> Any:
@@ -101,7 +104,7 @@ def assert_like(found: Logits, expected: Logits) -> None:
     assert decisive.mean() > 0.5
 
 
-@of_devices(CASES)
+@of_devices(CASES, on_cuda=DENSE)
 def test_logits(device: str, name: str, tmp_path: Path) -> None:
     ids = tokens()
     path = make(name).write(tmp_path / "f32.gguf")
@@ -109,6 +112,13 @@ def test_logits(device: str, name: str, tmp_path: Path) -> None:
     half = make(name, "F16").write(tmp_path / "f16.gguf")
     expected = golden()[f"{name} F16"]
     assert_like(logits(half, ids, 16, device=device)[-len(expected) :], expected)
+
+
+@pytest.mark.skipif("cuda" not in DEVICES, reason="needs a card, or an emulated one")
+def test_cuda_refuses_mixtures(tmp_path: Path) -> None:
+    path = make("qwen3moe").write(tmp_path / "model.gguf")
+    with pytest.raises(BeeError, match="mixtures of experts"):
+        logits(path, tokens(), 16, device="cuda")
 
 
 @of_devices(LONG_CASES)
