@@ -19,6 +19,7 @@ PACKAGE = "llama-cpp-python"
 VERSION = "0.3.36"
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 MODELS = "/vendor/llama.cpp/models/"
+GRAMMARS = "/vendor/llama.cpp/grammars/"
 DESTINATION = Path(__file__).resolve().parent.parent / "reference"
 STAMP = DESTINATION / "archive.sha256"
 
@@ -30,6 +31,9 @@ VOCABULARIES = (
 
 def wanted(name: str) -> str | None:
     """The place of an archive member under tests/reference/, or None for one that no test uses."""
+    _, found, path = name.partition(GRAMMARS)
+    if found and path.endswith(".gbnf"):
+        return f"grammars/{path}"
     _, found, path = name.partition(MODELS)
     if not found:
         return None
@@ -71,7 +75,7 @@ def complete() -> bool:
     if not STAMP.is_file() or STAMP.read_text().strip() != SHA256:
         return False
     names = (f"ggml-vocab-{name}.gguf{end}" for name in VOCABULARIES for end in ("", ".inp", ".out"))
-    return all((DESTINATION / name).is_file() for name in names)
+    return (DESTINATION / "grammars").is_dir() and all((DESTINATION / name).is_file() for name in names)
 
 
 def main() -> None:

@@ -267,5 +267,8 @@ def test_huge_grammars_end(speaker: Speaker, name: str) -> None:  # noqa: F811
 
 def test_grammars_of_llama_cpp(speaker: Speaker) -> None:  # noqa: F811
     folder = Path(__file__).resolve().parent.parent / "reference" / "grammars"
-    for path in sorted(folder.glob("*.gbnf")):
+    found = sorted(folder.glob("*.gbnf"))
+    if not found:
+        pytest.skip("needs third-party grammars: run 'make reference'")
+    for path in found:
         speaker.start(Grammar(path.read_text(encoding="utf-8"), syntax="gbnf"))
