@@ -505,6 +505,15 @@ static void add(Worker *w, const Norm *norm, float *y, size_t y_stride, float sc
     barrier(w);
 }
 
+static void add_gated(Worker *w, const float *gates, size_t gate_stride, const float *y, size_t y_stride, int columns,
+                      int n, float *x, size_t x_stride) {
+    for (int i = w->index; i < n; i += w->count) {
+        const float share = (float)(1 / (1 + exp(-(double)gates[i * gate_stride])));
+        w->backend->kernels->add(y + i * y_stride, share, 1, columns, x + i * x_stride);
+    }
+    barrier(w);
+}
+
 static void to_operand(Worker *w, const float *x, size_t stride, const int32_t *index, int n, Operand *out) {
     const Share share = share_of(w, out, n);
     for (int i = share.first; i < share.last; i++)
@@ -916,6 +925,7 @@ static const Ops cpu_ops = {
     .norm = norm,
     .norm_in_place = norm_in_place,
     .add = add,
+    .add_gated = add_gated,
     .to_operand = to_operand,
     .multiply = multiply,
     .rope_angles = rope_angles,

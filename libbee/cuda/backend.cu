@@ -49,6 +49,11 @@ static void add(Worker *w, const Norm *norm, float *y, size_t y_stride, float sc
     queue_add(w->backend->stream, norm ? &of : NULL, y, y_stride, scale, whole, columns, n, x, x_stride);
 }
 
+static void add_gated(Worker *w, const float *gates, size_t gate_stride, const float *y, size_t y_stride, int columns,
+                      int n, float *x, size_t x_stride) {
+    queue_add_gated(w->backend->stream, gates, gate_stride, y, y_stride, columns, n, x, x_stride);
+}
+
 static void to_operand(Worker *w, const float *x, size_t stride, const int32_t *index, int n, Operand *out) {
     queue_to_operand(w->backend->stream, x, stride, device_index(w, index), n, &out->operand);
 }
@@ -204,11 +209,24 @@ static const DeviceOps device_ops = {
 
 /* In the order of the structure: C++17 has no designated initialisers. */
 static const Ops cuda_ops = {
-    weight_new,       weight_free,   weight_bytes, operand_format, operand_new, operand_free, buffer_new, buffer_free,
-    buffer_write,     buffer_read,   buffer_move,  table_new,      table_free,  cache_new,    cache_free, run,
-    worker_index,     embed,         norm,         norm_in_place,  add,         to_operand,   multiply,   rope_angles,
-    rotate_and_store, attend,        gate,         gate_values,    cap,         NULL,         NULL,       copy,
-    choose,           measure_rates, &device_ops,
+    weight_new,    weight_free,
+    weight_bytes,  operand_format,
+    operand_new,   operand_free,
+    buffer_new,    buffer_free,
+    buffer_write,  buffer_read,
+    buffer_move,   table_new,
+    table_free,    cache_new,
+    cache_free,    run,
+    worker_index,  embed,
+    norm,          norm_in_place,
+    add,           add_gated,
+    to_operand,    multiply,
+    rope_angles,   rotate_and_store,
+    attend,        gate,
+    gate_values,   cap,
+    NULL,          NULL,
+    copy,          choose,
+    measure_rates, &device_ops,
 };
 
 /* The process that used a card first; its children cannot. */

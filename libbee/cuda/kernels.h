@@ -106,6 +106,9 @@ void queue_norm_in_place(cudaStream_t stream, const DeviceNorm *norm, float *x, 
 /* x = (x + scale * y) * whole; y is normed before, in place, where there is a norm. */
 void queue_add(cudaStream_t stream, const DeviceNorm *norm, float *y, size_t y_stride, float scale, float whole,
                int columns, int n, float *x, size_t x_stride);
+/* x row += y row / (1 + exp(-gate)), of one gate for each row. */
+void queue_add_gated(cudaStream_t stream, const float *gates, size_t gate_stride, const float *y, size_t y_stride,
+                     int columns, int n, float *x, size_t x_stride);
 void queue_to_operand(cudaStream_t stream, const float *x, size_t stride, const int32_t *index, int n,
                       const DeviceOperand *out);
 /* out = activation(gate) * up; zero beyond the columns. */

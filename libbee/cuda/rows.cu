@@ -173,6 +173,22 @@ void queue_add(cudaStream_t stream, const DeviceNorm *norm, float *y, size_t y_s
                whole, columns, x, x_stride);
 }
 
+static __global__ void __launch_bounds__(ROW_THREADS)
+    add_gated_rows(const float *gates, size_t gate_stride, const float *y, size_t y_stride, int columns, float *x,
+                   size_t x_stride) {
+    begin_grid();
+    const size_t i = blockIdx.y;
+    const int c = (int)(blockIdx.x * ROW_THREADS + threadIdx.x);
+    float *const to = x + i * x_stride + (size_t)c;
+    if (c < columns) *to = added(*to, y[i * y_stride + (size_t)c], 1.0f / (1.0f + expf(-gates[i * gate_stride])), 1);
+}
+
+void queue_add_gated(cudaStream_t stream, const float *gates, size_t gate_stride, const float *y, size_t y_stride,
+                     int columns, int n, float *x, size_t x_stride) {
+    launch(stream, dim3(column_blocks(columns), (unsigned)n), dim3(ROW_THREADS), 0, add_gated_rows, gates, gate_stride,
+           y, y_stride, columns, x, x_stride);
+}
+
 /* ---- rows become operands ------------------------------------------------------------------------ */
 
 /* Groups of an operand by the warps of blocks; y: rows. */

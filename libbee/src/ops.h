@@ -239,6 +239,9 @@ typedef struct Ops {
     /* x = (x + scale * y) * whole; y is normed before, in place, where a norm is given */
     void (*add)(Worker *worker, const Norm *norm, float *y, size_t y_stride, float scale, float whole, int columns,
                 int n, float *x, size_t x_stride);
+    /* x row += y row / (1 + exp(-gate)), of one gate for each row */
+    void (*add_gated)(Worker *worker, const float *gates, size_t gate_stride, const float *y, size_t y_stride,
+                      int columns, int n, float *x, size_t x_stride);
     void (*to_operand)(Worker *worker, const float *x, size_t stride, const int32_t *index, int n, Operand *out);
     void (*multiply)(Worker *worker, const Product *products, int n_products, const Operand *in, int n);
     /* angles[row] = magnitude * cos, sin of position * frequency, [n_rotated / 2][2] */

@@ -1,6 +1,8 @@
 """Store llama.cpp's logits of every family's tiny model (tests/python/family_models.py) in families.npz.
 
-    python tests/golden/make_family_golden.py        (needs llama-cpp-python 0.3.36)
+    python tests/golden/make_family_golden.py [CASE ...]       (needs llama-cpp-python 0.3.36)
+
+Named cases are made anew, the others stay as they are; those that there are no more go.
 
 Of F32 weights the logits of the 100 positions beyond the window; of F16 weights, and of long contexts, of the last 25.
 """
@@ -20,6 +22,7 @@ sys.path.insert(0, str(HERE.parent / "python"))
 
 from family_models import CASES, LONG, LONG_CASES, N_CTX, WINDOW, make, tokens  # noqa: E402
 
+OUT = HERE / "families.npz"
 LAST = 25
 
 
@@ -34,14 +37,16 @@ def logits(name: str, type_name: str, n_ctx: int, n: int) -> npt.NDArray[np.floa
 
 
 def main() -> None:
-    found = {}
-    for name in CASES:
+    wanted = sys.argv[1:] or list(CASES)
+    with np.load(OUT) as stored:
+        found = {name: stored[name] for name in stored if name.split()[0] in CASES}
+    for name in wanted:
         found[name] = logits(name, "F32", N_CTX, len(tokens()))[WINDOW:]
         found[f"{name} F16"] = logits(name, "F16", N_CTX, len(tokens()))[-LAST:]
         print(name)
-    for name in LONG_CASES:
+    for name in set(LONG_CASES).intersection(wanted):
         found[f"{name} long"] = logits(name, "F32", 1024, LONG)[-LAST:]
-    np.savez_compressed(HERE / "families.npz", **found)
+    np.savez_compressed(OUT, **dict(sorted(found.items())))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@
 /* How long a side of a tensor is, or where a part of one begins. */
 typedef enum Extent {
     EXTENT_NONE,
+    EXTENT_ONE,
     EXTENT_EMBD,
     EXTENT_QUERY,
     EXTENT_KEY,
@@ -99,6 +100,9 @@ typedef struct TensorSlot {
     MATRIX("ffn_gate_shexp", shared_gate, EXTENT_FF_SHARED, EXTENT_EMBD, .when = SHARED), \
         MATRIX("ffn_up_shexp", shared_up, EXTENT_FF_SHARED, EXTENT_EMBD, .when = SHARED), \
         MATRIX("ffn_down_shexp", shared_down, EXTENT_EMBD, EXTENT_FF_SHARED, .when = SHARED)
+/* The same, and a row that says how much of its answer counts. */
+#define GATED_SHARED_EXPERT_SLOTS \
+    SHARED_EXPERT_SLOTS, MATRIX("ffn_gate_inp_shexp", shared_share, EXTENT_ONE, EXTENT_EMBD, .when = SHARED)
 /* Gate rows first, in one tensor. */
 #define FUSED_GATED_SLOTS                                                                               \
     MATRIX("ffn_gate", gate, EXTENT_FF, EXTENT_EMBD, PART_OF("ffn_up", EXTENT_NONE, EXTENT_TWO_FF)),    \

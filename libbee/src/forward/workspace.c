@@ -47,8 +47,9 @@ static bool experts_new(const Ops *ops, Backend *backend, const Model *m, Worksp
     const int rows = expert_rows(BEE_MAX_PASS_ROWS, n_experts, n_used);
     ExpertRoom *room = &w->experts;
     room->stride = w->embd_stride;
-    w->route_stride = padded(n_experts);
+    w->route_stride = padded(n_experts) + padded(1);
     w->routes = ops->buffer_new(backend, BEE_MAX_PASS_ROWS * w->route_stride);
+    w->shares = w->routes + padded(n_experts);
     room->ids = (int32_t *)ops->buffer_new(backend, (size_t)(BEE_MAX_PASS_ROWS * n_used));
     room->weights = ops->buffer_new(backend, (size_t)(BEE_MAX_PASS_ROWS * n_used));
     room->each = ops->buffer_new(backend, (size_t)rows * room->stride);

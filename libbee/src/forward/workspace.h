@@ -16,6 +16,7 @@ typedef struct Workspace {
     float *logits;             /* [rows][logit_stride] */
     float *token, *token_made; /* [rows][token_stride] layers' own embeddings, side by side; NULL without */
     float *routes;             /* [rows][route_stride] logits of the router */
+    float *shares;             /* a column of theirs, behind them: of the shared expert */
     ExpertRoom experts;        /* of mixtures */
     Operand *embd_in, *query_in, *ff_in, *token_in;
     Operand *feature_in; /* a drafter's */

@@ -17,6 +17,7 @@ typedef struct Layer {
     float *router_bias;                            /* which chooses alone */
     Matrix *expert_gate, *expert_up, *expert_down; /* [n_experts] */
     Matrix shared_gate, shared_up, shared_down;
+    Matrix shared_share;                 /* one row: how much of the shared expert's answer counts */
     float *ffn_post_norm;                /* of what the feed-forward adds */
     Matrix token_gate, token_projection; /* of the layer's own embedding of the token */
     float *token_norm;

@@ -16,6 +16,7 @@
 static int64_t extent_of(Extent extent, const Shape *s, const LayerShape *l) {
     switch (extent) {
     case EXTENT_NONE: return 0;
+    case EXTENT_ONE: return 1;
     case EXTENT_EMBD: return s->n_embd;
     case EXTENT_QUERY: return query_columns(l);
     case EXTENT_KEY: return key_columns(l);

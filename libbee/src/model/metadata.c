@@ -231,6 +231,11 @@ void read_scales(MetadataReader *r, Shape *shape, double embedding, double resid
     for (int i = 0; attention && i < shape->n_layer; i++) shape->layers[i].heads.scale = (float)attention;
 }
 
+int read_expert_columns(MetadataReader *r, const Shape *shape) {
+    const int n_used = (int)read_int(r, "expert_used_count", true, 1, 1, MAX_USED_EXPERTS);
+    return (int)read_int(r, "expert_feed_forward_length", false, shape->layers[0].n_ff / n_used, 1, 1 << 20);
+}
+
 bool read_experts(MetadataReader *r, Shape *shape, int first, int columns, bool normed) {
     const int n = (int)read_int(r, "expert_count", false, 0, 0, MAX_EXPERTS);
     const int most = n < MAX_USED_EXPERTS ? n : MAX_USED_EXPERTS;

@@ -45,6 +45,8 @@ void read_long_rope(MetadataReader *r, Shape *shape, bool in_any_case);
 /* Embedding, residual and logit scales (which divides), and that of attention; absent or 0: the fallback, or none. The
  * logit scale is required where its fallback is 0. */
 void read_scales(MetadataReader *r, Shape *shape, double embedding, double residual, double logit);
+/* Columns of an expert: where the file does not say, a feed-forward shared out among those that are used. */
+int read_expert_columns(MetadataReader *r, const Shape *shape);
 /* Experts of so many columns in all layers from `first` on, where the file has any; weights as a softmax over all,
  * unless the caller changes the layers' routing. False without. */
 bool read_experts(MetadataReader *r, Shape *shape, int first, int columns, bool normed);
