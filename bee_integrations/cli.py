@@ -656,5 +656,29 @@ def train(
     )
 
 
+@app.command("export-drafter")
+@_reports_errors
+def export_drafter(
+    folder: Annotated[Path, typer.Argument(help="Where config.json and model.safetensors go.")],
+    to: Annotated[str, typer.Option(help="The server that reads them: 'vllm' or 'sglang'.")],
+    drafter: Annotated[
+        str, typer.Option(help="A DFlash GGUF file, or 'auto': the one that belongs to the model.")
+    ] = "auto",
+    model: Model = None,
+) -> None:
+    """Write a drafter in the layout that vLLM or SGLang reads (docs/cluster.md). Prints the folder."""
+    from .models import registry as models
+    from .models.drafters import find_drafter
+    from .train.server_export import export_for_server
+
+    located = models.locate_model(model, download=False)
+    found = find_drafter(drafter, located)
+    if found.path is None:
+        raise ParameterError(f"{located.name} has no drafter here ({found.note}): name its file with --drafter")
+    exported = export_for_server(found.path, located.path, folder, to)
+    _errors().print(f"start the server with: {exported.command}", style="dim", markup=False)
+    typer.echo(str(exported.folder))
+
+
 if __name__ == "__main__":
     main()
