@@ -13,8 +13,13 @@ __all__ = ["Choice", "GgufSet", "choose", "group", "is_drafter", "quantisation",
 
 _SPLIT = re.compile(r"^(?P<prefix>.*)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf$", re.IGNORECASE)
 _QUANTISATION = re.compile(
-    r"(?:^|[-._/])((?:UD-)?(?:I?Q\d+_[A-Z0-9]{1,3}(?:_[A-Z0-9]{1,3})*|TQ\d_\d|MXFP4(?:_MOE)?|BF16|F16|F32))(?=$|[-./])",
+    r"(?:^|[-._/])((?:UD-)?(?:I?Q\d+_[A-Z0-9]{1,3}(?:_[A-Z0-9]{1,3})*|TQ\d_\d|MXFP4(?:_MOE)?|NVFP4|BF16|F16|F32))(?=$|[-./])",
     re.IGNORECASE,
+)
+# What the library runs, by the words of names: weight types, and the mixtures of them that llama.cpp and others make.
+_RUNS = re.compile(
+    r"(?:UD-)?(?:F32|F16|BF16|Q[45]_[01]|Q8_0|Q[12]_0|Q[2-6]_K|Q8_K_X?L|IQ1_[SM]|IQ2_(?:XXS|XS|S|M)|IQ3_(?:XXS|XS|S|M)|"
+    r"IQ4_(?:XS|NL)|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4)(?:_(?:S|M|L|XS|XL|XXL))?"
 )
 _NO_MODEL = re.compile(
     r"mmproj|imatrix|(?:^|[-._/])(?:lora|vocab|clip|vision|projector|adapter)(?:[-._/]|$)", re.IGNORECASE
@@ -36,6 +41,11 @@ class GgufSet:
     def complete(self) -> bool:
         """Whether all parts are there."""
         return len(self.files) == self.n_parts
+
+    @property
+    def runs(self) -> bool:
+        """Whether its name states no quantisation that the library lacks, such as Q4_0_4_8 or IQ4_KS."""
+        return self.quantisation is None or _RUNS.fullmatch(self.quantisation) is not None
 
     @property
     def first(self) -> str:
@@ -101,9 +111,17 @@ def choose(sets: Sequence[GgufSet], wanted: str | None, place: str) -> Choice:
     whole = [one for one in sets if one.complete]
     if not whole:
         return Choice(_complete(sets[0], place), None)  # raises, naming the missing part
-    if len(whole) == 1:
-        return Choice(whole[0], None)
-    return _best(whole)
+    running = [one for one in whole if one.runs]
+    if not running:
+        raise ModelFileError(
+            f"{place} has {_listed(whole)}, which Bee does not run; 'bee info' says of a file what it lacks"
+        )
+    chosen = Choice(running[0], None) if len(running) == 1 else _best(running)
+    left_out = [one for one in whole if not one.runs]
+    if not left_out:
+        return chosen
+    why = chosen.note or f"{chosen.chosen.quantisation or chosen.chosen.first}: the only one that Bee runs"
+    return Choice(chosen.chosen, f"{why}; Bee does not run {_listed(left_out)}")
 
 
 def _matches(one: GgufSet, wanted: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import tiny_model
+from gguf_document import TYPES, Document, Stored, text
 from hub_server import Hub, Repository, running_hub
 from model_stores import own_places, write_folder, write_ollama
 from no_home import without_home
@@ -22,6 +23,7 @@ from bee_integrations import Engine, GenerationParams
 from bee_integrations.errors import BeeError, ModelDownloadError, ModelFileError, ParameterError
 from bee_integrations.models import gguf_names, hub_download, lmstudio, locate_model, ollama, resolve_model
 from bee_integrations.models import memory as memory_module
+from bee_integrations.models.file import ModelFile
 from bee_integrations.models.gguf_names import choose, group, quantisation, split_of
 
 CONTENT = b"GGUF" + bytes(range(256)) * 4000
@@ -94,6 +96,41 @@ def test_the_best_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
         assert choice.note is not None
         assert why in choice.note
     assert memory_module.memory_for_models()[0] > 0
+
+
+def test_the_best_is_one_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf_names, "memory_for_models", lambda: (10**12, "here"))
+    unknown = ("m-IQ6_K.gguf", "m-Q6_K_R4.gguf", "m-Q4_0_4_8.gguf")
+    sets = group([(name, 9) for name in unknown] + [("m-Q4_K_M.gguf", 5), ("m-IQ2_M.gguf", 3)])
+    choice = choose(sets, None, "the place")
+    assert choice.chosen.quantisation == "Q4_K_M"
+    assert choice.note is not None
+    assert choice.note.startswith("Q4_K_M: the best of 2 that fits")
+    assert choice.note.endswith("; Bee does not run IQ6_K, Q4_0_4_8, Q6_K_R4")
+    assert choose(sets, "IQ6_K", "the place").chosen.first == "m-IQ6_K.gguf"  # by name, whatever it is
+    only = choose([one for one in sets if one.quantisation != "IQ2_M"], None, "the place")
+    assert only.note == "Q4_K_M: the only one that Bee runs; Bee does not run IQ6_K, Q4_0_4_8, Q6_K_R4"
+    with pytest.raises(ModelFileError, match=r"the place has IQ6_K, Q4_0_4_8, Q6_K_R4, which Bee does not run"):
+        choose([one for one in sets if not one.runs], None, "the place")
+
+
+def test_every_weight_type_counts_as_one_that_runs(tmp_path: Path) -> None:
+    """The words of names against the library itself."""
+    document = Document({"general.architecture": text("llama")})
+    for kind in TYPES:
+        document.tensors[kind] = Stored.zeros(kind, (1, 256))
+    with ModelFile(document.write(tmp_path / "types.gguf")) as file:
+        running = {tensor.type_name for tensor in file.tensors if tensor.supported}
+    assert running > {"F32", "Q4_K", "IQ1_M", "NVFP4"}
+    for kind in running:
+        for mixture in {"Q3_K": ("Q3_K_S", "UD-Q3_K_XL"), "IQ3_S": ("IQ3_XS", "IQ3_M")}.get(kind, (kind,)):
+            (one,) = group([(f"m-{mixture}.gguf", 1)])
+            assert one.quantisation == mixture
+            assert one.runs, mixture
+    for mixture in ("Q8_K", "I16", "IQ2_KS", "IQ4_KSS", "Q4_0_8_8", "IQ4_NL_R4", "Q4_2", "IQ5_K"):
+        (one,) = group([(f"m-{mixture}.gguf", 1)])
+        assert one.quantisation in (None, mixture)
+        assert one.quantisation is None or not one.runs, mixture
 
 
 # ---- hubs ------------------------------------------------------------------------------------------------------------
