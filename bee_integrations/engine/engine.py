@@ -45,6 +45,7 @@ from ..library import check, ffi, lib, new_error
 from ..models import registry as models
 from ..models.drafters import Drafter, find_drafter
 from ..models.file import ModelFile, Plan
+from ..models.ollama_templates import known_form
 from ..models.sampling_defaults import sampling_defaults
 from ..parameter_checks import INT32_MAX, integer, token_ids
 from ..text.chat_template import ChatTemplate
@@ -142,7 +143,7 @@ class Engine:
                     f"{self.model_path} is a DFlash drafter, not a model: give it as drafter= with the model it is for"
                 )
             self.tokenizer: Tokenizer = model_tokenizer(file, plan)
-            self._template, self._template_error = _read_template(file, self.tokenizer)
+            self._template, self._template_error = _read_template(file, self.tokenizer, located)
             self._architecture = file.architecture
             # What the model's makers want for answers of which nobody says how they are to be sampled.
             self.sampling: dict[str, Any] = sampling_defaults(file.metadata, located)
@@ -728,10 +729,15 @@ def _named(path: Path) -> Iterator[None]:
         raise type(error)(f"{path}: {error}") from error
 
 
-def _read_template(file: ModelFile, tokenizer: Tokenizer) -> tuple[ChatTemplate | None, TemplateError | None]:
+def _read_template(
+    file: ModelFile, tokenizer: Tokenizer, located: models.Located
+) -> tuple[ChatTemplate | None, TemplateError | None]:
     # A broken template must not keep the model from completing plain text.
     try:
-        return ChatTemplate.from_model_file(file, tokenizer), None
+        template = ChatTemplate.from_model_file(file, tokenizer)
+        if template is None and located.template is not None:
+            template = ChatTemplate.of_tokenizer(known_form(located.name, located.template).jinja, tokenizer)
+        return template, None
     except TemplateError as error:
         return None, error
 

@@ -27,5 +27,7 @@ class Located:
     """Sampling that the place has for the model, under the names of `GenerationParams`."""
     stop: tuple[str, ...] = ()
     """Stop strings that the place has for the model."""
+    template: str | None = None
+    """The chat template that the place has for the model, in the language of Go: it counts where the file has none."""
     companions: tuple[Path, ...] = ()
     """Other GGUF files of the same repository or store: one of them may be a drafter."""

@@ -1,8 +1,8 @@
 """Models in Ollama's store: ``ollama:qwen3:8b``, ``ollama:user/model``, ``ollama:hf.co/owner/repo:Q4_K_M``.
 
 Read from the store itself, no server is needed: a manifest names blobs by their SHA-256, one of which is the GGUF. The
-parameters and stop strings of the Modelfile become defaults. Ollama's own template is not Jinja and is not used: the
-one in the GGUF is.
+parameters and stop strings of the Modelfile become defaults. Ollama's own template is not Jinja: the one in the GGUF is
+used, and where there is none, that of the family that Ollama's writes (`ollama_templates.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NAME = re.compile(
 _HOST, _USER, _TAG = "registry.ollama.ai", "library", "latest"
 _LAYER = "application/vnd.ollama.image."
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
-_MAX_JSON = 4 << 20  # bytes of a manifest or of parameters
+_MAX_BYTES = 4 << 20  # bytes of a manifest, of parameters, or of a template
 
 # Ollama's words for what an engine takes.
 _SAMPLING = {
@@ -131,7 +131,8 @@ def _read(name: OllamaName, store: Path, manifest: Path, progress: Progress | No
     if sha256_of(path, progress) != stated:
         raise ModelFileError(f"{path} does not have the SHA-256 of its name: pull {name} again with Ollama")
     sampling, stop = _parameters(name, store, layers.get("params", []))
-    return Located(path, str(name), "ollama", sampling=sampling, stop=stop)
+    template = _template(name, store, layers.get("template", []))
+    return Located(path, str(name), "ollama", sampling=sampling, stop=stop, template=template)
 
 
 def _layers(name: OllamaName, manifest: Path) -> dict[str, list[str]]:
@@ -174,10 +175,21 @@ def _parameters(name: OllamaName, store: Path, digests: list[str]) -> tuple[dict
     return sampling, tuple(dict.fromkeys(stop))
 
 
+def _template(name: OllamaName, store: Path, digests: list[str]) -> str | None:
+    for digest in digests[-1:]:
+        path = _blob(name, store, digest)
+        try:
+            with path.open("rb") as file:
+                return file.read(_MAX_BYTES).decode("utf-8", errors="replace")
+        except OSError as error:
+            raise ModelFileError(f"{path} of {name} cannot be read ({error}): pull it again with Ollama") from error
+    return None
+
+
 def _json(name: OllamaName, path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
-            content = json.loads(file.read(_MAX_JSON))
+            content = json.loads(file.read(_MAX_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path} of {name} cannot be read ({error}): pull it again with Ollama") from error
     if not isinstance(content, dict):

@@ -53,6 +53,11 @@ class ChatTemplate:
         source = file.metadata.get("tokenizer.chat_template")
         if not isinstance(source, str) or not source.strip():
             return None
+        return cls.of_tokenizer(source, tokenizer)
+
+    @classmethod
+    def of_tokenizer(cls, source: str, tokenizer: Tokenizer) -> ChatTemplate:
+        """A template with a model's tokens."""
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         return cls(
             source,

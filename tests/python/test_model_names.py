@@ -20,7 +20,7 @@ from model_stores import own_places, write_folder, write_ollama
 from no_home import without_home
 
 from bee_integrations import Engine, GenerationParams
-from bee_integrations.errors import BeeError, ModelDownloadError, ModelFileError, ParameterError
+from bee_integrations.errors import BeeError, ModelDownloadError, ModelFileError, ParameterError, TemplateError
 from bee_integrations.models import gguf_names, hub_download, lmstudio, locate_model, ollama, resolve_model
 from bee_integrations.models import memory as memory_module
 from bee_integrations.models.file import ModelFile
@@ -385,6 +385,82 @@ def test_a_model_that_ollama_lacks(store: Path) -> None:
         ModelFileError, match=r"has no ollama:llama3:latest; it has .*ollama:qwen3:8b.*ollama pull llama3"
     ):
         resolve_model("ollama:llama3")
+
+
+# Ollama's templates, old and new, and the prompt for a system message, a question, an answer and a question.
+GO_TEMPLATES = {
+    "{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}<|im_start|>user\n{{ .Prompt }}<|im_end|>\n"
+    "<|im_start|>assistant\n{{ .Response }}<|im_end|>\n": (
+        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
+        "<|im_start|>user\nV<|im_end|>\n<|im_start|>assistant\n"
+    ),
+    "{{- range $i, $_ := .Messages }}{{- $last := eq (len (slice $.Messages $i)) 1 -}}"
+    "<start_of_turn>{{ .Role }}\n{{ .Content }}<end_of_turn>\n"
+    "{{ if $last }}<start_of_turn>model\n{{ end }}{{- end }}": (
+        "<start_of_turn>user\nS\n\nU<end_of_turn>\n<start_of_turn>model\nA<end_of_turn>\n"
+        "<start_of_turn>user\nV<end_of_turn>\n<start_of_turn>model\n"
+    ),
+    "{{- range .Messages }}<|start_header_id|>{{ .Role }}<|end_header_id|>\n\n{{ .Content }}<|eot_id|>{{ end }}": (
+        "<|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nU<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nA<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nV<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    ),
+    "[INST] <<SYS>>{{ .System }}<</SYS>>\n\n{{ .Prompt }} [/INST]": (
+        "[INST] <<SYS>>\nS\n<</SYS>>\n\nU [/INST] A <|im_end|>[INST] V [/INST]"
+    ),
+    "[INST] {{ if .System }}{{ .System }} {{ end }}{{ .Prompt }} [/INST]": (
+        "[INST] S\n\nU[/INST] A<|im_end|>[INST] V[/INST]"
+    ),
+    "{{ if .System }}<|system|>\n{{ .System }}</s>\n{{ end }}<|user|>\n{{ .Prompt }}</s>\n<|assistant|>\n": (
+        "<|system|>\nS</s>\n<|user|>\nU</s>\n<|assistant|>\nA</s>\n<|user|>\nV</s>\n<|assistant|>\n"
+    ),
+    "{{ .System }}\nUSER: {{ .Prompt }}\nASSISTANT: ": "S\n\nUSER: U\nASSISTANT: A<|im_end|>\nUSER: V\nASSISTANT:",
+    "{{ .System }}\n### Instruction:\n{{ .Prompt }}\n\n### Response:\n": (
+        "S\n\n### Instruction:\nU\n\n### Response:\nA\n\n### Instruction:\nV\n\n### Response:\n"
+    ),
+}
+
+
+def write_old(folder: Path, name: str, go: str) -> None:
+    """A model of Ollama's whose file has no template."""
+    document = tiny_model.model()
+    del document.metadata["tokenizer.chat_template"]
+    layers = {"model": document.write(folder / "tiny.gguf").read_bytes(), "template": go.encode()}
+    write_ollama(folder / "ollama", f"registry.ollama.ai/library/{name}/latest", layers)
+
+
+@pytest.mark.parametrize(("go", "expected"), GO_TEMPLATES.items())
+def test_a_template_of_ollama_counts_where_the_file_has_none(go: str, expected: str, tmp_path: Path) -> None:
+    write_old(tmp_path, "old", go)
+    conversation = [("system", "S"), ("user", "U"), ("assistant", "A"), ("user", "V")]
+    with Engine("ollama:old", threads=1) as engine:
+        assert engine.render_chat([{"role": role, "content": said} for role, said in conversation]) == expected
+
+
+@pytest.mark.parametrize(
+    ("go", "said"),
+    [
+        ("{{ .System }} Q: {{ .Prompt }} A:", "none of these"),
+        ("<|im_start|>{{ .Prompt }}<|im_end|>[INST][/INST]", "of ChatML and Mistral at once"),
+        ('{{ if eq .Role "<|im_start|><|im_end|>" }}{{ end }}', "none of these"),
+    ],
+)
+def test_a_template_of_ollama_that_nobody_knows(go: str, said: str, tmp_path: Path) -> None:
+    write_old(tmp_path, "odd", go)
+    with Engine("ollama:odd", threads=1) as engine:
+        with pytest.raises(
+            TemplateError, match=rf"ollama:odd:latest has no chat template.*is {said}: pass chat_template="
+        ):
+            engine.render_chat([{"role": "user", "content": "U"}])
+        assert list(engine.generate("plain text", GenerationParams(max_tokens=2)))[-1].finish_reason == "length"
+
+
+def test_the_file_counts_more_than_ollama(tmp_path: Path) -> None:
+    content = tiny_model.model().write(tmp_path / "tiny.gguf").read_bytes()
+    layers = {"model": content, "template": b"[INST] {{ .Prompt }} [/INST]"}
+    write_ollama(tmp_path / "ollama", "registry.ollama.ai/library/new/latest", layers)
+    with Engine("ollama:new", threads=1) as engine:
+        assert engine.render_chat([{"role": "user", "content": "U"}]).startswith("<|im_start|>user\nU")
 
 
 DAMAGED_MANIFESTS: dict[str, Any] = {
