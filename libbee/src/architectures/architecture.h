@@ -22,6 +22,7 @@ typedef enum Extent {
     EXTENT_HEADS, /* their number */
     EXTENT_EXPERTS,
     EXTENT_FF_EXPERT,
+    EXTENT_TWO_FF_EXPERT,
     EXTENT_FF_SHARED,
     EXTENT_TOKEN, /* a layer's own embedding of a token */
 } Extent;
@@ -56,6 +57,7 @@ typedef struct TensorSlot {
     /* A matrix may be a part of another tensor instead: its rows from `begin` on, of `whole`. */
     const char *fused;
     Extent begin, whole;
+    bool unscaled; /* what the file calls the matrix's scale is something else */
 } TensorSlot;
 
 #define VECTOR(name_, field_, columns_, ...) \
@@ -68,13 +70,14 @@ typedef struct TensorSlot {
      .rows = rows_,                                 \
      .columns = columns_,                           \
      __VA_ARGS__}
-#define EXPERTS(name_, field_, rows_, columns_) \
-    {.name = name_,                             \
-     .field = offsetof(Layer, field_),          \
-     .kind = SLOT_EXPERTS,                      \
-     .rows = rows_,                             \
-     .columns = columns_,                       \
-     .when = MIXTURE}
+#define EXPERTS(name_, field_, rows_, columns_, ...) \
+    {.name = name_,                                  \
+     .field = offsetof(Layer, field_),               \
+     .kind = SLOT_EXPERTS,                           \
+     .rows = rows_,                                  \
+     .columns = columns_,                            \
+     .when = MIXTURE,                                \
+     __VA_ARGS__}
 #define PART_OF(tensor, begin_, whole_) .fused = tensor, .begin = begin_, .whole = whole_
 
 /* Queries, keys, values and output of attention; of layers that attend to another one's cache, no keys and values. */
@@ -87,15 +90,19 @@ typedef struct TensorSlot {
 #define GATED_SLOTS                                                                                 \
     MATRIX("ffn_gate", gate, EXTENT_FF, EXTENT_EMBD), MATRIX("ffn_up", up, EXTENT_FF, EXTENT_EMBD), \
         MATRIX("ffn_down", down, EXTENT_EMBD, EXTENT_FF)
-/* The same, or experts, layer by layer. */
-#define EXPERT_SLOTS                                                                  \
-    MATRIX("ffn_gate", gate, EXTENT_FF, EXTENT_EMBD, .when = DENSE),                  \
-        MATRIX("ffn_up", up, EXTENT_FF, EXTENT_EMBD, .when = DENSE),                  \
-        MATRIX("ffn_down", down, EXTENT_EMBD, EXTENT_FF, .when = DENSE),              \
-        MATRIX("ffn_gate_inp", router, EXTENT_EXPERTS, EXTENT_EMBD, .when = MIXTURE), \
-        EXPERTS("ffn_gate_exps", expert_gate, EXTENT_FF_EXPERT, EXTENT_EMBD),         \
-        EXPERTS("ffn_up_exps", expert_up, EXTENT_FF_EXPERT, EXTENT_EMBD),             \
+/* Gate and up may be one tensor, gate rows first. */
+#define ROUTED_EXPERT_SLOTS                                                           \
+    EXPERTS("ffn_gate_exps", expert_gate, EXTENT_FF_EXPERT, EXTENT_EMBD,              \
+            PART_OF("ffn_gate_up_exps", EXTENT_NONE, EXTENT_TWO_FF_EXPERT)),          \
+        EXPERTS("ffn_up_exps", expert_up, EXTENT_FF_EXPERT, EXTENT_EMBD,              \
+                PART_OF("ffn_gate_up_exps", EXTENT_FF_EXPERT, EXTENT_TWO_FF_EXPERT)), \
         EXPERTS("ffn_down_exps", expert_down, EXTENT_EMBD, EXTENT_FF_EXPERT)
+/* A feed-forward or experts, layer by layer. */
+#define EXPERT_SLOTS                                                     \
+    MATRIX("ffn_gate", gate, EXTENT_FF, EXTENT_EMBD, .when = DENSE),     \
+        MATRIX("ffn_up", up, EXTENT_FF, EXTENT_EMBD, .when = DENSE),     \
+        MATRIX("ffn_down", down, EXTENT_EMBD, EXTENT_FF, .when = DENSE), \
+        MATRIX("ffn_gate_inp", router, EXTENT_EXPERTS, EXTENT_EMBD, .when = MIXTURE), ROUTED_EXPERT_SLOTS
 #define SHARED_EXPERT_SLOTS                                                               \
     MATRIX("ffn_gate_shexp", shared_gate, EXTENT_FF_SHARED, EXTENT_EMBD, .when = SHARED), \
         MATRIX("ffn_up_shexp", shared_up, EXTENT_FF_SHARED, EXTENT_EMBD, .when = SHARED), \

@@ -50,6 +50,15 @@ static void read_shared_caches(MetadataReader *r, Shape *shape) {
     }
 }
 
+/* Experts stand beside a feed-forward, not in its place. */
+static void read_mixture(MetadataReader *r, Shape *shape) {
+    int n_ff[MAX_LAYERS];
+    for (int i = 0; i < shape->n_layer; i++) n_ff[i] = shape->layers[i].n_ff;
+    if (!read_int(r, "expert_count", false, 0, 0, MAX_EXPERTS)) return;
+    read_experts(r, shape, 0, (int)read_int(r, "expert_feed_forward_length", true, 1, 1, 1 << 20), true);
+    for (int i = 0; i < shape->n_layer; i++) shape->layers[i].n_ff = n_ff[i];
+}
+
 static void read(MetadataReader *r, Shape *shape) {
     read_decoder(r, shape);
     if (!read_windows(r, shape, -1, -1)) refuse(r, "attention.sliding_window", "must be above 0");
@@ -60,8 +69,8 @@ static void read(MetadataReader *r, Shape *shape) {
     shape->embedding_scale = sqrtf((float)shape->n_embd);
     shape->logit_softcap = (float)read_float(r, "final_logit_softcapping", false, 30);
     shape->n_token = (int)read_int(r, "embedding_length_per_layer_input", false, 0, 0, 65536);
+    read_mixture(r, shape);
     set_activation(shape, ACTIVATION_GELU);
-    refuse_experts(r);
     refuse_not_causal(r);
 }
 
@@ -78,10 +87,16 @@ static const TensorSlot slots[] = {
     VECTOR("attn_k_norm", k_norm, EXTENT_HEAD, .when = OWN_CACHE),
     GATED_SLOTS,
     POST_NORM_SLOTS,
+    VECTOR("post_ffw_norm_1", dense_post_norm, EXTENT_EMBD, .when = MIXTURE),
+    VECTOR("pre_ffw_norm_2", expert_norm, EXTENT_EMBD, .when = MIXTURE),
+    VECTOR("post_ffw_norm_2", expert_post_norm, EXTENT_EMBD, .when = MIXTURE),
+    VECTOR("ffn_gate_inp.scale", router_gain, EXTENT_EMBD, .when = MIXTURE),
+    MATRIX("ffn_gate_inp", router, EXTENT_EXPERTS, EXTENT_EMBD, .when = MIXTURE, .unscaled = true),
+    ROUTED_EXPERT_SLOTS,
     MATRIX("inp_gate", token_gate, EXTENT_TOKEN, EXTENT_EMBD, .when = TOKEN_EMBEDDINGS),
     MATRIX("proj", token_projection, EXTENT_EMBD, EXTENT_TOKEN, .when = TOKEN_EMBEDDINGS),
     VECTOR("post_norm", token_norm, EXTENT_EMBD, .when = TOKEN_EMBEDDINGS),
     NUMBER("layer_output_scale", output_scale),
 };
 
-const Architecture gemma4 = {.about = {"gemma4", "Gemma 4 (dense, E2B, E4B)", false}, .read = read, SLOTS(slots)};
+const Architecture gemma4 = {.about = {"gemma4", "Gemma 4", false}, .read = read, SLOTS(slots)};

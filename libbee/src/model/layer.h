@@ -14,12 +14,15 @@ typedef struct Layer {
     float *ffn_norm;
     Matrix gate, up, down;
     Matrix router;
+    float *router_gain;                            /* of a norm of the stream for the router alone */
     float *router_bias;                            /* which chooses alone */
     Matrix *expert_gate, *expert_up, *expert_down; /* [n_experts] */
     Matrix shared_gate, shared_up, shared_down;
-    Matrix shared_share;                 /* one row: how much of the shared expert's answer counts */
-    float *ffn_post_norm;                /* of what the feed-forward adds */
-    Matrix token_gate, token_projection; /* of the layer's own embedding of the token */
+    Matrix shared_share;                   /* one row: how much of the shared expert's answer counts */
+    float *expert_norm, *expert_post_norm; /* where experts stand beside gate, up, down: theirs, */
+    float *dense_post_norm;                /* and of what these add */
+    float *ffn_post_norm;                  /* of what the feed-forward adds */
+    Matrix token_gate, token_projection;   /* of the layer's own embedding of the token */
     float *token_norm;
     float output_scale; /* of the residual stream behind the layer */
 } Layer;

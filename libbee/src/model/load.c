@@ -28,6 +28,7 @@ static int64_t extent_of(Extent extent, const Shape *s, const LayerShape *l) {
     case EXTENT_HEADS: return l->heads.n_head;
     case EXTENT_EXPERTS: return l->routing.n_experts;
     case EXTENT_FF_EXPERT: return l->n_ff_expert;
+    case EXTENT_TWO_FF_EXPERT: return 2 * (int64_t)l->n_ff_expert;
     case EXTENT_FF_SHARED: return l->n_ff_shared;
     case EXTENT_TOKEN: return s->n_token;
     }
@@ -80,8 +81,8 @@ static void load_slot(Loader *l, const TensorSlot *slot, const Shape *s, int ind
     if (!strchr(slot->name, '.'))
         snprintf(full.text + strlen(full.text), sizeof full.text - strlen(full.text), ".weight");
     switch (slot->kind) {
-    case SLOT_MATRIX: load_matrix(l, name.text, part, columns, (Matrix *)field); break;
-    case SLOT_EXPERTS: load_experts(l, name.text, rows, columns, shape->routing.n_experts, (Matrix **)field); break;
+    case SLOT_MATRIX: load_matrix(l, name.text, part, columns, !slot->unscaled, (Matrix *)field); break;
+    case SLOT_EXPERTS: load_experts(l, name.text, part, columns, shape->routing.n_experts, (Matrix **)field); break;
     case SLOT_VECTOR: *(float **)field = load_vector(l, full.text, columns); break;
     case SLOT_NUMBER: *(float *)field = load_number(l, full.text, 1); break;
     }

@@ -163,7 +163,7 @@ float load_number(Loader *l, const char *name, float fallback) {
     return value;
 }
 
-void load_matrix(Loader *l, const char *name, Part part, int64_t columns, Matrix *out) {
+void load_matrix(Loader *l, const char *name, Part part, int64_t columns, bool scaled, Matrix *out) {
     char full[96];
     Tensor tensor;
     *out = (Matrix){.scale = 1};
@@ -175,23 +175,23 @@ void load_matrix(Loader *l, const char *name, Part part, int64_t columns, Matrix
     if (gguf_has_tensor(l->file, full))
         out->bias = load_part_of_vector(l, full, part.first, tensor.rows, part.whole < 0 ? tensor.rows : part.whole);
     snprintf(full, sizeof full, "%s.scale", name);
-    out->scale = load_number(l, full, 1);
+    if (scaled) out->scale = load_number(l, full, 1);
 }
 
-void load_experts(Loader *l, const char *name, int64_t rows, int64_t columns, int n_experts, Matrix **out) {
+void load_experts(Loader *l, const char *name, Part part, int64_t columns, int n_experts, Matrix **out) {
     char full[96];
     Tensor tensor;
     snprintf(full, sizeof full, "%s.weight", name);
-    if (!find_matrices(l, full, rows, columns, n_experts, &tensor)) return;
+    if (!find_matrices(l, full, part.whole, columns, n_experts, &tensor)) return;
     Matrix *matrices = *out = calloc((size_t)n_experts, sizeof **out);
     if (!matrices) fail_memory(l, full);
     for (int e = 0; e < n_experts && !l->status; e++) {
-        const Tensor matrix = tensor_matrix(&tensor, e);
-        matrices[e] = (Matrix){.weight = load_weight(l, full, &matrix, NULL, (int)rows), .scale = 1};
+        const Tensor whole = tensor_matrix(&tensor, e), matrix = tensor_rows(&whole, part.first, part.rows);
+        matrices[e] = (Matrix){.weight = load_weight(l, full, &matrix, NULL, (int)part.rows), .scale = 1};
     }
     snprintf(full, sizeof full, "%s.bias", name);
     const bool biased = gguf_has_tensor(l->file, full);
-    if (biased && find_tensor(l, full, n_experts, rows, &tensor))
+    if (biased && find_tensor(l, full, n_experts, part.rows, &tensor))
         for (int e = 0; e < n_experts && !l->status; e++) matrices[e].bias = load_row(l, full, &tensor, e);
     snprintf(full, sizeof full, "%s.scale", name);
     float scales[MAX_EXPERTS];
@@ -203,7 +203,7 @@ void load_experts(Loader *l, const char *name, int64_t rows, int64_t columns, in
 }
 
 void load_whole_matrix(Loader *l, const char *name, int64_t rows, int64_t columns, Matrix *out) {
-    load_matrix(l, name, (Part){0, rows, rows}, columns, out);
+    load_matrix(l, name, (Part){0, rows, rows}, columns, true, out);
 }
 
 void matrix_free(const Ops *ops, Backend *backend, Matrix *matrix) {

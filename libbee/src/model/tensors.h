@@ -50,11 +50,12 @@ typedef struct Part {
     int64_t first, rows, whole;
 } Part;
 
-/* "<name>.weight", with "<name>.bias" and "<name>.scale" where the file has them. */
-void load_matrix(Loader *l, const char *name, Part part, int64_t columns, Matrix *out);
-/* One for each expert of a tensor of three dimensions, with their rows of "<name>.bias" and numbers of "<name>.scale"
- * where the file has them. */
-void load_experts(Loader *l, const char *name, int64_t rows, int64_t columns, int n_experts, Matrix **out);
+/* "<name>.weight", with "<name>.bias" and, where it is a matrix's that is scaled, "<name>.scale", where the file has
+ * them. */
+void load_matrix(Loader *l, const char *name, Part part, int64_t columns, bool scaled, Matrix *out);
+/* The same part of each expert's matrix in a tensor of three dimensions, with their rows of "<name>.bias" and numbers
+ * of "<name>.scale" where the file has them. */
+void load_experts(Loader *l, const char *name, Part part, int64_t columns, int n_experts, Matrix **out);
 void load_whole_matrix(Loader *l, const char *name, int64_t rows, int64_t columns, Matrix *out);
 void matrix_free(const Ops *ops, Backend *backend, Matrix *matrix);
 /* The embedding, of as many rows as the file has tokens. */
