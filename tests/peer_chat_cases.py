@@ -298,7 +298,7 @@ def _chain(pieces: Sequence[Piece], expressions: Expressions) -> tuple[str, dict
 
 def read(case: Case, source: str) -> tuple[Expected, list[CallBroken]]:
     """The answer as this package reads it, character by character."""
-    tools = [tool for tool in case.settings.get("tools", []) if isinstance(tool, Tool)]
+    tools = list(_tools(case.settings.get("tools", [])))
     template = ChatTemplate(source, "<s>", "</s>")
     form = recognise(source)
     thinking = case.settings.get("enable_thinking", True)
@@ -319,6 +319,15 @@ def read(case: Case, source: str) -> tuple[Expected, list[CallBroken]]:
         events += reader.push(split.text) if isinstance(split, Text) and reader is not None else [split]
     events += reader.finish() if reader is not None else []
     return _collected(checked.passed(events, bound=False))
+
+
+def _tools(given: Sequence[Any]) -> Iterator[Tool]:
+    """Tools by their names in the C++, or written where they are used."""
+    for tool in given:
+        if isinstance(tool, Tool):
+            yield tool
+        elif isinstance(tool, list) and len(tool) == 3:
+            yield Tool(tool[0], tool[1], json.loads(tool[2]))
 
 
 def _collected(events: Sequence[Event]) -> tuple[Expected, list[CallBroken]]:

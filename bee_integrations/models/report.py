@@ -174,7 +174,8 @@ def print_model_report(report: Mapping[str, Any], console: Console) -> None:
     elif report["runnable"]:
         console.print("This model can run here.", style="green")
     else:
-        console.print(f"This file cannot run here: {report['reason']}", style="bold red", markup=False)
+        # One line, however narrow the terminal: it names what is missing.
+        console.print(f"This file cannot run here: {report['reason']}", style="bold red", markup=False, soft_wrap=True)
     if report["device_memory"] is not None:
         print_device_memory(report["device_memory"], console)
 

@@ -9,6 +9,7 @@ their shape are rendered here; all others in a helper process, whose limits no t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -89,6 +90,16 @@ class ChatTemplate:
             "eos_token": self.eos_token,
         }
         variables.update(kwargs)
+        try:
+            return self._rendered(variables)
+        except TemplateError as error:
+            if tools is not None or "tools" not in self.source or "'NoneType'" not in str(error):
+                raise
+            with contextlib.suppress(TemplateError):  # one that knows chats with tools alone gets an empty list
+                return self._rendered(variables | {"tools": []})
+            raise
+
+    def _rendered(self, variables: Mapping[str, Any]) -> str:
         if self._template is None:
             return template_process.run(self.source, variables)
         return render_template(self._template, variables, template_process.MAX_SECONDS)

@@ -49,6 +49,19 @@ def test_default_model_equals_the_reference(default_template: ChatTemplate) -> N
 
 # The reference's `tojson` refuses what `map` gives. Here it is a list, as where the template is from.
 TAKES_ITERATORS = {"llama-cpp-deepseek-r1.jinja"}
+# They loop over tools that the reference does not give them. Here they get an empty list.
+TOOLS_ALONE = {
+    "Cohere2MoE.jinja", "CohereForAI-c4ai-command-r-plus-tool_use.jinja",
+    "CohereForAI-c4ai-command-r7b-12-2024-tool_use.jinja", "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use.jinja",
+    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use.jinja",
+}  # fmt: skip
+
+
+def rendered_or_none(template: ChatTemplate, chat: dict[str, Any]) -> str | None:
+    try:
+        return template.render(**chat, strftime_now=fixed_date)
+    except TemplateError:
+        return None
 
 
 @pytest.mark.skipif(
@@ -62,6 +75,8 @@ def test_third_party_templates_equal_the_reference(name: str) -> None:
         if expected is None and name in TAKES_ITERATORS and chat.get("tools"):
             text = template.render(**chat, strftime_now=fixed_date)
             assert all(tool["function"]["name"] in text for tool in chat["tools"])
+        elif expected is None and name in TOOLS_ALONE and not chat.get("tools"):
+            assert rendered_or_none(template, chat) == rendered_or_none(template, {**chat, "tools": []})
         elif expected is None:
             with pytest.raises(TemplateError, match="line"):
                 template.render(**chat, strftime_now=fixed_date)
@@ -118,6 +133,15 @@ def test_messages_are_not_changed() -> None:
 
 def test_missing_tokens_are_empty() -> None:
     assert ChatTemplate("[{{ bos_token }}{{ eos_token }}]", None, None).render(USER) == "[]"
+
+
+def test_a_template_that_knows_chats_with_tools_alone() -> None:
+    template = ChatTemplate("{% for tool in tools %}{{ tool }};{% endfor %}{{ messages[0].content }}")
+    assert template.render(USER, tools=["one"]) == f"one;{USER[0]['content']}"
+    assert template.render(USER) == USER[0]["content"]
+    broken = ChatTemplate("{% for tool in tools %}{% endfor %}{{ raise_exception('no tools, no chat') }}")
+    with pytest.raises(TemplateError, match="'NoneType' object is not iterable"):  # what was wrong first
+        broken.render(USER)
 
 
 # ---- errors -------------------------------------------------------------------------------------------

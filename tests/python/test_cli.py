@@ -230,6 +230,44 @@ def test_info_counts_the_memory_of_weights_and_context(bee: Bee, tiny_path: Path
     assert bee.json("info", tiny_path)["memory"]["n_ctx"] == tiny_model.N_CTX_TRAIN
 
 
+def _unknown_type(path: Path) -> None:
+    """Another number in the place of a tensor's type."""
+    content = bytearray(path.read_bytes())
+    name = b"blk.1.ffn_up.weight"
+    at = content.index(name) + len(name) + 4 + 2 * 8
+    content[at : at + 4] = (138).to_bytes(4, "little")
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("what", ["architecture", "type that the library lacks", "type of tomorrow", "tensor", "key"])
+def test_info_names_what_is_missing_in_one_line(bee: Bee, tmp_path: Path, what: str) -> None:
+    document = tiny_model.model()
+    name = "blk.1.ffn_up.weight"
+    said = f"tensor '{name}' "
+    if what == "architecture":
+        document.metadata["general.architecture"] = gguf.text("rwkv7")
+        said = "architecture 'rwkv7' cannot be run; the library runs "
+    elif what == "type that the library lacks":
+        document.tensors[name] = gguf.Stored.zeros("I16", (96, 64))
+        said += "has type I16 (25), which cannot be run; the types that can are F32, "
+    elif what == "type of tomorrow":
+        said += "has type unknown (138), which cannot be run; the types that can are F32, "
+    elif what == "tensor":
+        del document.tensors[name]
+        said += "is missing"
+    else:
+        del document.metadata["llama.block_count"]
+        said = "metadata 'llama.block_count' is missing"
+    path = document.write(tmp_path / "odd.gguf")
+    if what == "type of tomorrow":
+        _unknown_type(path)
+    code, output, _ = bee("info", path)
+    assert code == 0
+    (line,) = [line for line in output.splitlines() if "cannot run here" in line]
+    assert said in line
+    assert output.splitlines()[-1] == line
+
+
 def test_info_says_what_cannot_run_and_why(bee: Bee, tiny_path: Path, tmp_path: Path) -> None:
     document = tiny_model.model()
     document.metadata["general.architecture"] = gguf.text("mamba")
