@@ -179,6 +179,8 @@ class DescribedReader(StepReader):
         found = yield from self._one_of(call)
         if found is not None:
             self._put_back(found)
+        elif self._over and call.startswith(self._text):  # cut off in the middle of what begins the next one
+            self._take(len(self._text))
         self._in_group = found is not None
         return found is None
 
@@ -496,7 +498,9 @@ class DescribedReader(StepReader):
             text, self._text = self._text, ""
             before, marker, rest = scan.push(text)
             if marker is None and self._over:
-                before += scan.flush()
+                held = scan.flush()
+                if self._in_call or not self.after_call or before.strip():
+                    before += held  # otherwise an answer that is cut off in the middle of what follows a call
             if self._in_call:
                 self.keep(before + (marker or ""))
             if before:

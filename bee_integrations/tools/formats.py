@@ -90,7 +90,7 @@ def _adapted(form: DescribedFormat, source: str, reason: str) -> Found:
 def _unknown(generic: ToolFormat, source: str) -> Found:
     """A format for a template that no family knows: its own, where that is certain."""
     if not re.search(r"\btool_calls\b", source):
-        return Found(generic, "the template knows no calls")
+        return Found(generic, "the template knows no calls, so the system message describes the tools")
     try:
         description = derived(ChatTemplate(source, "<s>", "</s>"))
     except BeeError:

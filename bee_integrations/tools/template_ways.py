@@ -33,11 +33,14 @@ _ARGUMENTS = ({"depth": "ninety fathoms", "times": 731}, {"depth": "two leagues"
 
 
 def tool_variables(source: str, tools: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
-    """What a template asks for besides `tools`: Firefunction's takes them as text, and knows the day."""
-    if "+ functions" not in source or "datetime" not in source:
-        return {}
+    """What a template asks for besides `tools`.
+
+    Firefunction's takes them as text, and knows the day; SmolLM 3's has another name for those that are called in JSON.
+    """
     functions = [tool["function"] for tool in tools or ()]
-    return {"functions": json.dumps(functions, indent=4), "datetime": date.today().strftime("%b %d %Y")}
+    if "+ functions" in source and "datetime" in source:
+        return {"functions": json.dumps(functions, indent=4), "datetime": date.today().strftime("%b %d %Y")}
+    return {"xml_tools": functions} if functions and "xml_tools" in source else {}
 
 
 def probe_call(number: int) -> dict[str, Any]:

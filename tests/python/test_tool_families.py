@@ -20,11 +20,13 @@ from bee_integrations.chat.request import ChatRequest
 from bee_integrations.chat.tool_use import ToolUse
 from bee_integrations.engine import Engine
 from bee_integrations.errors import ParameterError, TemplateError
+from bee_integrations.text.chat_template import ChatTemplate
 from bee_integrations.tools.described_format import DescribedFormat, written_calls
 from bee_integrations.tools.description import Description, Values
 from bee_integrations.tools.families import ALL
 from bee_integrations.tools.formats import FORMATS as ALL_FORMATS
 from bee_integrations.tools.formats import recognise
+from bee_integrations.tools.template_ways import tool_variables
 from bee_integrations.tools.tool_format import Tool
 
 FORMATS = {description.name: DescribedFormat(description) for description in ALL}
@@ -42,8 +44,9 @@ def forbidden(description: Description) -> list[str]:
     """Texts that no value of the format can hold."""
     if description.values == Values.PYTHON:
         return ["'", "\\"]  # which templates do not escape
-    patterns = (description.parameter, description.call, description.calls)
-    return [piece for text in patterns for piece in text.replace("$", "⏎").split("⏎") if piece.startswith(("<", "]<"))]
+    patterns = (description.parameter_pattern, description.call_pattern, description.calls_pattern)
+    texts = [piece for pattern in patterns for piece in pattern.pieces if not piece.startswith("$")]
+    return [part for text in texts for part in text.split("⏎") if part.startswith(("<", "]<"))]
 
 
 # ---- templates -------------------------------------------------------------------------------------------------------
@@ -137,6 +140,18 @@ def test_text_before_and_behind_calls_is_text(name: str) -> None:
 
 
 @by_format
+def test_an_answer_that_is_cut_off_between_two_calls_shows_no_marker(name: str) -> None:
+    form = FORMATS[name]
+    calls = [("get_weather", {"city": city}, f"callcall{index}") for index, city in enumerate(("Paris", "Rome"))]
+    if not form.description.parallel:
+        return
+    text = written_calls(form.description, calls)
+    for length in range(text.index("Paris"), text.index("Rome")):
+        found = answer(checks.read(form, [WEATHER], [text[:length]]))
+        assert not found.text.strip(), text[:length]
+
+
+@by_format
 def test_names_with_the_formats_own_markers_are_refused_or_told_apart(name: str, model_path: Path) -> None:
     form = FORMATS[name]
     literal = checks.model_vocabulary(model_path).literal
@@ -189,6 +204,47 @@ def test_the_model_is_told_what_the_template_does_not_tell() -> None:
     assert [message["role"] for message in told] == ["system", "user", "assistant", "tool"]
     assert "The weather in a city." in told[0]["content"]
     assert told[2]["content"] == 'So:\n<|tool_call|>[{"name": "get_weather", "arguments": {"city": "Paris"}}]'
+
+
+# As the maker's template has it: tools under a name of their own, and no word on past calls.
+SMOLLM3 = (
+    "<|im_start|>system\n{% if xml_tools or python_tools %}{% if xml_tools %}<tools>\n{% for tool in xml_tools[:] %}"
+    "{{ tool | string }}\n{% endfor %}</tools>\nFor each function call, return a json object within "
+    "<tool_call></tool_call>:\n"
+    '<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
+    "{% endif %}{% endif %}<|im_end|>\n"
+    "{% for message in messages %}<|im_start|>{{ 'user' if message.role == 'tool' else message.role }}\n"
+    "{{ message.content if message.content is string else '' }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        SMOLLM3,
+        SMOLLM3.replace(
+            "{% if xml_tools %}", "{% if xml_tools or tools %}{% if tools %}{% set xml_tools = tools %}{% endif %}"
+        ),
+    ],
+    ids=["xml_tools", "tools as well"],
+)
+def test_smollm3_is_shown_its_tools_and_past_calls(source: str) -> None:
+    form = recognise(source)
+    assert form.name == "smollm3"
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "How is it?"},
+        checks.assistant_message([WEATHER], [{"city": "Paris"}], ""),
+        {"role": "tool", "tool_call_id": "call00000", "content": "22 degrees"},
+    ]
+    told, shown = form.prompt(messages, [WEATHER])
+    rendered = ChatTemplate(source).render(told, tools=shown, **tool_variables(source, shown))
+    assert "'description': 'The weather in a city.'" in rendered.partition("<|im_end|>")[0]
+    asked, called, result = rendered.split("<|im_start|>")[2:5]
+    assert asked == "user\nHow is it?<|im_end|>\n"
+    text = called.removeprefix("assistant\n").removesuffix("<|im_end|>\n")
+    assert answer(checks.read(form, [WEATHER], [text])).calls == [("get_weather", {"city": "Paris"})]
+    assert result == "user\n22 degrees<|im_end|>\n"
+    assert "<tools>" not in ChatTemplate(source).render(told)
 
 
 # ---- an engine -------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from ..description import Description, Values
 
-__all__ = ["FUNCTIONARY_3_1", "FUNCTIONARY_3_2", "GIGACHAT_3", "GIGACHAT_3_1", "LFM2", "SOLAR"]
+__all__ = ["FUNCTIONARY_3_1", "FUNCTIONARY_3_2", "GIGACHAT_3", "GIGACHAT_3_1", "LFM2", "SMOLLM3", "SOLAR"]
 
 FUNCTIONARY_3_1 = Description(
     name="functionary_v3_1",
@@ -49,6 +49,15 @@ LFM2 = Description(
     values=Values.PYTHON,
     interrupts=False,
     marks=("List of tools: ", "<|im_start|>", "keep_past_thinking|||<|tool_list_start|>|||<|tool_call_start|>"),
+)
+SMOLLM3 = Description(
+    name="smollm3",
+    models="SmolLM 3",
+    calls="<tool_call>⏎$calls⏎</tool_call>",
+    each=True,
+    call='{"name": "$name", "arguments": $arguments}',
+    between="⏎",
+    marks=("xml_tools", "<tool_call>"),
 )
 SOLAR = Description(
     name="solar",
