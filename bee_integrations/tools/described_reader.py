@@ -498,8 +498,8 @@ class DescribedReader(StepReader):
             text, self._text = self._text, ""
             before, marker, rest = scan.push(text)
             if marker is None and self._over:
-                held = scan.flush()
-                if self._in_call or not self.after_call or before.strip():
+                held, marker, rest = scan.end()
+                if marker is not None or self._in_call or not self.after_call or before.strip():
                     before += held  # otherwise an answer that is cut off in the middle of what follows a call
             if self._in_call:
                 self.keep(before + (marker or ""))

@@ -207,17 +207,30 @@ class MarkerScan:
     def push(self, text: str) -> tuple[str, str | None, str]:
         """(text before the first marker, the marker, what follows it); without a marker (certain text, None, "").
 
-        Of markers that begin at the same character, the longest counts, so none should begin with another one.
+        Of markers that begin at the same character, the longest counts, so none should begin with another one. One that
+        may have begun before another is waited for.
         """
         pending = self.held + text
-        found = [(at, -len(marker), marker) for marker in self._markers if (at := pending.find(marker)) >= 0]
-        if found:
-            at, _, marker = min(found)
-            self.held = ""
-            return pending[:at], marker, pending[at + len(marker) :]
-        keep = possible_beginning(pending, self._markers)
-        self.held = pending[len(pending) - keep :]
-        return pending[: len(pending) - keep], None, ""
+        certain = len(pending) - possible_beginning(pending, self._markers)
+        found = self._first(pending)
+        if found is not None and found[0] <= certain:
+            return self._cut(pending, *found)
+        self.held = pending[certain:]
+        return pending[:certain], None, ""
+
+    def end(self) -> tuple[str, str | None, str]:
+        """As `push`, where no more text will come."""
+        found = self._first(self.held)
+        return (self.flush(), None, "") if found is None else self._cut(self.held, *found)
+
+    def _first(self, text: str) -> tuple[int, str] | None:
+        found = [(at, -len(marker), marker) for marker in self._markers if (at := text.find(marker)) >= 0]
+        at, _, marker = min(found, default=(0, 0, ""))
+        return (at, marker) if marker else None
+
+    def _cut(self, text: str, at: int, marker: str) -> tuple[str, str | None, str]:
+        self.held = ""
+        return text[:at], marker, text[at + len(marker) :]
 
     def flush(self) -> str:
         """What is held back."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from bee_integrations.models.file import ModelFile
 from bee_integrations.text.chat_template import ChatTemplate
 from bee_integrations.text.tokenizer import Tokenizer
 from bee_integrations.tools.derivation import derived
-from bee_integrations.tools.described_format import DescribedFormat
+from bee_integrations.tools.described_format import DescribedFormat, written_calls
 from bee_integrations.tools.formats import FORMATS, by_name, recognise, recognition
 from bee_integrations.tools.formats_table import with_table
 from bee_integrations.tools.tool_format import Tool, ToolFormat
@@ -187,6 +190,61 @@ def test_text_that_calls_nothing_is_kept(tool_format: ToolFormat, text: str) -> 
     events = checks.check_cuts(tool_format, [WEATHER], f"So: {text}")
     if tool_format.trigger not in text and tool_format.name != "harmony":
         assert checks.answer(events).text == f"So: {text}"
+
+
+N_SOUPS = 5 * int(os.environ.get("BEE_FAMILY_EXAMPLES", "8"))
+WORDS = re.compile(r"<[^<>]*>|\w+|\s+|.", re.DOTALL)
+SOUP = [
+    "get_weather", "now", "city", "days", "unknown_tool", '"', "{", "}", "[", "]", "\\", "\n", " ", "3", "null", "{}",
+    '{"city": "Paris"}', '"city"', ": ", ", ", "call00000", "<", ">", "é", "\u2028",
+]  # fmt: skip
+
+
+def example_of(form: ToolFormat) -> str:
+    """Two calls as the format writes them, or one."""
+    if not isinstance(form, DescribedFormat):
+        return form.example.replace("name", "get_weather").replace('"get_weather":', '"name":').replace("key", "city")
+    calls = [("get_weather", {"city": "Paris", "days": 3}, "callcall1"), ("now", {}, "callcall2")]
+    return written_calls(form.description, calls if form.description.parallel else calls[:1])
+
+
+def markers_of(form: ToolFormat) -> list[str]:
+    """All that stands in its calls without being a value."""
+    found = {form.trigger, *form.markers, *WORDS.findall(example_of(form))}
+    if isinstance(form, DescribedFormat):
+        d = form.description
+        patterns = (d.call_pattern, d.calls_pattern, d.parameter_pattern)
+        found |= {part for pattern in patterns for piece in pattern.pieces for part in piece.split("⏎")} | set(d.hidden)
+    return sorted(found - {""})
+
+
+def soup(form: ToolFormat, draw: random.Random) -> str:
+    """Markers and what stands between them in no order, or calls with pieces lost, repeated and strewn in."""
+    markers = markers_of(form)
+    if draw.random() < 0.4:
+        return "".join(draw.choice(markers if draw.random() < 0.7 else SOUP) for _ in range(draw.randint(1, 25)))
+    words = WORDS.findall(example_of(form))
+    for _ in range(draw.randint(1, 3)):
+        at = draw.randrange(len(words) + 1)
+        lost, strewn = ((at, at + 1), []), ((at, at), [draw.choice(markers), draw.choice(SOUP)])
+        (begin, end), new = draw.choice([lost, strewn, ((at, at), words[max(0, at - 5) : at])])
+        words[begin:end] = new
+    return "".join(words)
+
+
+@pytest.mark.parametrize("tool_format", FORMATS, ids=[one.name for one in FORMATS])
+def test_whatever_is_made_of_markers_is_read_in_one_way(tool_format: ToolFormat) -> None:
+    """BEE_FAMILY_EXAMPLES=1000 tries more."""
+    draw = random.Random(tool_format.name)
+    for _ in range(N_SOUPS):
+        text = soup(tool_format, draw)
+        events = checks.read(tool_format, [checks.WEATHER, checks.NOW], [text])
+        whole = checks.merged(events)
+        cut = draw.randint(0, len(text))
+        for pieces in (list(text), [text[:cut], text[cut:]]):
+            assert checks.merged(checks.read(tool_format, [checks.WEATHER, checks.NOW], pieces)) == whole, (text, cut)
+        found = checks.answer(events)
+        assert all(name in ("get_weather", "now") and isinstance(given, dict) for name, given in found.calls), text
 
 
 @by_format
