@@ -394,11 +394,13 @@ static bool reserve_partials(Backend *backend, const CacheShape *shape, int n_ct
 }
 
 static void cache_free(Backend *backend, Cache *cache) {
-    (void)backend;
     for (int r = 0; cache && r < CACHE_REGIONS; r++) {
         pages_free(cache->keys[r], cache_half_bytes(cache, r));
         pages_free(cache->values[r], cache_half_bytes(cache, r));
     }
+    if (cache) buffer_free(backend, cache->states);
+    if (cache) buffer_free(backend, cache->kept);
+    if (cache) free(cache->ends);
     free(cache);
 }
 
@@ -411,6 +413,11 @@ static Cache *cache_new(Backend *backend, const CacheShape *shape, int n_ctx) {
         if (!cache->columns[r]) continue;
         ok = (cache->keys[r] = pages_new(cache_half_bytes(cache, r))) && ok;
         ok = (cache->values[r] = pages_new(cache_half_bytes(cache, r))) && ok;
+    }
+    if (shape->n_states) {
+        ok = (cache->states = buffer_new(backend, shape->state_floats)) && ok;
+        ok = (cache->kept = buffer_new(backend, shape->kept_floats)) && ok;
+        ok = (cache->ends = calloc((size_t)shape->n_states, sizeof *cache->ends)) && ok;
     }
     if (ok) return cache;
     cache_free(backend, cache);
@@ -487,8 +494,9 @@ static void norm(Worker *w, const Norm *norm, const float *x, size_t stride, con
 static void norm_in_place(Worker *w, const Norm *norm, float *x, size_t stride, int columns, int parts, int n) {
     for (int unit = w->index; unit < n * parts; unit += w->count) {
         float *part = x + unit / parts * stride + (size_t)(unit % parts) * columns;
+        const float *gain = norm->apart ? norm->gain + (size_t)(unit % parts) * columns : norm->gain;
         /* By way of the scratch memory, as the kernel writes whole vectors, and the next slice is another worker's. */
-        w->backend->kernels->norm(part, norm->gain, norm->centred, norm->eps, columns, w->scratch);
+        w->backend->kernels->norm(part, gain, norm->centred, norm->eps, columns, w->scratch);
         memcpy(part, w->scratch, (size_t)columns * sizeof(float));
     }
     barrier(w);
@@ -652,12 +660,6 @@ static void rotate_and_store(Worker *w, const Heads *heads, const Row *rows, int
     barrier(w);
 }
 
-/* Rows of one sequence, side by side in a pass. */
-typedef struct Run {
-    const Row *rows;
-    int first, n; /* of the rows whose attention is computed together */
-} Run;
-
 static float *partial_at(const Worker *w, const Heads *heads, int buffer, int row, int head, int chunk, int n_chunks) {
     return w->backend->partials[buffer] +
            (((size_t)row * heads->n_head + head) * n_chunks + chunk) * partial_size(heads);
@@ -694,8 +696,7 @@ static void attend_chunk(Worker *w, const Heads *heads, Run run, int kv_head, in
     }
 }
 
-/* The run that begins with row i; empty at the end. */
-static Run run_at(const Row *rows, int i, int n) {
+Run run_at(const Row *rows, int i, int n) {
     Run run = {rows + i, i, 0};
     while (i + run.n < n && run.rows[run.n].cache == run.rows->cache &&
            (!run.n || run.rows[run.n].n_visible >= run.rows[run.n - 1].n_visible))
@@ -747,6 +748,10 @@ static void fold_rows(Worker *w, const Heads *heads, const Row *rows, int first,
             w->backend->kernels->fold(partial_at(w, heads, buffer, row, head + h, first_read, n_chunks),
                                       partial_size(heads), cache_chunks(rows[row].n_visible) - first_read, size,
                                       heads->sinks ? heads->sinks + head + h : NULL, w->scratch + h * size);
+        if (heads->gates)
+            w->backend->kernels->gate(ACTIVATION_LOGISTIC,
+                                      heads->gates + (size_t)(first + row) * heads->gate_stride + (size_t)head * size,
+                                      w->scratch, heads_here * size, w->scratch);
         memset(w->scratch + heads_here * size, 0,
                ((size_t)(end - begin) * GROUP - (size_t)heads_here * size) * sizeof(float));
         w->backend->kernels->store_operand(w->scratch, out, first + row, begin, end);
@@ -780,11 +785,11 @@ static void gate(Worker *w, Activation activation, const Matrix *gate, const Mat
     for (int unit = share_begin(w, units, w->index); unit < share_begin(w, units, w->index + 1); unit++) {
         const int first = BLOCKS * unit, last = first + BLOCKS < n_blocks ? first + BLOCKS : n_blocks;
         if (last < first + BLOCKS) memset(values[0], 0, 2 * BEE_MAX_PASS_ROWS * GROUP * sizeof(float));
-        for (int m = 0; m < 2 && first < last; m++)
+        for (int m = gate ? 0 : 1; m < 2 && first < last; m++)
             multiply_blocks(w, matrices[m], first, last, mine, n, values[m], GROUP, false);
         for (int i = 0; i < n; i++) {
             float *g = values[0] + i * GROUP;
-            kernels->gate(activation, g, values[1] + i * GROUP, GROUP, g);
+            kernels->gate(activation, gate ? g : NULL, values[1] + i * GROUP, GROUP, g);
             kernels->store_operand(g, out, i, unit, unit + 1);
         }
     }
@@ -936,6 +941,8 @@ static const Ops cpu_ops = {
     .cap = cap,
     .route = route,
     .experts = experts,
+    .recur = recur,
+    .convolve = convolve,
     .copy = copy,
     .choose = choose,
     .measure_rates = measure_rates,

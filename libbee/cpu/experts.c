@@ -95,17 +95,17 @@ static Operand rows_from(const Operand *operand, int first) {
 static void gate_expert(Worker *w, const Experts *e, int expert, const Places *p, int unit, const ExpertRoom *room) {
     enum { BLOCKS = GROUP / BLOCK_ROWS };
     const Kernels *kernels = w->backend->kernels;
-    const Matrix *const matrices[] = {&e->gate[expert], &e->up[expert]};
+    const Matrix *const matrices[] = {e->gate ? &e->gate[expert] : NULL, &e->up[expert]};
     float *values[] = {w->scratch + BEE_MAX_PASS_ROWS * GROUP, w->scratch + 2 * BEE_MAX_PASS_ROWS * GROUP};
     const int n = p->count[expert], n_blocks = e->up[expert].weight->n_blocks;
     const int first = BLOCKS * unit, last = first + BLOCKS < n_blocks ? first + BLOCKS : n_blocks;
     const Operand in = rows_from(room->gathered, p->first[expert]);
     if (last < first + BLOCKS) memset(values[0], 0, 2 * BEE_MAX_PASS_ROWS * GROUP * sizeof(float));
-    for (int m = 0; m < 2 && first < last; m++)
+    for (int m = e->gate ? 0 : 1; m < 2 && first < last; m++)
         multiply_blocks(w, matrices[m], first, last, &in, n, values[m], GROUP, false);
     for (int i = 0; i < n; i++) {
         float *g = values[0] + i * GROUP;
-        kernels->gate(e->activation, g, values[1] + i * GROUP, GROUP, g);
+        kernels->gate(e->activation, e->gate ? g : NULL, values[1] + i * GROUP, GROUP, g);
         kernels->store_operand(g, room->between, p->first[expert] + i, unit, unit + 1);
     }
 }

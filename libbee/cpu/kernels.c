@@ -478,6 +478,8 @@ INLINE VF over_logistic(VF x, VF y) {
 /* gelu(x) = x / 2 (1 + tanh u) = x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3) */
 INLINE VF activate(Activation activation, VF x) {
     if (activation == ACTIVATION_SILU) return over_logistic(x, x);
+    if (activation == ACTIVATION_LOGISTIC) return over_logistic(vf_set(1), x);
+    if (activation == ACTIVATION_RELU_SQUARED) return vf_mul(vf_max(vf_set(0), x), vf_max(vf_set(0), x));
     const VF cubic = vf_fma(vf_mul(x, x), vf_set(0.044715f), vf_set(1));
     return over_logistic(x, vf_mul(vf_mul(vf_set(2 * 0.7978845608f), x), cubic));
 }
@@ -505,6 +507,8 @@ static void gate(Activation activation, const float *gates, const float *up, int
     case ACTIVATION_SILU: gate_all(ACTIVATION_SILU, gates, up, n, out); return;
     case ACTIVATION_GELU: gate_all(ACTIVATION_GELU, gates, up, n, out); return;
     case ACTIVATION_CLAMPED: gate_all(ACTIVATION_CLAMPED, gates, up, n, out); return;
+    case ACTIVATION_LOGISTIC: gate_all(ACTIVATION_LOGISTIC, gates, up, n, out); return;
+    case ACTIVATION_RELU_SQUARED: gate_all(ACTIVATION_RELU_SQUARED, gates, up, n, out); return;
     }
 }
 
@@ -526,6 +530,44 @@ static void cap(float scale, float softcap, int n, float *x) {
         vf_store(at, softcap ? capped(scaled, softcap) : scaled);
         if (at == last) memcpy(x + i, last, (size_t)(n - i) * sizeof(float));
     }
+}
+
+/* ---- recurrences -------------------------------------------------------------------------------- */
+
+static void convolve(const float *const *in, const float *const *taps, int n_taps, const float *bias, bool silu, int n,
+                     float *out) {
+    for (int i = 0; i < n; i += 16) {
+        VF sum = vf_set(0);
+        for (int t = 0; t < n_taps; t++) sum = vf_fma(vf_load(in[t] + i), vf_load(taps[t] + i), sum);
+        if (bias) sum = vf_add(sum, vf_load(bias + i));
+        vf_store(out + i, silu ? over_logistic(sum, sum) : sum);
+    }
+}
+
+INLINE VF sum_of_parts(const VF *parts) { return vf_add(vf_add(parts[0], parts[1]), vf_add(parts[2], parts[3])); }
+
+/* decay (state' key) is (decay state)' key: so the state is read twice and written once. */
+static void recur(float *state, int n_keys, const float *key, const float *query, float decay, float rate,
+                  bool corrects, const float *value, float *out) {
+    enum { PARTS = 4 };
+    VF change = vf_load(value), parts[PARTS];
+    const VF keep = vf_set(decay);
+    UNROLL for (int p = 0; p < PARTS; p++) parts[p] = vf_set(0);
+    if (corrects) {
+        for (int i = 0; i < n_keys; i += PARTS)
+            UNROLL for (int p = 0; p < PARTS; p++) parts[p] =
+                vf_fma(vf_load(state + 16 * (i + p)), vf_set(key[i + p]), parts[p]);
+        change = vf_sub(change, vf_mul(keep, sum_of_parts(parts)));
+        UNROLL for (int p = 0; p < PARTS; p++) parts[p] = vf_set(0);
+    }
+    change = vf_mul(vf_set(rate), change);
+    for (int i = 0; i < n_keys; i += PARTS) UNROLL for (int p = 0; p < PARTS; p++) {
+            float *at = state + 16 * (i + p);
+            const VF next = vf_fma(vf_set(key[i + p]), change, vf_mul(keep, vf_load(at)));
+            vf_store(at, next);
+            if (out) parts[p] = vf_fma(next, vf_set(query[i + p]), parts[p]);
+        }
+    if (out) vf_store(out, sum_of_parts(parts));
 }
 
 static void to_float16(const float *x, uint16_t *out, int n) {
@@ -776,6 +818,8 @@ const Kernels ISA_KERNELS = {
     .cap = cap,
     .attend = attend,
     .fold = fold,
+    .convolve = convolve,
+    .recur = recur,
     .to_float16 = to_float16,
     .largest = largest,
     .sum_exp = sum_exp,

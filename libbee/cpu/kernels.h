@@ -154,6 +154,14 @@ typedef struct Kernels {
     /* Folds the partial results of successive chunks, `stride` floats apart, and divides by the sum, to which a sink, a
      * score without a value, belongs where there is one: out[head_size]. */
     void (*fold)(const float *partials, size_t stride, int n_chunks, int head_size, const float *sink, float *out);
+    /* out = the sum over taps of tap[i] * in[i], in their order, + bias (NULL: 0), n values, a multiple of 16; of that
+     * x / (1 + exp(-x)) where `silu`. */
+    void (*convolve)(const float *const *in, const float *const *taps, int n_taps, const float *bias, bool silu, int n,
+                     float *out);
+    /* One row's step of 16 columns of a state, [n_keys][16]: those of Recurrence (ops.h). out = state' query; NULL: it
+     * is not wanted. The sums over keys run in four interleaved parts. n_keys is a multiple of 4. */
+    void (*recur)(float *state, int n_keys, const float *key, const float *query, float decay, float rate,
+                  bool corrects, const float *value, float *out);
     void (*to_float16)(const float *x, uint16_t *out, int n); /* n a multiple of 16 */
     float (*largest)(const float *x, int n);                  /* n at least 1 */
     /* Sum of exp(x - shift), x <= shift. */

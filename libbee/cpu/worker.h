@@ -47,4 +47,19 @@ void route(Worker *worker, const Routing *routing, const float *logits, size_t s
 void experts(Worker *worker, const Experts *experts, const Operand *in, int n, ExpertRoom *room, float *out,
              size_t stride);
 
+/* Those of recurrence.c. */
+void recur(Worker *worker, const Recurrence *recurrence, const Row *rows, int n, const float *inputs,
+           size_t input_stride, const float *gates, float *out, size_t stride);
+void convolve(Worker *worker, const Recurrence *recurrence, const Row *rows, int n, float *inputs, size_t input_stride,
+              float *out, size_t stride);
+
+/* Rows of one sequence, side by side in a pass. */
+typedef struct Run {
+    const Row *rows;
+    int first, n;
+} Run;
+
+/* The run that begins with row i; empty at the end. */
+Run run_at(const Row *rows, int i, int n);
+
 #endif

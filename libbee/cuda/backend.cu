@@ -225,6 +225,7 @@ static const Ops cuda_ops = {
     attend,        gate,
     gate_values,   cap,
     NULL,          NULL,
+    NULL,          NULL,
     copy,          choose,
     measure_rates, &device_ops,
 };

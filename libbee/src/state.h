@@ -30,6 +30,20 @@ struct bee_engine {
     void *log_user;
 };
 
+/* States of the target's recurrent layers behind the first `position` tokens of a session, in ascending order
+ * (engine/snapshots.c). */
+typedef struct Snapshot {
+    int32_t position;
+    int slot; /* in `states` */
+} Snapshot;
+
+typedef struct Snapshots {
+    int n, capacity;
+    Snapshot at[MAX_SNAPSHOTS];
+    float *states; /* [capacity][floats] */
+    size_t floats;
+} Snapshots;
+
 /* tokens[0 .. n_tokens) are committed; the target's cache holds the first n_cached of them. While a request runs,
  * n_cached < n_tokens: at least the last token still waits for a pass. */
 struct bee_session {
@@ -40,6 +54,7 @@ struct bee_session {
     int32_t *tokens; /* [n_ctx] */
     int32_t n_tokens, n_cached;
     int32_t n_written; /* positions from here on were never written since the first one was: what windows forgot */
+    Snapshots snapshots;
     void *drafting[N_DRAFT_SOURCES]; /* each source's own state */
     DeviceCycle *cycle;              /* on a device */
     const float *profile; /* of accepted drafts, in place of the drafter's merit: bee_engine_measure_cycles */

@@ -585,6 +585,19 @@ static void test_gelu_and_cap(const Kernels *kernels) {
     for (int i = 0; i < N; i++) CHECK_NEAR(out[i], (x[i] + 0.25 * up[i]) * 2, U * 2 * (fabs(x[i]) + up[i]));
 }
 
+static void test_logistic_and_relu_squared(const Kernels *kernels) {
+    enum { N = 400 };
+    static float x[N], up[N], out[N];
+    for (int i = 0; i < N; i++) x[i] = (float)(i - N / 2) * 0.1f, up[i] = 1 + (float)(i % 7);
+    kernels->gate(ACTIVATION_LOGISTIC, x, up, N, out);
+    for (int i = 0; i < N; i++) {
+        const double expected = up[i] / (1 + exp(-(double)x[i]));
+        CHECK_NEAR(out[i], expected, (EXP_ERROR + 4 * U) * SECOND_ORDER * expected);
+    }
+    kernels->gate(ACTIVATION_RELU_SQUARED, NULL, x, N, out);
+    for (int i = 0; i < N; i++) CHECK(out[i] == (x[i] > 0 ? x[i] * x[i] : 0));
+}
+
 static void test_swiglu(const Kernels *kernels) {
     enum { N = 4096 };
     static float gate[N], up[N], out[N];
@@ -654,6 +667,57 @@ static void test_largest(const Kernels *kernels) {
     }
 }
 
+/* ---- recurrences -------------------------------------------------------------------------------------- */
+
+/* Sums of at most 5 products, a bias, and silu. */
+static void test_convolution(const Kernels *kernels) {
+    enum { N = 48, MOST = 5 };
+    float x[MOST][N], taps[MOST][N], bias[N], out[N];
+    const float *in[MOST], *of[MOST];
+    Random random = {21};
+    for (int t = 0; t < MOST; t++)
+        for (int i = 0; i < N; i++)
+            in[t] = x[t], of[t] = taps[t], x[t][i] = (float)random_normal(&random), bias[i] = (float)(i % 5),
+            taps[t][i] = (float)random_normal(&random);
+    for (int n = 1; n <= MOST; n++)
+        for (int silu = 0; silu < 2; silu++) {
+            kernels->convolve(in, of, n, n % 2 ? bias : NULL, silu, N, out);
+            for (int i = 0; i < N; i++) {
+                double sum = n % 2 ? bias[i] : 0, size = sum;
+                for (int t = 0; t < n; t++) sum += (double)x[t][i] * taps[t][i], size += fabs(x[t][i] * taps[t][i]);
+                CHECK_NEAR(out[i], silu ? sum / (1 + exp(-sum)) : sum, (EXP_ERROR + 2 * (n + 6) * U) * (size + 1));
+            }
+        }
+}
+
+/* The same in double precision. One step's error is some 40 roundings of the largest number that takes part. */
+static void test_recurrence(const Kernels *kernels, int n_keys, bool corrects) {
+    enum { MOST = 64, STEPS = 40 };
+    float state[MOST * 16], key[MOST], query[MOST], value[16], out[16];
+    double exact[MOST * 16];
+    Random random = {22};
+    for (int i = 0; i < 16 * n_keys; i++) exact[i] = state[i] = (float)random_normal(&random);
+    for (int step = 0; step < STEPS; step++) {
+        const float decay = (float)random_unit(&random), rate = (float)random_unit(&random);
+        for (int i = 0; i < n_keys; i++) key[i] = (float)(random_normal(&random) / sqrt(n_keys));
+        for (int i = 0; i < n_keys; i++) query[i] = (float)random_normal(&random);
+        for (int c = 0; c < 16; c++) value[c] = (float)random_normal(&random);
+        kernels->recur(state, n_keys, key, query, decay, rate, corrects, value, step % 3 ? out : NULL);
+        for (int c = 0; c < 16; c++) {
+            double known = 0, answer = 0, size = 0;
+            for (int i = 0; i < n_keys; i++) known += decay * exact[16 * i + c] * key[i];
+            const double change = rate * (corrects ? value[c] - known : value[c]);
+            for (int i = 0; i < n_keys; i++) {
+                exact[16 * i + c] = decay * exact[16 * i + c] + key[i] * change;
+                answer += exact[16 * i + c] * query[i];
+                size += 1 + fabs(exact[16 * i + c] * query[i]);
+                CHECK_NEAR(state[16 * i + c], exact[16 * i + c], (step + 1) * 100 * U);
+            }
+            if (step % 3) CHECK_NEAR(out[c], answer, (step + 1) * 100 * U * size);
+        }
+    }
+}
+
 /* ---- one instruction set and another ----------------------------------------------------------------- */
 
 /* All but the portable kernels fuse products with sums and add across lanes in the same order: the same bits. */
@@ -694,6 +758,15 @@ static void test_same_bits(const Kernels *a, const Kernels *b) {
     a->gate(ACTIVATION_SILU, x, gain, COLUMNS, out[0]);
     b->gate(ACTIVATION_SILU, x, gain, COLUMNS, out[1]);
     CHECK(!memcmp(out[0], out[1], sizeof out[0]));
+    const float *const in[] = {x, gain, x}, *const taps[] = {gain, x, x};
+    a->convolve(in, taps, 3, gain, true, COLUMNS, out[0]);
+    b->convolve(in, taps, 3, gain, true, COLUMNS, out[1]);
+    CHECK(!memcmp(out[0], out[1], sizeof out[0]));
+    float state[2][16 * 32];
+    for (int i = 0; i < 16 * 32; i++) state[0][i] = state[1][i] = gain[i];
+    a->recur(state[0], 32, gain, x, 0.9f, 0.3f, true, x + 32, out[0]);
+    b->recur(state[1], 32, gain, x, 0.9f, 0.3f, true, x + 32, out[1]);
+    CHECK(!memcmp(state[0], state[1], sizeof state[0]) && !memcmp(out[0], out[1], 16 * sizeof(float)));
     a->to_float16(x, half[0], COLUMNS);
     b->to_float16(x, half[1], COLUMNS);
     CHECK(!memcmp(half[0], half[1], sizeof half[0]));
@@ -766,10 +839,15 @@ int main(void) {
         test_layer_norm(kernels);
         test_gelu_and_cap(kernels);
         test_swiglu(kernels);
+        test_logistic_and_relu_squared(kernels);
         test_exp(kernels);
         test_sum_exp(kernels);
         test_largest(kernels);
         test_half_conversion(kernels);
+        test_convolution(kernels);
+        test_recurrence(kernels, 16, true);
+        test_recurrence(kernels, 64, true);
+        test_recurrence(kernels, 64, false);
         if (i && strcmp(kernels->name, "portable")) test_same_bits(kernels_named(names[0]), kernels);
         printf("%s: done\n", kernels->name);
     }

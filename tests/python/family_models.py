@@ -20,6 +20,7 @@ N_EXPERTS = 6
 N_POSITIONS = 108  # 100 beyond a window of 8
 LONG = 800  # positions: beyond what a layer with a window remembers
 WINDOW = 8
+KERNEL = 4  # rows that a convolution of a recurrent layer sees
 
 
 def tokens(n: int = N_POSITIONS) -> list[int]:
@@ -54,7 +55,7 @@ class Model:
                 self.document.metadata[f"{architecture}.{key}"] = _value(content)
 
     def add(self, name: str, rows: int | None, columns: int, *, kind: str = "weight", depth: int = 0) -> None:
-        """A matrix, several of them, or a vector where rows is None, of gains ("norm"), "bias" or "factors"."""
+        """A matrix, several of them, or a vector where rows is None, of gains ("norm"), "bias", "factors", "decay"."""
         random = np.random.RandomState(zlib.crc32(f"{self.architecture} {name}".encode()))
         shape = (columns,) if rows is None else (depth, rows, columns) if depth else (rows, columns)
         values = random.standard_normal(shape)
@@ -64,6 +65,8 @@ class Model:
             values = 0.3 * values
         elif kind == "factors":
             values = 0.5 + 3 * np.abs(values)
+        elif kind == "decay":
+            values = -0.05 - np.abs(values)
         elif "token_embd" not in name:
             values *= 1.4 / np.sqrt(columns)
         self.document.tensors[name] = Stored.of(values.astype(np.float32))
@@ -103,12 +106,15 @@ class Model:
                     self.add(place + ".bias", None, shapes[name][0], kind="bias")
 
     def experts(
-        self, layers: Iterable[int], *, ff: int, shared: int = 0, biases: bool = False, chooser: bool = False
-    ) -> None:
+        self, layers: Iterable[int], *, ff: int, shared: int = 0, biases: bool = False, chooser: bool = False,
+        gates: bool = True,
+    ) -> None:  # fmt: skip
         """Experts of so many columns, and a feed-forward of `shared` for all rows; `chooser`: a bias that chooses."""
         for i in layers:
             self.add(f"blk.{i}.ffn_gate_inp.weight", N_EXPERTS, self.embd)
             shapes = {"gate": (ff, self.embd), "up": (ff, self.embd), "down": (self.embd, ff)}
+            if not gates:
+                del shapes["gate"]
             for name, (rows, columns) in shapes.items():
                 self.add(f"blk.{i}.ffn_{name}_exps.weight", rows, columns, depth=N_EXPERTS)
                 if biases:
@@ -120,6 +126,33 @@ class Model:
                 self.add(f"blk.{i}.ffn_gate_inp.bias", None, N_EXPERTS, kind="bias")
             if chooser:
                 self.add(f"blk.{i}.exp_probs_b.bias", None, N_EXPERTS, kind="bias")
+
+    def delta_net(self, layers: Iterable[int], *, keys: int, values: int, together: bool = False) -> None:
+        """Gated delta nets of so many heads of 16; rates and steps in one tensor where `together`."""
+        channels, results = 16 * (2 * keys + values), 16 * values
+        for i in layers:
+            self.add(f"blk.{i}.attn_qkv.weight", channels, self.embd)
+            self.add(f"blk.{i}.attn_gate.weight", results, self.embd)
+            self.add(f"blk.{i}.ssm_out.weight", self.embd, results)
+            self.add(f"blk.{i}.ssm_conv1d.weight", channels, KERNEL)
+            for name in ["ssm_ba"] if together else ["ssm_beta", "ssm_alpha"]:
+                self.add(f"blk.{i}.{name}.weight", 2 * values if together else values, self.embd)
+            self.add(f"blk.{i}.ssm_a", None, values, kind="decay")
+            self.add(f"blk.{i}.ssm_dt.bias", None, values, kind="bias")
+            self.add(f"blk.{i}.ssm_norm.weight", None, 16, kind="norm")
+
+    def mamba(self, layers: Iterable[int], *, inner: int, heads: int, state: int) -> None:
+        """Mamba-2 in two groups."""
+        channels = inner + 2 * 2 * state
+        for i in layers:
+            self.add(f"blk.{i}.ssm_in.weight", inner + channels + heads, self.embd)
+            self.add(f"blk.{i}.ssm_out.weight", self.embd, inner)
+            self.add(f"blk.{i}.ssm_conv1d.weight", channels, KERNEL)
+            self.add(f"blk.{i}.ssm_conv1d.bias", None, channels, kind="bias")
+            self.add(f"blk.{i}.ssm_dt.bias", None, heads, kind="bias")
+            self.add(f"blk.{i}.ssm_a", heads, 1, kind="decay")
+            self.add(f"blk.{i}.ssm_d", heads, 1, kind="bias")
+            self.add(f"blk.{i}.ssm_norm.weight", 2, inner // 2, kind="norm")
 
     def ends(self, *, tied: bool = False, bias: bool = False) -> Document:
         self.add("token_embd.weight", N_VOCAB, self.embd)
@@ -210,6 +243,116 @@ def _gemma4(*, own_embeddings: bool, shared: int, fused: bool = False) -> Docume
     return model.ends(tied=True)
 
 
+def _delta_nets(
+    architecture: str, recurrent: list[bool], *, values: int, shared: int = 0, predicted: int = 0, tied: bool = False,
+    **keys: Any,
+) -> Document:  # fmt: skip
+    """Qwen 3.5 and its kin: two heads of keys; experts where there is a shared one; behind the layers a block that
+    predicts a further token, where there is one."""
+    layers, next_ = len(recurrent), architecture == "qwen3next"
+    if shared:
+        keys |= {
+            "expert_count": N_EXPERTS, "expert_used_count": 3, "expert_feed_forward_length": 40,
+            "expert_shared_feed_forward_length": shared, "feed_forward_length": None,
+        }  # fmt: skip
+    model = Model(
+        architecture, layers + predicted, size=32, rope__dimension_count=16,
+        rope__dimension_sections=None if next_ else [3, 3, 2, 0], nextn_predict_layers=predicted or None,
+        ssm__conv_kernel=KERNEL, ssm__state_size=16, ssm__group_count=2, ssm__time_step_rank=values,
+        ssm__inner_size=16 * values, **keys,
+    )  # fmt: skip
+    blocks = range(layers + predicted)
+    attending = [i for i in blocks if i >= layers or not recurrent[i]]
+    model.layer_tensors(["attn_norm", "post_attention_norm", *(() if shared else GATED)])
+    model.layer_tensors(["attn_k", "attn_v", "attn_output", *HEAD_NORMS], attending)
+    for i in attending:
+        model.add(f"blk.{i}.attn_q.weight", 2 * 4 * 32, model.embd)
+    model.delta_net([i for i in range(layers) if recurrent[i]], keys=2, values=values, together=next_)
+    if shared:
+        model.experts(blocks, ff=40, shared=shared)
+    for i in blocks if shared else ():
+        model.add(f"blk.{i}.ffn_gate_inp_shexp.weight", None, model.embd, kind="bias")
+    if predicted:
+        model.add(f"blk.{layers}.nextn.eh_proj.weight", model.embd, 2 * model.embd)
+        for name in ("enorm", "hnorm", "shared_head_norm"):
+            model.add(f"blk.{layers}.nextn.{name}.weight", None, model.embd, kind="norm")
+    return model.ends(tied=tied)
+
+
+def _lfm2(heads: list[int], *, dense: int | None = None, **keys: Any) -> Document:
+    """Layers without heads of keys are short convolutions; experts from layer `dense` on."""
+    layers, first = len(heads), len(heads) if dense is None else dense
+    if dense is not None:
+        keys |= {
+            "expert_count": N_EXPERTS, "expert_used_count": 3, "expert_feed_forward_length": 40,
+            "expert_gating_func": 2, "leading_dense_block_count": dense,
+        }  # fmt: skip
+    model = Model(
+        "lfm2" if dense is None else "lfm2moe", layers, attention__head_count_kv=heads, shortconv__l_cache=3, **keys
+    )
+    model.layer_tensors(PRE)
+    model.layer_tensors([*QKV, *HEAD_NORMS], [i for i in range(layers) if heads[i]])
+    model.layer_tensors(GATED, range(first))
+    model.experts(range(first, layers), ff=40, chooser=True)
+    for i in range(layers):
+        if not heads[i]:
+            model.add(f"blk.{i}.shortconv.in_proj.weight", 3 * model.embd, model.embd)
+            model.add(f"blk.{i}.shortconv.out_proj.weight", model.embd, model.embd)
+            model.add(f"blk.{i}.shortconv.conv.weight", model.embd, 3)
+    document = model.ends(tied=True)
+    document.tensors["token_embd_norm.weight"] = document.tensors.pop("output_norm.weight")
+    return document
+
+
+def _mamba(inner: int, heads: int) -> dict[str, Any]:
+    return {
+        "ssm__conv_kernel": KERNEL, "ssm__inner_size": inner, "ssm__state_size": 32, "ssm__time_step_rank": heads,
+        "ssm__group_count": 2,
+    }  # fmt: skip
+
+
+def _granitehybrid(heads: list[int], *, mixture: bool = False, **keys: Any) -> Document:
+    layers = len(heads)
+    if mixture:
+        keys |= {"expert_count": N_EXPERTS, "expert_used_count": 3, "expert_shared_feed_forward_length": 48}
+    model = Model(
+        "granitehybrid", layers, attention__head_count_kv=heads, residual_scale=0.7, embedding_scale=1.5,
+        attention__scale=0.2, **_mamba(128, 4), **keys,
+    )  # fmt: skip
+    model.layer_tensors(PRE)
+    model.layer_tensors(QKV, [i for i in range(layers) if heads[i]])
+    model.mamba([i for i in range(layers) if not heads[i]], inner=128, heads=4, state=32)
+    if mixture:
+        model.experts(range(layers), ff=96, shared=48)
+    else:
+        model.layer_tensors(GATED)
+    return model.ends(tied=mixture)
+
+
+def _nemotron_h(layers: str, *, mixture: bool = False, **keys: Any) -> Document:
+    """A letter for each layer: Mamba-2, attention or feed-forward."""
+    if mixture:
+        keys |= {
+            "expert_count": N_EXPERTS, "expert_used_count": 3, "expert_feed_forward_length": 40,
+            "expert_shared_feed_forward_length": 24, "expert_shared_count": 1, "expert_weights_norm": True,
+            "expert_weights_scale": 2.5,
+        }  # fmt: skip
+    model = Model(
+        "nemotron_h_moe" if mixture else "nemotron_h", len(layers), attention__head_count_kv=[2 * (x == "a") for x in
+        layers], feed_forward_length=[96 * (x == "f") for x in layers], attention__layer_norm_epsilon=1e-5,
+        **_mamba(96, 6), **keys,
+    )  # fmt: skip
+    places = {kind: [i for i, letter in enumerate(layers) if letter == kind] for kind in "maf"}
+    model.layer_tensors(["attn_norm"])
+    model.layer_tensors(QKV, places["a"])
+    model.mamba(places["m"], inner=96, heads=6, state=32)
+    if mixture:
+        model.experts(places["f"], ff=40, shared=24, chooser=True, gates=False)
+    else:
+        model.layer_tensors(["ffn_up+bias", "ffn_down"], places["f"])
+    return model.ends()
+
+
 LONG_FACTORS = ("rope_factors_long.weight", "rope_factors_short.weight")
 ALL_BIASES = (
     "attn_q+bias",
@@ -293,6 +436,20 @@ CASES: dict[str, Callable[[], Document]] = {
     ),
     "ernie4_5": decoder("ernie4_5", [*PRE, *QKV, *GATED], tied=True, size=32),
     "internlm2": decoder("internlm2", [*PRE, *QKV, *GATED]),
+    "qwen35": lambda: _delta_nets("qwen35", [True, True, True, False], values=6),
+    "qwen35-listed-predicting": lambda: _delta_nets(
+        "qwen35", [False, True, True], values=4, predicted=1, tied=True,
+        attention__recurrent_layers=[False, True, True, False],
+    ),
+    "qwen35moe": lambda: _delta_nets("qwen35moe", [True, False], values=4, shared=24, full_attention_interval=2),
+    "qwen3next": lambda: _delta_nets("qwen3next", [True, True, True, False], values=4, shared=24),
+    "lfm2": lambda: _lfm2([0, 2, 0]),
+    "lfm2-windows": lambda: _lfm2([0, 2], **WINDOWED),
+    "lfm2moe": lambda: _lfm2([0, 2, 0], dense=1),
+    "granitehybrid": lambda: _granitehybrid([0, 2, 0], logit_scale=2.0, rope__scaling__finetuned=False),
+    "granitehybrid-experts": lambda: _granitehybrid([0, 0, 2], mixture=True),
+    "nemotron_h": lambda: _nemotron_h("mafm"),
+    "nemotron_h_moe": lambda: _nemotron_h("mfam", mixture=True),
     "llama-experts": mixture("llama", [*PRE, *QKV], ff=96, **YARN),
     "mistral3-experts": mixture("mistral3", [*PRE, *QKV], ff=96, attention__temperature_scale=0.1),
     "qwen3moe": mixture("qwen3moe", [*PRE, *QKV, *HEAD_NORMS], size=32, expert_feed_forward_length=40),
@@ -322,6 +479,8 @@ CASES: dict[str, Callable[[], Document]] = {
 }  # fmt: skip
 # With a context that windows do not remember: the logits of the last positions.
 LONG_CASES = ("gemma3", "gemma4-embeddings-shared-caches", "cohere2")
+# Numbers that are no weights of products, and F32 in any file.
+FLOATS = ("ffn_gate_inp", ".bias", "ssm_conv1d", "ssm_a", "ssm_d", "ssm_norm", "shortconv.conv")
 
 
 def make(name: str, type_name: str = "F32", n_ctx: int = N_CTX) -> Document:
@@ -330,6 +489,6 @@ def make(name: str, type_name: str = "F32", n_ctx: int = N_CTX) -> Document:
     architecture = document.metadata["general.architecture"].content
     document.metadata[f"{architecture}.context_length"] = integer(n_ctx)
     for tensor, stored in document.tensors.items():
-        if type_name != "F32" and len(stored.shape) > 1 and "ffn_gate_inp" not in tensor and ".bias" not in tensor:
+        if type_name != "F32" and len(stored.shape) > 1 and not any(name in tensor for name in FLOATS):
             document.tensors[tensor] = Stored.of(stored.values(), type_name)
     return document

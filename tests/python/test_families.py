@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,17 @@ def _devices() -> list[str]:
 
 
 DEVICES = _devices()  # "cuda" where there is a card, or an emulated one
-# Mixtures of experts run on the CPU alone.
-MIXTURES = [name for name in CASES if any(key.endswith("expert_count") for key in make(name).metadata)]
-DENSE = [name for name in CASES if name not in MIXTURES]
+
+
+def _with(*keys: str) -> list[str]:
+    """Names of models whose files have one of these keys."""
+    return [name for name in CASES if any(key.endswith(keys) for key in make(name).metadata)]
+
+
+# These run on the CPU alone.
+MIXTURES = _with("expert_count")
+RECURRENT = _with("ssm.conv_kernel", "shortconv.l_cache")
+DENSE = [name for name in CASES if name not in MIXTURES + RECURRENT]
 SHALLOW = [name for name in DENSE if name != "exaone4-windows"]  # its 64 layers take long on an emulation
 
 
@@ -115,6 +124,13 @@ def test_logits(device: str, name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif("cuda" not in DEVICES, reason="needs a card, or an emulated one")
+def test_cuda_refuses_recurrent_layers(tmp_path: Path) -> None:
+    path = make("qwen35").write(tmp_path / "model.gguf")
+    with pytest.raises(BeeError, match="recurrent layers"):
+        logits(path, tokens(), 16, device="cuda")
+
+
+@pytest.mark.skipif("cuda" not in DEVICES, reason="needs a card, or an emulated one")
 def test_cuda_refuses_mixtures(tmp_path: Path) -> None:
     path = make("qwen3moe").write(tmp_path / "model.gguf")
     with pytest.raises(BeeError, match="mixtures of experts"):
@@ -169,7 +185,8 @@ def drafter_for(name: str, window: int = 0) -> Document:
     """A DFlash drafter of random weights; none of its drafts is better than chance."""
     target = make(name)
     architecture = target.metadata["general.architecture"].content
-    layers = target.metadata[f"{architecture}.block_count"].content
+    predicted = target.metadata.get(f"{architecture}.nextn_predict_layers", integer(0)).content
+    layers = target.metadata[f"{architecture}.block_count"].content - predicted
     keys = {
         "block_count": 2, "context_length": 1024, "embedding_length": 64, "feed_forward_length": 96,
         "vocab_size": N_VOCAB, "attention.head_count": 4, "attention.head_count_kv": 2, "attention.key_length": 16,
@@ -201,6 +218,15 @@ def drafter_for(name: str, window: int = 0) -> Document:
 def generate(
     handle: Any, found: Any, prompt: list[int], mode: int, length: int, temperature: float, seed: int, n: int
 ) -> list[int]:
+    begin(found, prompt, mode, length, temperature, seed, n)
+    error, step, out = new_error(), ffi.new("bee_step *"), []
+    while step.finish == lib.BEE_FINISH_NONE:
+        check(lib.bee_engine_step(handle, ffi.new("bee_session *[]", [found]), 1, step, error), error)
+        out.extend(step.tokens[0 : step.n_tokens])
+    return [int(token) for token in out]
+
+
+def begin(found: Any, prompt: list[int], mode: int, length: int, temperature: float, seed: int, n: int) -> None:
     error = new_error()
     ids = ffi.new("int32_t[]", prompt)
     request = ffi.new("bee_request *", {"prompt": ids, "n_prompt": len(prompt), "max_tokens": n, "speculation": mode})
@@ -208,11 +234,6 @@ def generate(
     request.sampling.temperature, request.sampling.top_p, request.sampling.seed = temperature, 1.0, seed
     request.penalties.repetition = 1.0
     check(lib.bee_session_begin(found, request, error), error)
-    step, out = ffi.new("bee_step *"), []
-    while step.finish == lib.BEE_FINISH_NONE:
-        check(lib.bee_engine_step(handle, ffi.new("bee_session *[]", [found]), 1, step, error), error)
-        out.extend(step.tokens[0 : step.n_tokens])
-    return [int(token) for token in out]
 
 
 @of_devices(CASES, on_cuda=SHALLOW)
@@ -237,7 +258,7 @@ def test_speculation_changes_nothing(device: str, name: str, tmp_path: Path) -> 
 TURNS = ((800, 1), (790, 2), (400, 3), (799, 4), (120, 5), (30, 6), (900, 7), (640, 8), (200, 9))  # tokens, the next
 
 
-@of_devices(LONG_CASES, on_cuda=["gemma3"])
+@of_devices((*LONG_CASES, "qwen35", "lfm2-windows", "nemotron_h"), on_cuda=["gemma3"])
 def test_going_back_further_than_a_window_remembers(device: str, name: str, tmp_path: Path) -> None:
     path = target_of(name, n_ctx=1024).write(tmp_path / "model.gguf")
     drafter = drafter_for(name, window=6).write(tmp_path / "drafter.gguf")
@@ -263,6 +284,83 @@ def test_a_file_that_is_cut_or_overwritten_while_it_is_open(tmp_path: Path) -> N
         assert generate(handle, found, tokens(9), *options) == expected
 
 
+# ---- states that cannot be cut ---------------------------------------------------------------------------------------
+
+
+def reused(found: Any) -> int:
+    stats = ffi.new("bee_stats *")
+    lib.bee_session_stats(found, stats)
+    return int(stats.reused_tokens)
+
+
+@pytest.mark.parametrize("name", ["qwen35", "lfm2"])
+def test_a_long_prompt_cut_in_two_ways(name: str, tmp_path: Path) -> None:
+    path, ids = make(name, n_ctx=4096).write(tmp_path / "model.gguf"), tokens(3000)
+    found = logits(path, ids, 128, n_ctx=4096)
+    assert np.isfinite(found).all()
+    assert found.tobytes() == logits(path, ids, 9, n_ctx=4096, threads=1).tobytes()
+
+
+@pytest.mark.parametrize("name", ["qwen35", "lfm2", "granitehybrid"])
+def test_states_are_saved_where_conversations_branch(name: str, tmp_path: Path) -> None:
+    """A prompt that differs goes on from the last place before the difference at which states were saved: a few tokens
+    before the end of a prompt, or one of every 512; and always as if it had been read from the beginning."""
+    path, ids = target_of(name, n_ctx=4096).write(tmp_path / "model.gguf"), tokens(3000)
+    off = (lib.BEE_SPECULATION_OFF, 0, 0.8, 1, 20)
+    turns = [(0, 2900, 0), (2900, 3, 2880), (2000, 40, 1488), (2035, 9, 2020), (100, 20, 0), (90, 5, 0), (88, 700, 75)]
+    with engine(path) as handle, session(handle, 4096) as kept:
+        history: list[int] = []
+        for shared, more, least in turns:
+            prompt = history[:shared] + [token ^ shared % 61 for token in ids[:more]]
+            found = generate(handle, kept, prompt, *off)
+            assert least <= reused(kept) <= shared
+            with session(handle, 4096) as fresh:
+                assert found == generate(handle, fresh, prompt, *off)
+            history = prompt + found
+
+
+@pytest.mark.parametrize("name", ["qwen35", "lfm2", "nemotron_h"])
+def test_cancelled_in_the_middle_of_a_pass(name: str, tmp_path: Path) -> None:
+    """Some layers have then read rows that others have not."""
+    draw, path = random.Random(name), target_of(name, n_ctx=1024).write(tmp_path / "model.gguf")
+    drafter, ids, ended = drafter_for(name).write(tmp_path / "drafter.gguf"), tokens(1000), 0
+    with engine(path, drafter) as handle, session(handle, 1024) as kept:
+        for i in range(12):
+            prompt = [*ids[: draw.randint(20, 900)], i]
+            timer = threading.Timer(draw.uniform(0.001, 0.02), lib.bee_session_cancel, [kept])
+            timer.start()
+            cut = generate(handle, kept, prompt, lib.BEE_SPECULATION_COPY, -1, 0, 1, 100)
+            timer.join()
+            ended += len(cut) < 100
+            prompt = [*(prompt + cut)[: draw.randint(20, 900)], i]
+            found = generate(handle, kept, prompt, lib.BEE_SPECULATION_AUTO, -1, 0.7, i, 12)
+            with session(handle, 1024) as fresh:
+                assert found == generate(handle, fresh, prompt, lib.BEE_SPECULATION_OFF, 0, 0.7, i, 12)
+    assert ended
+
+
+def test_sessions_in_company(tmp_path: Path) -> None:
+    """Rows of several sessions in one pass, each with its own state."""
+    path = target_of("qwen35").write(tmp_path / "model.gguf")
+    prompts = [tokens(30), tokens(41)[::-1], tokens(60)[7:9], [*tokens(50), 5]]
+    with engine(path) as handle, ExitStack() as stack:
+        found = [stack.enter_context(session(handle)) for _ in prompts]
+        expected = [generate(handle, found[0], prompt, lib.BEE_SPECULATION_OFF, 0, 0.9, 1, 30) for prompt in prompts]
+        out: list[list[int]] = [[] for _ in prompts]
+        for prompt, one in zip(prompts, found, strict=True):
+            begin(one, prompt, lib.BEE_SPECULATION_COPY, -1, 0.9, 1, 30)
+        running = list(range(len(prompts)))
+        while running:
+            steps = ffi.new("bee_step[]", len(running))
+            error = new_error()
+            together = ffi.new("bee_session *[]", [found[i] for i in running])
+            check(lib.bee_engine_step(handle, together, len(running), steps, error), error)
+            for i, step in zip(running, steps, strict=True):
+                out[i].extend(step.tokens[0 : step.n_tokens])
+            running = [i for i, step in zip(running, steps, strict=True) if step.finish == lib.BEE_FINISH_NONE]
+    assert out == expected
+
+
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 
@@ -282,6 +380,16 @@ def test_a_window_bounds_the_cache(tmp_path: Path) -> None:
     position = 2 * 2 * 2 * 16  # keys and values, two bytes, two heads of 16
     assert cache_bytes(path, 8192) == position * (8192 + 6 * 640)
     assert cache_bytes(path, 256) == position * 7 * 256
+
+
+def test_states_do_not_grow_with_the_context(tmp_path: Path) -> None:
+    """Three recurrent layers of four: each has 3 rows of 160 inputs and 6 states of 16 x 16 floats, and saves eight
+    more of both, beside 16 rows of 160 inputs, and of 6 rates and steps in places of 16."""
+    path = make("qwen35", n_ctx=8192).write(tmp_path / "model.gguf")
+    position = 2 * 2 * 2 * 32  # keys and values of the layer that attends
+    states = 3 * 4 * (9 * (3 * 160 + 6 * 16 * 16) + 16 * (160 + 2 * 16))
+    assert cache_bytes(path, 256) == position * 256 + states
+    assert cache_bytes(path, 8192) == position * 8192 + states
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------
@@ -379,6 +487,37 @@ BROKEN = {
         lambda d: d.tensors.update({"blk.0.ffn_up_exps.weight": Stored.of(np.zeros((5, 40, 64), np.float32))}),
         "blk.0.ffn_up_exps.weight",
     ),
+    "a layer that is said to attend, and does not": (
+        "qwen35-listed-predicting",
+        key("qwen35.attention.recurrent_layers", booleans(False, False, True, False)),
+        r"blk.1.attn_q.weight",
+    ),
+    "too few layers in the list": (
+        "qwen35-listed-predicting", key("qwen35.attention.recurrent_layers", booleans(True, False)), "recurrent_layers",
+    ),
+    "a convolution of one row": ("qwen35", key("qwen35.ssm.conv_kernel", integer(1)), "ssm.conv_kernel"),
+    "a convolution of another length": ("qwen35", key("qwen35.ssm.conv_kernel", integer(3)), "blk.0.ssm_conv1d.weight"),
+    "a state of an odd size": ("qwen35", key("qwen35.ssm.state_size", integer(15)), "ssm.state_size"),
+    "a state that is too large": ("qwen35", key("qwen35.ssm.state_size", integer(1024)), "ssm.state_size"),
+    "groups that do not divide": ("qwen35", key("qwen35.ssm.group_count", integer(4)), "ssm.group_count"),
+    "states of another width": ("qwen35", key("qwen35.ssm.inner_size", integer(64)), "ssm.inner_size"),
+    "no width of states": ("qwen35", without("qwen35.ssm.inner_size"), "qwen35.ssm.inner_size"),
+    "no sections": ("qwen35", without("qwen35.rope.dimension_sections"), "rope.dimension_sections"),
+    "an interval of 0": ("qwen35", key("qwen35.full_attention_interval", integer(0)), "full_attention_interval"),
+    "a layer without its decay": ("qwen35", without("blk.1.ssm_a"), r"blk.1.ssm_a"),
+    "queries without gates": (
+        "qwen35",
+        lambda d: d.tensors.update({"blk.3.attn_q.weight": Stored.of(np.zeros((128, 64), np.float32))}),
+        "blk.3.attn_q.weight",
+    ),
+    "heads of an odd size": ("granitehybrid", key("granitehybrid.ssm.inner_size", integer(100)), "ssm.inner_size"),
+    "steps of another number": (
+        "granitehybrid",
+        lambda d: d.tensors.update({"blk.0.ssm_dt.bias": Stored.of(np.zeros(5, np.float32))}),
+        "blk.0.ssm_dt.bias",
+    ),
+    "a short convolution that is too long": ("lfm2", key("lfm2.shortconv.l_cache", integer(17)), "shortconv.l_cache"),
+    "experts of another width": ("nemotron_h_moe", key("nemotron_h_moe.moe_latent_size", integer(32)), "latent_size"),
     "a part for pictures": ("qwen2", key("general.architecture", text("clip")), "vision"),
 }  # fmt: skip
 

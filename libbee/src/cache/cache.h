@@ -1,4 +1,4 @@
-/* Keys and values of one sequence. */
+/* What is remembered of one sequence: keys and values, and the states of recurrent layers. */
 #ifndef BEE_CACHE_H
 #define BEE_CACHE_H
 
@@ -13,12 +13,28 @@ enum { CACHE_CHUNK = 128 }; /* positions */
  * those of a pass, and as far as a conversation usually goes back. */
 enum { CACHE_REGIONS = 2, CACHE_BEYOND_WINDOW = 512 };
 
+/* Rows whose inputs a recurrent layer keeps: as many as a pass may read of one sequence before it is known that they
+ * stay. */
+enum { CACHE_KEPT_ROWS = 16 };
+
+/* Places of a sequence at which states are saved: within so many bytes, but some in any case. */
+enum { MAX_SNAPSHOTS = 8, LEAST_SNAPSHOTS = 2, SNAPSHOT_BYTES = 256 << 20 };
+
 /* What caches of a model hold: sums and maxima over its layers. */
 typedef struct CacheShape {
-    int columns[CACHE_REGIONS]; /* keys of one position: the sum of n_head_kv * head_size */
-    int window;                 /* the widest; 0: no layer has one */
-    int n_head, query_columns;  /* the most of a layer: heads, n_head * head_size */
+    int columns[CACHE_REGIONS];       /* keys of one position: the sum of n_head_kv * head_size */
+    int window;                       /* the widest; 0: no layer has one */
+    int n_head, query_columns;        /* the most of a layer: heads, n_head * head_size */
+    int n_states;                     /* layers that have one */
+    size_t state_floats, kept_floats; /* of all states; of the rows kept for them */
 } CacheShape;
+
+/* Where a recurrent layer stands: its state is that behind the first `position` tokens, and it keeps the inputs of the
+ * n_kept that follow. A pass can go on at any place between: it first applies the inputs before that place to the
+ * state, and keeps those of its own last rows. So a rejected row was never written, and nothing is ever undone. */
+typedef struct StateEnd {
+    int32_t position, n_kept;
+} StateEnd;
 
 /* float16, in whole chunks of positions. In what order, is the backend's business. Position p of a region lies where
  * p % n_positions does. */
@@ -26,6 +42,9 @@ typedef struct Cache {
     int n_ctx; /* positions that its sequence may have */
     int columns[CACHE_REGIONS], n_positions[CACHE_REGIONS];
     uint16_t *keys[CACHE_REGIONS], *values[CACHE_REGIONS];
+    int n_states;
+    float *states, *kept; /* in what order a layer's numbers lie, is the backend's business, too */
+    StateEnd *ends;       /* [n_states] */
 } Cache;
 
 static inline int cache_chunks(int n_positions) { return (n_positions + CACHE_CHUNK - 1) / CACHE_CHUNK; }
@@ -42,6 +61,7 @@ static inline Cache cache_layout(const CacheShape *shape, int n_ctx) {
     Cache cache;
     memset(&cache, 0, sizeof cache);
     cache.n_ctx = n_ctx;
+    cache.n_states = shape->n_states;
     for (int r = 0; r < CACHE_REGIONS; r++) {
         cache.columns[r] = shape->columns[r];
         cache.n_positions[r] = shape->columns[r] ? cache_positions(shape, r, n_ctx) : 0;
@@ -58,6 +78,30 @@ static inline size_t cache_half_bytes(const Cache *cache, int region) {
 static inline uint64_t cache_bytes(const CacheShape *shape, int n_ctx) {
     const Cache cache = cache_layout(shape, n_ctx);
     return 2 * (uint64_t)(cache_half_bytes(&cache, 0) + cache_half_bytes(&cache, 1));
+}
+
+/* How many states of a sequence are saved at most. */
+static inline int cache_snapshots(const CacheShape *shape) {
+    if (!shape->n_states) return 0;
+    const size_t fit = SNAPSHOT_BYTES / sizeof(float) / shape->state_floats;
+    return fit < LEAST_SNAPSHOTS ? LEAST_SNAPSHOTS : fit < MAX_SNAPSHOTS ? (int)fit : MAX_SNAPSHOTS;
+}
+
+/* The places at which every recurrent layer can go on: from the first to the last, none where that comes before it. A
+ * pass that was cancelled leaves some layers ahead of others. */
+static inline void cache_state_places(const Cache *cache, int *first, int *last) {
+    *first = 0;
+    *last = cache->n_ctx;
+    for (int i = 0; i < cache->n_states; i++) {
+        const StateEnd *end = &cache->ends[i];
+        if (end->position > *first) *first = end->position;
+        if (end->position + end->n_kept < *last) *last = end->position + end->n_kept;
+    }
+}
+
+/* The states are those behind so many tokens, whatever they were; behind none they need not be cleared. */
+static inline void cache_set_states(Cache *cache, int position) {
+    for (int i = 0; i < cache->n_states; i++) cache->ends[i] = (StateEnd){position, 0};
 }
 
 /* Of keys and values of one position, while no window is full. */

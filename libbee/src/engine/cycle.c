@@ -14,6 +14,7 @@
 #include "inspect.h"
 #include "sampling/constraint.h"
 #include "session.h"
+#include "snapshots.h"
 
 /* A session's part of the pass: rows [first_row, first_row + n_pending + n_drafts). */
 typedef struct Part {
@@ -306,6 +307,7 @@ static void commit(Part *p) {
     for (int i = 0; i < N_DRAFT_SOURCES && !p->on_device; i++)
         if (s->uses[i] && draft_sources[i]->keep) draft_sources[i]->keep(s, p->first_row, n);
     s->n_cached += n;
+    snapshots_keep(s, p->n_choices && s->stats.output_tokens == p->n_new);
     s->last_source = p->source;
     p->step->n_prompt_left = waiting_prompt(s);
     if (p->step->finish) s->active = false;

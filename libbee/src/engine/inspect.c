@@ -6,6 +6,7 @@
 #include "draft/sources.h"
 #include "error.h"
 #include "session.h"
+#include "snapshots.h"
 
 void keep_features(bee_session *s, int first_row, int n) {
     const bee_engine *e = s->engine;
@@ -63,6 +64,7 @@ bee_status bee_session_evaluate(bee_session *s, const int32_t *tokens, int32_t n
     memmove(s->tokens, tokens, (size_t)n * sizeof *tokens);
     s->n_tokens = n;
     s->n_cached = s->n_written = 0;
+    snapshots_go_to(s, 0);
     drafts_forget(s, 0);
     while (s->n_cached < n) {
         const int from = s->n_cached, rows = n - from < rows_per_pass ? n - from : rows_per_pass;

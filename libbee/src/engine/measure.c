@@ -40,6 +40,7 @@ void time_cycle(bee_session *s, int n_rows, bool drafts, double *pass_seconds, d
     *pass_seconds = passed - start;
     *draft_seconds = drafts ? monotonic_seconds() - passed : 0;
     s->n_cached = cached;
+    cache_set_states(s->cache, cached); /* which ones, does not matter here */
     drafts_forget(s, cached);
     pthread_mutex_unlock(&e->mutex);
 }

@@ -7,12 +7,13 @@
 #include "draft/sources.h"
 #include "error.h"
 #include "sampling/sample.h"
+#include "snapshots.h"
 
 static bool session_allocate(bee_session *s, bool keep_features) {
     bee_engine *e = s->engine;
     s->tokens = malloc((size_t)s->n_ctx * sizeof *s->tokens);
     s->cache = cache_for(e, e->target, s->n_ctx);
-    if (!s->tokens || !s->cache) return false;
+    if (!s->tokens || !s->cache || !snapshots_new(s)) return false;
     for (int i = 0; i < N_DRAFT_SOURCES; i++)
         if (draft_sources[i]->session_new && draft_sources[i]->longest(e) && !draft_sources[i]->session_new(s))
             return false;
@@ -28,6 +29,7 @@ static void session_free(bee_session *s) {
     if (s->cycle) s->engine->ops->device->cycle_free(s->engine->backend, s->cycle); /* waits for what is under way */
     for (int i = 0; i < N_DRAFT_SOURCES; i++)
         if (draft_sources[i]->session_free) draft_sources[i]->session_free(s);
+    snapshots_free(s);
     s->engine->ops->cache_free(s->engine->backend, s->cache);
     full_path_end(&s->full);
     free(s->masks);
@@ -163,6 +165,7 @@ static int reusable_prefix(const bee_session *s, const bee_request *r) {
     }
     int n = 0;
     while (n < limit && s->tokens[n] == r->prompt[n]) n++;
+    n = snapshots_reach(s, n);
     return reaches_back(s, n) ? n : 0;
 }
 
@@ -181,6 +184,7 @@ static void start_request(bee_session *s, const bee_request *r) {
     const int reused = reusable_prefix(s, r);
     if (!reused) s->n_written = 0;
     s->n_cached = reused;
+    snapshots_go_to(s, reused);
     drafts_forget(s, reused);
     memmove(s->tokens, r->prompt, (size_t)r->n_prompt * sizeof *s->tokens);
     s->n_tokens = r->n_prompt;

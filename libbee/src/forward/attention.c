@@ -1,6 +1,8 @@
 #include "blocks.h"
 
-Norm norm_with(const Shape *shape, const float *gain) { return (Norm){gain, shape->eps, shape->centred}; }
+Norm norm_with(const Shape *shape, const float *gain) {
+    return (Norm){.gain = gain, .eps = shape->eps, .centred = shape->centred};
+}
 
 void read_stream(const Pass *p, const float *gain) {
     const Shape *s = &p->model->shape;
@@ -24,12 +26,14 @@ void add_to_stream(const Pass *p, const Matrix *matrix, const Operand *in, const
                 p->n, w->x, w->embd_stride);
 }
 
-/* Products of embd_in: queries, and keys and values where the layer has its own. */
+/* Products of embd_in: queries, their gates, and keys and values where the layer has its own. */
 static void multiply_heads(const Pass *p, const Layer *l, bool with_queries) {
     Workspace *w = p->work;
-    Product products[3];
+    Product products[4];
     int n = 0;
     if (with_queries) products[n++] = (Product){&l->q, w->q, w->query_stride, false};
+    if (with_queries && l->head_gates.weight)
+        products[n++] = (Product){&l->head_gates, w->head_gates, w->query_stride, false};
     if (l->k.weight) products[n++] = (Product){&l->k, w->k, w->key_stride, false};
     if (l->v.weight) products[n++] = (Product){&l->v, w->v, w->key_stride, false};
     p->ops->multiply(p->worker, products, n, w->embd_in, p->n);
@@ -62,6 +66,8 @@ void attention(const Pass *p, int layer) {
     rotate_and_store(p, layer, true);
     Heads heads = shape->heads;
     heads.sinks = l->sinks;
+    heads.gates = l->head_gates.weight ? w->head_gates : NULL;
+    heads.gate_stride = w->query_stride;
     p->ops->attend(p->worker, &heads, p->rows, p->n, w->q, w->query_stride, w->query_in);
     add_to_stream(p, &l->attn_output, w->query_in, l->attn_post_norm, 1);
 }

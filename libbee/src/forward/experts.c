@@ -28,7 +28,8 @@ static void add_shared(const Pass *p, int layer) {
     Workspace *w = p->work;
     const bool whole = !l->shared_share.weight;
     if (!l->shared_up.weight) return;
-    p->ops->gate(p->worker, s->layers[layer].activation, &l->shared_gate, &l->shared_up, w->embd_in, p->n, w->ff_in);
+    p->ops->gate(p->worker, s->layers[layer].activation, l->shared_gate.weight ? &l->shared_gate : NULL, &l->shared_up,
+                 w->embd_in, p->n, w->ff_in);
     const Product down = {&l->shared_down, whole ? w->added : w->experts.each, w->embd_stride, whole};
     p->ops->multiply(p->worker, &down, 1, w->ff_in, p->n);
     if (whole) return;

@@ -4,9 +4,14 @@
 
 /* ---- the loop, the same for target and drafter ---------------------------------------------------- */
 
-static void (*const mixers[MIXER_COUNT])(const Pass *, int layer) = {[MIXER_ATTENTION] = attention};
-static void (*const feed_forwards[FEED_FORWARD_COUNT])(const Pass *, int layer) = {
-    [FEED_FORWARD_GATED] = gated_feed_forward, [FEED_FORWARD_EXPERTS] = expert_feed_forward};
+static void (*const mixers[MIXER_COUNT])(const Pass *, int layer) = {[MIXER_ATTENTION] = attention,
+                                                                     [MIXER_RECURRENCE] = recurrence,
+                                                                     [MIXER_CONVOLUTION] = convolution,
+                                                                     [MIXER_NONE] = NULL};
+static void (*const feed_forwards[FEED_FORWARD_COUNT])(const Pass *,
+                                                       int layer) = {[FEED_FORWARD_GATED] = gated_feed_forward,
+                                                                     [FEED_FORWARD_EXPERTS] = expert_feed_forward,
+                                                                     [FEED_FORWARD_NONE] = NULL};
 
 static void begin(const Pass *p) {
     const Model *m = p->model;
@@ -25,22 +30,30 @@ static void tap(const Pass *p, const int32_t *taps, int n_taps, int layer) {
                          p->work->feature_stride, n_embd, p->n);
 }
 
-/* One worker asks and all of them read after a barrier, so that they leave together. */
-static void ask_whether_cancelled(Worker *worker, TargetPass *pass) {
+/* Behind one half of a layer one worker asks, and behind the next one, which has barriers, all of them read: so they
+ * leave together. True where they do. */
+static bool is_cancelled(Worker *worker, TargetPass *pass, int n_halves) {
+    if (!pass) return false;
+    if (n_halves % 2 == 0) return atomic_load_explicit(&pass->stopped, memory_order_relaxed);
     if (pass->ops->worker_index(worker) == 0 && pass->cancelled && pass->cancelled(pass->cancel_argument))
         atomic_store_explicit(&pass->stopped, true, memory_order_relaxed);
+    return false;
 }
 
 /* `target` is NULL in a drafter's pass. False where the pass was cancelled. */
 static bool layers(const Pass *p, TargetPass *target) {
     const Shape *s = &p->model->shape;
+    int n_halves = 0;
     for (int layer = 0; layer < s->n_layer; layer++) {
+        void (*const halves[])(const Pass *, int) = {mixers[s->layers[layer].mixer],
+                                                     feed_forwards[s->layers[layer].feed_forward]};
         if (target) tap(p, target->taps, target->n_taps, layer);
-        mixers[s->layers[layer].mixer](p, layer);
-        if (target) ask_whether_cancelled(p->worker, target);
-        feed_forwards[s->layers[layer].feed_forward](p, layer);
+        for (int i = 0; i < 2; i++) {
+            if (!halves[i]) continue;
+            halves[i](p, layer);
+            if (is_cancelled(p->worker, target, ++n_halves)) return false;
+        }
         add_token_embedding(p, layer);
-        if (target && atomic_load_explicit(&target->stopped, memory_order_relaxed)) return false;
     }
     if (target) tap(p, target->taps, target->n_taps, s->n_layer);
     return true;

@@ -11,7 +11,7 @@ void make_token_embeddings(const Pass *p) {
     Workspace *w = p->work;
     if (!s->n_token) return;
     const int all = s->n_token * s->n_layer;
-    const Norm norm = {m->token_norm, s->eps * (float)s->n_embd, false};
+    const Norm norm = {.gain = m->token_norm, .eps = s->eps * (float)s->n_embd};
     p->ops->embed(p->worker, m->token_table, p->rows, p->n, sqrtf((float)s->n_token), w->token, w->token_stride);
     read_stream(p, NULL);
     p->ops->multiply(p->worker, &(Product){&m->token_projection, w->token_made, w->token_stride, false}, 1, w->embd_in,

@@ -40,6 +40,23 @@ static bool operands_new(const Ops *ops, Backend *backend, const Model *m, int n
     return w->embd_in && w->query_in && w->ff_in && (w->feature_in || !features) && (w->token_in || !s->n_token);
 }
 
+/* Of recurrent layers, and of gated heads. Products are written in whole blocks of rows. */
+static bool recurrences_new(const Ops *ops, Backend *backend, const Model *m, Workspace *w) {
+    const Shape *s = &m->shape;
+    const size_t rows = BEE_MAX_PASS_ROWS;
+    bool ok = true;
+    if (shape_widest(s, gate_columns)) ok = (w->head_gates = ops->buffer_new(backend, rows * w->query_stride));
+    if (!shape_cache(s).n_states) return ok;
+    w->input_stride = padded(shape_widest(s, input_columns));
+    w->result_stride = padded(shape_widest(s, result_columns));
+    w->inputs = ops->buffer_new(backend, rows * w->input_stride);
+    w->gates = ops->buffer_new(backend, rows * w->result_stride);
+    w->results = ops->buffer_new(backend, rows * w->result_stride);
+    w->result_in = ops->operand_new(backend, shape_widest(s, result_columns), BEE_MAX_PASS_ROWS,
+                                    formats_of(ops, m, EXTENT_RESULTS) | OPERAND_OWN);
+    return ok && w->inputs && w->gates && w->results && w->result_in;
+}
+
 static bool experts_new(const Ops *ops, Backend *backend, const Model *m, Workspace *w) {
     const Shape *s = &m->shape;
     const int n_experts = shape_widest(s, n_experts_of), n_used = shape_widest(s, n_used_of);
@@ -94,7 +111,9 @@ bool workspace_new(const Ops *ops, Backend *backend, const Model *model, int n_t
     }
     if (features && !model->features_in.weight)
         ok = (w->features = ops->buffer_new(backend, rows * w->feature_stride)) && ok;
-    if (ok && operands_new(ops, backend, model, features, w) && experts_new(ops, backend, model, w)) return true;
+    if (ok && operands_new(ops, backend, model, features, w) && recurrences_new(ops, backend, model, w) &&
+        experts_new(ops, backend, model, w))
+        return true;
     workspace_free(ops, backend, w);
     return false;
 }
@@ -102,6 +121,10 @@ bool workspace_new(const Ops *ops, Backend *backend, const Model *model, int n_t
 void workspace_free(const Ops *ops, Backend *backend, Workspace *w) {
     float *buffers[] = {w->x,
                         w->added,
+                        w->head_gates,
+                        w->inputs,
+                        w->gates,
+                        w->results,
                         w->q,
                         w->k,
                         w->v,
@@ -113,8 +136,8 @@ void workspace_free(const Ops *ops, Backend *backend, Workspace *w) {
                         (float *)w->experts.ids,
                         w->experts.weights,
                         w->experts.each};
-    Operand *operands[] = {w->embd_in,  w->query_in,         w->ff_in,          w->feature_in,
-                           w->token_in, w->experts.gathered, w->experts.between};
+    Operand *operands[] = {w->embd_in,  w->query_in,         w->ff_in,           w->feature_in,
+                           w->token_in, w->experts.gathered, w->experts.between, w->result_in};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) ops->buffer_free(backend, buffers[i]);
     for (int i = 0; i < MAX_ROPES; i++) ops->buffer_free(backend, w->angles[i]);
     for (size_t i = 0; i < sizeof operands / sizeof *operands; i++) ops->operand_free(backend, operands[i]);

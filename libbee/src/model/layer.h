@@ -8,9 +8,15 @@
 typedef struct Layer {
     float *attn_norm;
     Matrix q, k, v, attn_output;
+    Matrix head_gates;      /* of what heads give, side by side like queries */
     float *sinks;           /* [n_head] */
     float *q_norm, *k_norm; /* gains of a head, or of the whole row */
     float *attn_post_norm;  /* of what attention adds */
+    /* of a recurrent layer */
+    Matrix inputs, rates,
+        steps;             /* what it reads: side by side, the steps behind the inputs where they have no matrix */
+    Matrix gates, results; /* gates of its results, and what these add to the stream */
+    float *taps, *tap_bias, *decay, *step_bias, *skip, *result_norm;
     float *ffn_norm;
     Matrix gate, up, down;
     Matrix router;

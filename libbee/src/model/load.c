@@ -31,6 +31,20 @@ static int64_t extent_of(Extent extent, const Shape *s, const LayerShape *l) {
     case EXTENT_TWO_FF_EXPERT: return 2 * (int64_t)l->n_ff_expert;
     case EXTENT_FF_SHARED: return l->n_ff_shared;
     case EXTENT_TOKEN: return s->n_token;
+    case EXTENT_TWO_QUERY: return 2 * (int64_t)query_columns(l);
+    case EXTENT_CHANNELS: return l->recurrence.channels;
+    case EXTENT_THREE_CHANNELS: return 3 * (int64_t)l->recurrence.channels;
+    case EXTENT_CHANNELS_STEPS: return l->recurrence.channels + l->recurrence.n_heads;
+    case EXTENT_RESULTS: return result_columns(l);
+    case EXTENT_RESULTS_CHANNELS_STEPS: return result_columns(l) + l->recurrence.channels + l->recurrence.n_heads;
+    case EXTENT_RESULT_GROUP: return result_columns(l) / (l->n_norm_groups ? l->n_norm_groups : 1);
+    case EXTENT_GROUPS: return l->n_norm_groups;
+    case EXTENT_RESULT: return l->recurrence.value_size;
+    case EXTENT_STATES: return l->recurrence.n_heads;
+    case EXTENT_TWO_STATES: return 2 * (int64_t)l->recurrence.n_heads;
+    case EXTENT_STATES_OF_KEY:
+        return l->recurrence.n_heads / (l->recurrence.n_key_heads ? l->recurrence.n_key_heads : 1);
+    case EXTENT_KERNEL: return l->recurrence.kernel;
     }
     return 0;
 }
@@ -48,14 +62,21 @@ static Name layer_name(int index, const char *name) {
 
 static bool is_wanted(const Loader *l, const TensorSlot *slot, const Shape *s, int index, bool present) {
     (void)l;
-    const bool own_cache = s->layers[index].cache_of == index;
-    const bool mixture = s->layers[index].feed_forward == FEED_FORWARD_EXPERTS;
+    const bool own_cache = s->layers[index].cache_of == index, recurrent = is_recurrent(&s->layers[index]);
+    const FeedForward feed_forward = s->layers[index].feed_forward;
+    const Mixer mixer = s->layers[index].mixer;
+    const bool mixture = feed_forward == FEED_FORWARD_EXPERTS;
     switch (slot->when) {
     case ALWAYS: return true;
     case OPTIONAL: return present;
+    case MIXING: return mixer != MIXER_NONE;
+    case FEEDING: return mixer == MIXER_NONE;
+    case ATTENDING: return mixer == MIXER_ATTENTION;
+    case RECURRENT: return recurrent;
+    case RECURRENT_OPTIONAL: return recurrent && present;
     case OWN_CACHE: return own_cache;
     case OWN_CACHE_OPTIONAL: return own_cache && present;
-    case DENSE: return !mixture;
+    case DENSE: return feed_forward == FEED_FORWARD_GATED;
     case MIXTURE: return mixture;
     case MIXTURE_OPTIONAL: return mixture && present;
     case SHARED: return mixture && s->layers[index].n_ff_shared;
@@ -64,27 +85,35 @@ static bool is_wanted(const Loader *l, const TensorSlot *slot, const Shape *s, i
     return true;
 }
 
+/* Of a slot whose name says what a tensor is called, without anything behind it. */
+static bool is_whole(const TensorSlot *slot) {
+    const size_t n = strlen(slot->name);
+    return slot->bare || (n > 5 && !strcmp(slot->name + n - 5, ".bias"));
+}
+
 static void load_slot(Loader *l, const TensorSlot *slot, const Shape *s, int index, Layer *layer) {
     const LayerShape *shape = &s->layers[index];
     const int64_t rows = extent_of(slot->rows, s, shape), columns = extent_of(slot->columns, s, shape);
     char *field = (char *)layer + slot->field;
     Name name = layer_name(index, slot->name);
-    Part part = {0, rows, rows};
+    Part part = {.rows = rows, .whole = rows};
     const bool alone = has_tensor(l, name.text, ".weight");
     if (slot->fused && (!alone || !strcmp(slot->fused, slot->name)) &&
         has_tensor(l, layer_name(index, slot->fused).text, ".weight")) {
         name = layer_name(index, slot->fused);
-        part = (Part){extent_of(slot->begin, s, shape), rows, extent_of(slot->whole, s, shape)};
+        part = (Part){extent_of(slot->begin, s, shape), rows, extent_of(slot->whole, s, shape),
+                      extent_of(slot->stripe, s, shape), slot->odd};
     }
-    if (!is_wanted(l, slot, s, index, has_tensor(l, name.text, strchr(slot->name, '.') ? "" : ".weight"))) return;
-    Name full = name; /* names with a dot are whole */
-    if (!strchr(slot->name, '.'))
-        snprintf(full.text + strlen(full.text), sizeof full.text - strlen(full.text), ".weight");
+    if (!is_wanted(l, slot, s, index, has_tensor(l, name.text, is_whole(slot) ? "" : ".weight"))) return;
+    Name full = name;
+    if (!is_whole(slot)) snprintf(full.text + strlen(full.text), sizeof full.text - strlen(full.text), ".weight");
     switch (slot->kind) {
     case SLOT_MATRIX: load_matrix(l, name.text, part, columns, !slot->unscaled, (Matrix *)field); break;
     case SLOT_EXPERTS: load_experts(l, name.text, part, columns, shape->routing.n_experts, (Matrix **)field); break;
     case SLOT_VECTOR: *(float **)field = load_vector(l, full.text, columns); break;
     case SLOT_NUMBER: *(float *)field = load_number(l, full.text, 1); break;
+    case SLOT_ROWS:
+    case SLOT_COLUMNS: *(float **)field = load_numbers(l, full.text, rows, columns, slot->kind == SLOT_COLUMNS); break;
     }
 }
 
@@ -106,7 +135,9 @@ static void layer_free(const Ops *ops, Backend *backend, const Architecture *arc
         if (architecture->slots[i].kind == SLOT_EXPERTS)
             experts_free(ops, backend, *(Matrix **)field, shape->routing.n_experts);
         if (architecture->slots[i].kind == SLOT_MATRIX) matrix_free(ops, backend, (Matrix *)field);
-        if (architecture->slots[i].kind == SLOT_VECTOR) ops->buffer_free(backend, *(float **)field);
+        const SlotKind kind = architecture->slots[i].kind;
+        if (kind == SLOT_VECTOR || kind == SLOT_ROWS || kind == SLOT_COLUMNS)
+            ops->buffer_free(backend, *(float **)field);
     }
 }
 
@@ -245,10 +276,18 @@ static void load_model(Loader *l, Model *m, const Model *target, const bee_file 
     else
         load_target(l, m);
     for (int i = 0; i < s->n_layer && !l->status; i++) load_layer(l, s, i, &m->layers[i]);
-    m->output_norm = load_vector(l, "output_norm.weight", s->n_embd);
+    const char *norm = s->architecture->output_norm;
+    m->output_norm = load_vector(l, norm ? norm : "output_norm.weight", s->n_embd);
     load_ropes(l, m);
     check_leftovers(l, s);
     m->weight_bytes = l->weight_bytes;
+}
+
+/* Of what a device may lack. */
+static bool needs_recurrences(const Shape *s) {
+    for (int i = 0; i < s->n_layer; i++)
+        if (is_recurrent(&s->layers[i]) || s->layers[i].gated_heads) return true;
+    return false;
 }
 
 Model *model_load(const Device *device, const Ops *ops, Backend *backend, const bee_file *file, const Model *target,
@@ -269,6 +308,9 @@ Model *model_load(const Device *device, const Ops *ops, Backend *backend, const 
     if (!l.status && shape_widest(&m->shape, n_experts_of) && !ops->experts)
         l.status =
             bee_fail(error, BEE_ERROR_UNSUPPORTED, "mixtures of experts cannot run on this device yet; use the CPU");
+    if (!l.status && needs_recurrences(&m->shape) && !ops->recur)
+        l.status = bee_fail(error, BEE_ERROR_UNSUPPORTED,
+                            "recurrent layers and gated heads cannot run on this device yet; use the CPU");
     if (!l.status) load_model(&l, m, target, target_file);
     free(l.bound);
     free(l.buffer);
@@ -324,7 +366,7 @@ bee_pass_needs model_needs(const Ops *ops, const Model *m) {
     };
     for (int i = 0; i < s->n_layer; i++) {
         const LayerShape *shape = &s->layers[i];
-        needs.attention_multiply_adds += 2 * (uint64_t)query_columns(shape);
+        if (shape->mixer == MIXER_ATTENTION) needs.attention_multiply_adds += 2 * (uint64_t)query_columns(shape);
         for (int j = 0; j < s->architecture->n_slots; j++) {
             const TensorSlot *slot = &s->architecture->slots[j];
             const Matrix *matrix = (const Matrix *)((const char *)&m->layers[i] + slot->field);

@@ -17,9 +17,14 @@ static uint64_t workspace_bytes(const Device *device, const Model *m, int n_feat
     const Shape *s = &m->shape;
     const int query = shape_widest(s, query_columns), key = shape_widest(s, key_columns);
     const int token = s->n_token * s->n_layer;
-    const int rows[] = {s->n_embd, s->n_embd, query, key, key, n_features, n_features, m->n_head_rows, token, token};
-    const int operands[] = {s->n_embd, query, shape_widest(s, ff_columns), n_features ? n_features : 1,
-                            s->n_token ? s->n_token : 1};
+    const CacheShape cache = shape_cache(s);
+    const int inputs = cache.n_states ? shape_widest(s, input_columns) : 0;
+    const int results = cache.n_states ? shape_widest(s, result_columns) : 0;
+    const int rows[] = {s->n_embd,      s->n_embd, query, key,    key,     n_features, n_features,
+                        m->n_head_rows, token,     token, inputs, results, results,    shape_widest(s, gate_columns)};
+    const int operands[] = {
+        s->n_embd, query, shape_widest(s, ff_columns), n_features ? n_features : 1, s->n_token ? s->n_token : 1,
+        results};
     const int n_experts = shape_widest(s, n_experts_of), n_used = shape_widest(s, n_used_of);
     uint64_t bytes = 0;
     if (n_experts) { /* in every form, as above; for one row in BEE_MAX_PASS_ROWS */
@@ -55,7 +60,10 @@ static uint64_t model_cache_bytes(const Device *device, const Model *m, int n_ct
     uint64_t bytes = 0;
     for (int r = 0; r < CACHE_REGIONS; r++)
         if (cache_half_bytes(&cache, r)) bytes += 2 * device->buffer_bytes(cache_half_bytes(&cache, r));
-    return bytes;
+    if (!shape.n_states) return bytes;
+    const uint64_t states = device->buffer_bytes(shape.state_floats * sizeof(float));
+    return bytes + states * (uint64_t)(1 + cache_snapshots(&shape)) +
+           device->buffer_bytes(shape.kept_floats * sizeof(float));
 }
 
 static void add_up(const Device *device, const Model *target, const Model *drafter, int n_ctx, bee_memory_plan *out) {

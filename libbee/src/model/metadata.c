@@ -80,11 +80,12 @@ void read_layer_ints(MetadataReader *r, const Shape *shape, const char *suffix, 
 
 /* ---- what most architectures have in common -------------------------------------------------------- */
 
-/* Sizes of heads are the same for all layers, their numbers need not be. */
-static void read_heads(MetadataReader *r, Shape *shape) {
+/* Sizes of heads are the same for all layers, their numbers need not be. Without heads of keys a layer does not attend,
+ * where the caller has a place to say it. */
+static void read_heads(MetadataReader *r, Shape *shape, bool *recurrent) {
     int n_head[MAX_LAYERS], n_head_kv[MAX_LAYERS];
     read_layer_ints(r, shape, "attention.head_count", true, 1, 1, 4096, n_head);
-    read_layer_ints(r, shape, "attention.head_count_kv", false, 0, 1, 4096, n_head_kv);
+    read_layer_ints(r, shape, "attention.head_count_kv", recurrent, -1, recurrent ? 0 : 1, 4096, n_head_kv);
     const int size = (int)read_int(r, "attention.key_length", false, shape->n_embd / n_head[0], 1, MAX_HEAD_SIZE);
     if (read_int(r, "attention.value_length", false, size, 1, MAX_HEAD_SIZE) != size)
         refuse(r, "attention.value_length", "must equal attention.key_length");
@@ -94,7 +95,8 @@ static void read_heads(MetadataReader *r, Shape *shape) {
     for (int i = 0; i < shape->n_layer && !r->status; i++) {
         Heads *heads = &shape->layers[i].heads;
         heads->n_head = n_head[i];
-        heads->n_head_kv = n_head_kv[i] ? n_head_kv[i] : n_head[i];
+        heads->n_head_kv = n_head_kv[i] > 0 ? n_head_kv[i] : n_head[i];
+        if (recurrent) recurrent[i] = !n_head_kv[i];
         if (heads->n_head % heads->n_head_kv) refuse(r, "attention.head_count_kv", "must divide attention.head_count");
         heads->head_size = size;
         heads->scale = 1 / sqrtf((float)size);
@@ -102,20 +104,31 @@ static void read_heads(MetadataReader *r, Shape *shape) {
     }
 }
 
-void read_decoder_with_eps(MetadataReader *r, Shape *shape, const char *eps) {
+/* `recurrent` as for read_heads. Layers may have no feed-forward where `least_ff` is 0. */
+static void read_sizes(MetadataReader *r, Shape *shape, const char *eps, bool *recurrent, int least_ff) {
     int n_ff[MAX_LAYERS];
     shape->n_ctx_train = (int)read_int(r, "context_length", true, 1, 1, 1 << 26);
     shape->n_embd = (int)read_int(r, "embedding_length", true, 1, 1, 65536);
-    read_layer_ints(r, shape, "feed_forward_length", true, 1, 1, 1 << 20, n_ff);
+    read_layer_ints(r, shape, "feed_forward_length", least_ff, least_ff, least_ff, 1 << 20, n_ff);
     shape->n_vocab = (int)read_int(r, "vocab_size", false, 0, 1, 1 << 24);
     shape->eps = (float)read_float(r, eps, true, 1e-5);
     if (!r->status && !(shape->eps > 0 && shape->eps < 1)) refuse(r, eps, "must lie between 0 and 1");
-    read_heads(r, shape);
+    read_heads(r, shape, recurrent);
     for (int i = 0; i < shape->n_layer; i++) shape->layers[i].n_ff = n_ff[i];
+}
+
+void read_decoder_with_eps(MetadataReader *r, Shape *shape, const char *eps) { read_sizes(r, shape, eps, NULL, 1); }
+
+void read_decoder_of_experts(MetadataReader *r, Shape *shape) {
+    read_sizes(r, shape, "attention.layer_norm_rms_epsilon", NULL, 0);
 }
 
 void read_decoder(MetadataReader *r, Shape *shape) {
     read_decoder_with_eps(r, shape, "attention.layer_norm_rms_epsilon");
+}
+
+void read_hybrid(MetadataReader *r, Shape *shape, const char *eps, bool *recurrent) {
+    read_sizes(r, shape, eps, recurrent, 0);
 }
 
 /* A number that must be above 0 and finite. */

@@ -29,6 +29,10 @@ void read_layer_ints(MetadataReader *r, const Shape *shape, const char *suffix, 
 /* Sizes, the eps of norms (from the key `eps`), heads and feed-forward. */
 void read_decoder_with_eps(MetadataReader *r, Shape *shape, const char *eps);
 void read_decoder(MetadataReader *r, Shape *shape); /* eps of RMS norms */
+/* The same, where files need not have a width of feed-forwards that are no experts. */
+void read_decoder_of_experts(MetadataReader *r, Shape *shape);
+/* The same, where layers without heads of keys do not attend: which ones. They may lack a feed-forward, too. */
+void read_hybrid(MetadataReader *r, Shape *shape, const char *eps, bool *recurrent);
 /* Rotation of the heads of all layers, scaled as the file says; pairs (i, i + n_rotated / 2) where `neox`, else
  * (2 i, 2 i + 1). Returns it, for what a family does otherwise. */
 RopeShape *read_rope(MetadataReader *r, Shape *shape, bool neox);

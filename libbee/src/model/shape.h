@@ -8,20 +8,28 @@
 typedef struct Architecture Architecture;
 
 /* What mixes a position with those before it. */
-typedef enum Mixer { MIXER_ATTENTION, MIXER_COUNT } Mixer;
+typedef enum Mixer { MIXER_ATTENTION, MIXER_RECURRENCE, MIXER_CONVOLUTION, MIXER_NONE, MIXER_COUNT } Mixer;
 
-/* GATED: down(activation(gate x) * (up x)). EXPERTS: the weighted sum of a few such, and of one for all rows where
- * n_ff_shared is above 0. */
-typedef enum FeedForward { FEED_FORWARD_GATED, FEED_FORWARD_EXPERTS, FEED_FORWARD_COUNT } FeedForward;
+/* GATED: down(activation(gate x) * (up x)), or without `gate` down(activation(up x)). EXPERTS: the weighted sum of a
+ * few such, and of one for all rows where n_ff_shared is above 0. */
+typedef enum FeedForward {
+    FEED_FORWARD_GATED,
+    FEED_FORWARD_EXPERTS,
+    FEED_FORWARD_NONE,
+    FEED_FORWARD_COUNT
+} FeedForward;
 
 typedef struct LayerShape {
     Mixer mixer;
     FeedForward feed_forward;
-    Heads heads;      /* `rope` points into the model once that is loaded */
-    int rope;         /* which of Shape.ropes turns the heads; -1: none */
-    int cache_of;     /* the layer whose keys and values it attends to: its own number, or one before */
-    bool whole_norms; /* queries and keys are normed as whole rows, not head by head */
-    int n_ff;         /* of a gated feed-forward */
+    Heads heads;           /* `rope` points into the model once that is loaded */
+    int rope;              /* which of Shape.ropes turns the heads; -1: none */
+    int cache_of;          /* the layer whose keys and values it attends to: its own number, or one before */
+    bool whole_norms;      /* queries and keys are normed as whole rows, not head by head */
+    bool gated_heads;      /* what heads give is multiplied by gates of its own */
+    Recurrence recurrence; /* of layers that do not attend; its numbers are the layer's */
+    int n_norm_groups;     /* its results are normed in so many parts of a row, each with gains of its own; 0: not */
+    int n_ff;              /* of a gated feed-forward */
     Activation activation;
     Routing routing; /* its bias is the layer's */
     int n_ff_expert, n_ff_shared;
@@ -81,6 +89,21 @@ static inline int ff_columns(const LayerShape *l) { return l->n_ff > l->n_ff_sha
 static inline int expert_columns(const LayerShape *l) { return l->n_ff_expert; }
 static inline int n_experts_of(const LayerShape *l) { return l->routing.n_experts; }
 static inline int n_used_of(const LayerShape *l) { return l->routing.n_used; }
+
+static inline bool is_recurrent(const LayerShape *l) {
+    return l->mixer == MIXER_RECURRENCE || l->mixer == MIXER_CONVOLUTION;
+}
+/* Of a recurrent layer: what it reads of a row, and what it gives. */
+static inline int input_columns(const LayerShape *l) {
+    return l->mixer == MIXER_CONVOLUTION ? 3 * l->recurrence.channels : l->recurrence.input_floats;
+}
+static inline int result_columns(const LayerShape *l) {
+    const Recurrence *r = &l->recurrence;
+    return r->n_heads ? r->n_heads * r->value_size : r->channels;
+}
+
+/* Gates of heads. */
+static inline int gate_columns(const LayerShape *l) { return l->gated_heads ? query_columns(l) : 0; }
 
 /* What caches for this model hold; each layer is told where its keys lie. */
 CacheShape shape_cache(const Shape *shape);

@@ -155,6 +155,26 @@ float *load_vector(Loader *l, const char *name, int64_t columns) {
     return load_part_of_vector(l, name, 0, columns, columns);
 }
 
+float *load_numbers(Loader *l, const char *name, int64_t rows, int64_t columns, bool by_columns) {
+    Tensor tensor;
+    if (!find_tensor(l, name, rows, columns, &tensor)) return NULL;
+    l->weight_bytes += padded(rows * columns) * sizeof(float);
+    if (!l->backend || !read_tensor(l, &tensor)) return NULL;
+    float *row = malloc((size_t)columns * sizeof *row), *values = malloc((size_t)(rows * columns) * sizeof *values);
+    float *buffer = row && values ? l->ops->buffer_new(l->backend, padded(rows * columns)) : NULL;
+    for (int64_t r = 0; buffer && r < rows; r++) {
+        dequantize_row(&tensor, r, row);
+        for (int64_t c = 0; c < columns; c++) values[by_columns ? c * rows + r : r * columns + c] = row[c];
+    }
+    if (buffer)
+        l->ops->buffer_write(l->backend, buffer, values, (size_t)(rows * columns) * sizeof *values);
+    else
+        fail_memory(l, name);
+    free(values);
+    free(row);
+    return buffer;
+}
+
 float load_number(Loader *l, const char *name, float fallback) {
     Tensor tensor;
     float value = fallback;
@@ -163,16 +183,31 @@ float load_number(Loader *l, const char *name, float fallback) {
     return value;
 }
 
+/* Rows in stripes: numbers of heads, or the like, that lie between others. */
+static Weight *load_stripes(Loader *l, const char *name, const Tensor *tensor, Part part) {
+    int32_t *ids = malloc((size_t)part.rows * sizeof *ids);
+    for (int64_t i = 0; ids && i < part.rows; i++)
+        ids[i] = (int32_t)(i / part.stripe * 2 * part.stripe + (part.odd ? part.stripe : 0) + i % part.stripe);
+    Weight *weight = ids ? load_weight(l, name, tensor, ids, (int)part.rows) : NULL;
+    if (!ids) fail_memory(l, name);
+    free(ids);
+    return weight;
+}
+
 void load_matrix(Loader *l, const char *name, Part part, int64_t columns, bool scaled, Matrix *out) {
     char full[96];
     Tensor tensor;
     *out = (Matrix){.scale = 1};
     snprintf(full, sizeof full, "%s.weight", name);
     if (!find_tensor(l, full, part.whole, columns, &tensor)) return;
-    if (part.rows != tensor.rows && part.whole >= 0) tensor = tensor_rows(&tensor, part.first, part.rows);
-    out->weight = load_weight(l, full, &tensor, NULL, (int)tensor.rows);
+    if (part.stripe) {
+        out->weight = load_stripes(l, full, &tensor, part);
+    } else {
+        if (part.rows != tensor.rows && part.whole >= 0) tensor = tensor_rows(&tensor, part.first, part.rows);
+        out->weight = load_weight(l, full, &tensor, NULL, (int)tensor.rows);
+    }
     snprintf(full, sizeof full, "%s.bias", name);
-    if (gguf_has_tensor(l->file, full))
+    if (gguf_has_tensor(l->file, full) && !part.stripe)
         out->bias = load_part_of_vector(l, full, part.first, tensor.rows, part.whole < 0 ? tensor.rows : part.whole);
     snprintf(full, sizeof full, "%s.scale", name);
     if (scaled) out->scale = load_number(l, full, 1);
@@ -203,7 +238,7 @@ void load_experts(Loader *l, const char *name, Part part, int64_t columns, int n
 }
 
 void load_whole_matrix(Loader *l, const char *name, int64_t rows, int64_t columns, Matrix *out) {
-    load_matrix(l, name, (Part){0, rows, rows}, columns, true, out);
+    load_matrix(l, name, (Part){.rows = rows, .whole = rows}, columns, true, out);
 }
 
 void matrix_free(const Ops *ops, Backend *backend, Matrix *matrix) {

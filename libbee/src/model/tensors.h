@@ -42,12 +42,16 @@ bool has_tensor(const Loader *l, const char *name, const char *suffix);
 /* These return NULL where they failed, and where there is no backend. */
 Weight *load_weight(Loader *l, const char *name, const Tensor *tensor, const int32_t *row_ids, int n_rows);
 float *load_vector(Loader *l, const char *name, int64_t columns);
+/* A matrix as numbers, row by row or column by column. */
+float *load_numbers(Loader *l, const char *name, int64_t rows, int64_t columns, bool by_columns);
 float load_number(Loader *l, const char *name, float fallback);
 Table *load_table(Loader *l, const char *name, const Tensor *tensor);
 
-/* A part of a tensor, as matrix: rows [first, first + rows) of `whole`. */
+/* A part of a tensor, as matrix: rows [first, first + rows) of `whole`; or, where `stripe` is above 0, of every two
+ * stripes of so many rows the first, or the second one where `odd`. */
 typedef struct Part {
-    int64_t first, rows, whole;
+    int64_t first, rows, whole, stripe;
+    bool odd;
 } Part;
 
 /* "<name>.weight", with "<name>.bias" and, where it is a matrix's that is scaled, "<name>.scale", where the file has

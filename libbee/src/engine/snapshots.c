@@ -1,0 +1,77 @@
+#include "snapshots.h"
+
+enum { TOKENS_BETWEEN = 512 };
+
+bool snapshots_new(bee_session *s) {
+    const CacheShape shape = shape_cache(&s->engine->target->shape);
+    Snapshots *saved = &s->snapshots;
+    saved->capacity = cache_snapshots(&shape);
+    saved->floats = shape.state_floats;
+    if (!saved->capacity) return true;
+    saved->states = s->engine->ops->buffer_new(s->engine->backend, (size_t)saved->capacity * saved->floats);
+    return saved->states;
+}
+
+void snapshots_free(bee_session *s) { s->engine->ops->buffer_free(s->engine->backend, s->snapshots.states); }
+
+int snapshots_reach(const bee_session *s, int n) {
+    const Snapshots *saved = &s->snapshots;
+    int first, last;
+    if (!saved->capacity) return n;
+    cache_state_places(s->cache, &first, &last);
+    int reached = 0;
+    for (int i = 0; i < saved->n; i++)
+        if (saved->at[i].position <= n) reached = saved->at[i].position;
+    const int now = last < n ? last : n; /* where the layers stand, without any saved state */
+    return now >= first && now > reached ? now : reached;
+}
+
+static void move(bee_session *s, float *to, const float *from) {
+    s->engine->ops->buffer_move(s->engine->backend, to, from, s->snapshots.floats * sizeof(float));
+}
+
+static float *state_of(const Snapshots *saved, int i) {
+    return saved->states + (size_t)saved->at[i].slot * saved->floats;
+}
+
+void snapshots_go_to(bee_session *s, int n) {
+    Snapshots *saved = &s->snapshots;
+    int first, last;
+    if (!saved->capacity) return;
+    while (saved->n && saved->at[saved->n - 1].position > n) saved->n--;
+    cache_state_places(s->cache, &first, &last);
+    if (first <= n && n <= last) return;
+    if (n) move(s, s->cache->states, state_of(saved, saved->n - 1));
+    cache_set_states(s->cache, n);
+}
+
+/* Makes room for one more, and returns where its state goes. */
+static int take_slot(Snapshots *saved) {
+    int cheapest = 0, least = INT32_MAX, slot = 0;
+    bool taken[MAX_SNAPSHOTS] = {false};
+    for (int i = 0; i < saved->n; i++) {
+        const int again = saved->at[i].position - (i ? saved->at[i - 1].position : 0);
+        taken[saved->at[i].slot] = true;
+        if (again >= least) continue;
+        least = again;
+        cheapest = i;
+    }
+    while (slot < saved->capacity && taken[slot]) slot++;
+    if (slot < saved->capacity) return slot;
+    slot = saved->at[cheapest].slot;
+    saved->n--;
+    for (int i = cheapest; i < saved->n; i++) saved->at[i] = saved->at[i + 1];
+    return slot;
+}
+
+void snapshots_keep(bee_session *s, bool turn) {
+    Snapshots *saved = &s->snapshots;
+    int position, last;
+    if (!saved->capacity) return;
+    cache_state_places(s->cache, &position, &last);
+    const int behind = position - (saved->n ? saved->at[saved->n - 1].position : 0);
+    if (behind <= 0 || position > s->n_cached || (!turn && behind < TOKENS_BETWEEN)) return;
+    const int slot = take_slot(saved);
+    saved->at[saved->n++] = (Snapshot){position, slot};
+    move(s, state_of(saved, saved->n - 1), s->cache->states);
+}
