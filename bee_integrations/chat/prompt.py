@@ -51,8 +51,8 @@ def _guarded(
     from_outside = [m for m in messages if m.get("role") not in _TRUSTED_ROLES and isinstance(m.get("content"), str)]
     if parameters.parse_special or not any(engine.tokenizer.holds_control(m["content"]) for m in from_outside):
         return [dict(message) for message in messages], ""
-    template = template_source(engine, parameters)
-    shown = [template, messages, [tool.as_openai() for tool in use.tools], parameters.chat_template_kwargs]
+    templates = [template_source(engine, parameters), template_source(engine, parameters, for_tools=True)]
+    shown = [templates, messages, [tool.as_openai() for tool in use.tools], parameters.chat_template_kwargs]
     known = {character for text in _strings(shown) for character in text}
     guard = next(character for character in map(chr, _PRIVATE_USE) if character not in known)
     broken = {id(m): {**m, "content": engine.tokenizer.guarded(m["content"], guard)} for m in from_outside}
@@ -72,9 +72,10 @@ def _strings(value: Any) -> Iterator[str]:
 
 def tool_format(engine: Engine, parameters: BeeParameters) -> ToolFormat:
     """The format that the parameters name, or that of the chat template."""
+    source = template_source(engine, parameters, for_tools=True)
     if parameters.tool_format is not None:
-        return formats.for_template(formats.by_name(parameters.tool_format), template_source(engine, parameters))
-    return formats.recognise(template_source(engine, parameters))
+        return formats.for_template(formats.by_name(parameters.tool_format), source)
+    return formats.recognise(source)
 
 
 def chat_prompt(
@@ -94,12 +95,12 @@ def _rendered(
         return chat_text(engine, parameters, messages)
     prepared, tools = style.prompt(messages, shown)
     try:
-        return chat_text(engine, parameters, prepared, tools=tools)
+        return chat_text(engine, parameters, prepared, tools=tools, for_tools=True)
     except TemplateError:
         joined = _system_joined_to_user(messages, prepared)
         if joined is None:
             raise
-        return chat_text(engine, parameters, joined, tools=tools)
+        return chat_text(engine, parameters, joined, tools=tools, for_tools=True)
 
 
 def _system_joined_to_user(
@@ -122,8 +123,11 @@ def chat_text(
     parameters: BeeParameters,
     messages: list[dict[str, Any]],
     tools: list[dict[str, Any]] | None = None,
+    *,
+    for_tools: bool = False,
 ) -> str:
-    """A conversation, rendered by the parameters' chat template or else the model's own.
+    """A conversation, rendered by the parameters' chat template or else the model's own; `for_tools`: by that which it
+    has for tools.
 
     Raises `TemplateError` where there is no template, or where it rejects the messages.
     """
@@ -133,16 +137,17 @@ def chat_text(
     # Templates know the switch by one of these names.
     thinking = {} if switch is None else {"enable_thinking": switch, "thinking": switch}
     effort = {} if parameters.reasoning_effort is None else {"reasoning_effort": parameters.reasoning_effort}
-    template = _template(engine, parameters)
+    template = _template(engine, parameters, for_tools)
     variables = tool_variables(template.source, tools) | thinking | effort | (parameters.chat_template_kwargs or {})
     return template.render(messages, tools=tools, **variables)
 
 
-def template_source(engine: Engine, parameters: BeeParameters) -> str | None:
+def template_source(engine: Engine, parameters: BeeParameters, *, for_tools: bool = False) -> str | None:
     """The Jinja source that `chat_text` works with; None where there is none."""
     if parameters.chat_template is not None:
         return parameters.chat_template
-    return None if engine.chat_template is None else engine.chat_template.source
+    own = engine.tool_template if for_tools else engine.chat_template
+    return None if own is None else own.source
 
 
 def has_template(engine: Engine, parameters: BeeParameters) -> bool:
@@ -150,19 +155,20 @@ def has_template(engine: Engine, parameters: BeeParameters) -> bool:
     return parameters.chat_template is not None or engine.chat_template is not None
 
 
-def _template(engine: Engine, parameters: BeeParameters) -> ChatTemplate:
+def _template(engine: Engine, parameters: BeeParameters, for_tools: bool) -> ChatTemplate:
     if parameters.chat_template is not None:
         tokenizer = engine.tokenizer
         ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
         bos, eos = ("" if token is None else tokenizer.token_text(token) for token in ends)
         return _compiled(parameters.chat_template, bos, eos)
-    if engine.chat_template is None:
+    own = engine.tool_template if for_tools else engine.chat_template
+    if own is None:
         raise TemplateError(
             f"the model {engine.model_name!r} has no chat template, so it cannot be given messages; pass one as "
             "chat_template=... (Jinja source), or give the model plain text "
             "(BeeLLM in LangChain, complete() in LlamaIndex)"
         )
-    return engine.chat_template
+    return own
 
 
 @lru_cache(maxsize=8)

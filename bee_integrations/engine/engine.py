@@ -48,7 +48,7 @@ from ..models.file import ModelFile, Plan
 from ..models.ollama_templates import known_form
 from ..models.sampling_defaults import sampling_defaults
 from ..parameter_checks import INT32_MAX, integer, token_ids
-from ..text.chat_template import ChatTemplate
+from ..text.chat_template import TOOL_TEMPLATE, ChatTemplate
 from ..text.stop_strings import StopStrings
 from ..text.tokenizer import StreamDecoder, Tokenizer
 from .device_plan import CPU, DEVICES, check_device, expected_place
@@ -144,6 +144,7 @@ class Engine:
                 )
             self.tokenizer: Tokenizer = model_tokenizer(file, plan)
             self._template, self._template_error = _read_template(file, self.tokenizer, located)
+            self._tool_template = _read_tool_template(file, self.tokenizer)
             self._architecture = file.architecture
             # What the model's makers want for answers of which nobody says how they are to be sampled.
             self.sampling: dict[str, Any] = sampling_defaults(file.metadata, located)
@@ -187,6 +188,11 @@ class Engine:
         if self._template_error is not None:
             raise TemplateError(str(self._template_error))
         return self._template
+
+    @property
+    def tool_template(self) -> ChatTemplate | None:
+        """The template that the file has for chats with tools, or else `chat_template`."""
+        return self.chat_template if self._tool_template is None else self._tool_template
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], **template_kwargs: Any) -> str:
         """A conversation as the prompt that the model was trained on. Raises TemplateError."""
@@ -740,6 +746,14 @@ def _read_template(
         return template, None
     except TemplateError as error:
         return None, error
+
+
+def _read_tool_template(file: ModelFile, tokenizer: Tokenizer) -> ChatTemplate | None:
+    try:
+        return ChatTemplate.from_model_file(file, tokenizer, TOOL_TEMPLATE)
+    except TemplateError as error:
+        _log.warning("the template for tools of %s is not used: %s", file.path, error)
+        return None
 
 
 def context_length(n_ctx: int | None, n_ctx_train: int) -> int:

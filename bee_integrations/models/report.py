@@ -120,13 +120,15 @@ def _what_stands_against(memory: Mapping[str, Any], n_ctx_train: int) -> str | N
 
 def _tool_format(file: ModelFile) -> dict[str, str]:
     """The format in which the model is told of tools and writes calls, and why it is that one."""
-    from ..tools.formats import recognition  # which needs the engine's room of the package
+    from ..text.chat_template import CHAT_TEMPLATE, TOOL_TEMPLATE
+    from ..tools.formats import recognition  # which need the engine's room of the package
 
-    template = file.metadata.get("tokenizer.chat_template")
-    if not isinstance(template, str) or not template:
-        return {"format": "generic", "reason": "the file has no chat template"}
-    found = recognition(template)
-    return {"format": found.format.name, "reason": found.reason}
+    for key, which in ((TOOL_TEMPLATE, "of the template for tools: "), (CHAT_TEMPLATE, "")):
+        template = file.metadata.get(key)
+        if isinstance(template, str) and template.strip():
+            found = recognition(template)
+            return {"format": found.format.name, "reason": which + found.reason}
+    return {"format": "generic", "reason": "the file has no chat template"}
 
 
 def _shortened(value: Any) -> Any:
@@ -168,7 +170,7 @@ def print_model_report(report: Mapping[str, Any], console: Console) -> None:
         )
     if report["tools"] is not None:
         said = f"Tools: {report['tools']['format']} ({report['tools']['reason']})"
-        console.print(plain_text(said))
+        console.print(plain_text(said), soft_wrap=True)
     if report["runnable"] and report["kind"] == "drafter":
         console.print("A DFlash drafter that can run here: give it with its target, as --drafter.", style="green")
     elif report["runnable"]:

@@ -23,8 +23,10 @@ from .template_rendering import compile_template, render_template
 from .template_shape import is_bounded
 from .tokenizer import Tokenizer
 
-__all__ = ["ChatTemplate"]
+__all__ = ["CHAT_TEMPLATE", "TOOL_TEMPLATE", "ChatTemplate"]
 
+CHAT_TEMPLATE = "tokenizer.chat_template"
+TOOL_TEMPLATE = "tokenizer.chat_template.tool_use"  # in files of models that have one for chats with tools alone
 MAX_SOURCE = 1_000_000  # characters
 
 _log = logging.getLogger(__name__)
@@ -49,9 +51,9 @@ class ChatTemplate:
             template_process.run(source, None)
 
     @classmethod
-    def from_model_file(cls, file: ModelFile, tokenizer: Tokenizer) -> ChatTemplate | None:
-        """The default template of a model (`tokenizer.chat_template`), or None where it has none."""
-        source = file.metadata.get("tokenizer.chat_template")
+    def from_model_file(cls, file: ModelFile, tokenizer: Tokenizer, key: str = CHAT_TEMPLATE) -> ChatTemplate | None:
+        """The template of a model under a key of its file, by default that for all chats; None where it has none."""
+        source = file.metadata.get(key)
         if not isinstance(source, str) or not source.strip():
             return None
         return cls.of_tokenizer(source, tokenizer)

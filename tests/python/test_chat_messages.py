@@ -8,9 +8,12 @@ import enum
 import json
 import uuid
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_model
+from gguf_document import text
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from llama_index.core.base.llms import types as llama_index_types
 from llama_index.core.llms import ChatMessage
@@ -22,6 +25,9 @@ from bee_integrations.engine import Engine
 from bee_integrations.errors import UnsupportedContentError
 from bee_integrations.langchain_messages import template_messages
 from bee_integrations.llama_index_messages import template_messages as llama_index_template_messages
+from bee_integrations.models.report import describe_model_file
+from bee_integrations.text.chat_template import TOOL_TEMPLATE
+from bee_integrations.tools.tool_format import Tool
 
 # ---- blocks ----------------------------------------------------------------------------------------------------------
 
@@ -154,6 +160,45 @@ def _deep() -> dict[str, Any]:
 def test_other_arguments_are_a_typed_error(arguments: Any) -> None:
     with pytest.raises(UnsupportedContentError, match="arguments of the call of tool 'f'"):
         tool_call("f", arguments)
+
+
+# ---- a template for tools --------------------------------------------------------------------------------------------
+
+FOR_TOOLS = (
+    "{% for tool in tools %}[{{ tool.function.name }}]{% endfor %}{% for m in messages %}({{ m.role }}){{ m.content }}"
+    '{% for call in m.tool_calls %}<tool_call>{"name": "{{ call.function.name }}"}</tool_call>{% endfor %}{% endfor %}'
+)
+
+
+def test_a_template_for_tools_is_for_chats_with_tools(tmp_path: Path) -> None:
+    document = tiny_model.model()
+    document.metadata[TOOL_TEMPLATE] = text(FOR_TOOLS)
+    path = document.write(tmp_path / "two.gguf")
+    messages = [{"role": "user", "content": "Hi"}]
+    look = Tool("look", "Looks.", {})
+    with Engine(path, threads=1) as engine:
+        style = tool_format(engine, BeeParameters())
+        assert style.name == "hermes"
+
+        def prompt(use: ToolUse, messages: list[dict[str, Any]] = messages, **arguments: Any) -> str:
+            return chat_prompt(engine, BeeParameters(**arguments), messages, use, style).text
+
+        assert prompt(ToolUse()) == engine.render_chat(messages)
+        assert prompt(ToolUse((look,))) == "[look](user)Hi"
+        call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": {}}}
+        history = [*messages, {"role": "assistant", "content": "", "tool_calls": [call]}]
+        assert prompt(ToolUse(), history) == '(user)Hi(assistant)<tool_call>{"name": "look"}</tool_call>'
+        assert prompt(ToolUse((look,)), chat_template="{{ tools | length }}") == "1"  # the caller's counts more
+    report = describe_model_file(path)
+    assert report["tools"] == {"format": "hermes", "reason": "of the template for tools: the template has its markers"}
+
+
+def test_a_template_for_tools_that_is_broken_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    document = tiny_model.model()
+    document.metadata[TOOL_TEMPLATE] = text("{% for %}")
+    with Engine(document.write(tmp_path / "broken.gguf"), threads=1) as engine:
+        assert engine.tool_template is engine.chat_template
+    assert "the template for tools of" in caplog.text
 
 
 # ---- control tokens --------------------------------------------------------------------------------------------------
