@@ -1016,6 +1016,10 @@ static uint64_t operand_bytes(int columns) {
 
 static uint64_t matrix_bytes(TensorType type, int rows, int columns) { return packed_size(type, rows, columns); }
 
+static uint64_t experts_bytes(TensorType type, int rows, int columns, int n) {
+    return (uint64_t)n * packed_size(type, rows, columns);
+}
+
 static uint64_t attention_bytes(const CacheShape *shape, int n_ctx) {
     return 2 * sizeof(float) * partial_floats(shape, n_ctx);
 }
@@ -1042,6 +1046,7 @@ const Device bee_cpu_device = {
     .n_threads = n_threads,
     .note = note,
     .matrix_bytes = matrix_bytes,
+    .experts_bytes = experts_bytes,
     .buffer_bytes = buffer_bytes,
     .operand_bytes = operand_bytes,
     .attention_bytes = attention_bytes,

@@ -119,6 +119,36 @@ static void cap(Worker *w, float scale, float softcap, float *logits, size_t str
     queue_cap(w->backend->stream, scale, softcap, logits, stride, columns, n);
 }
 
+static DevicePlaces device_places(const ExpertRoom *room, int n_experts, int n_used) {
+    static_assert(sizeof(ExpertTile) == 4 * sizeof(int32_t), "expert_places counts them so");
+    const int most = expert_tiles(BEE_MAX_PASS_ROWS, n_experts, n_used);
+    return {room->places, (ExpertTile *)(room->places + 4), room->places + 4 + 4 * most};
+}
+
+static void route(Worker *w, const Routing *routing, const float *logits, size_t stride, int n, ExpertRoom *room) {
+    const DevicePlaces places = device_places(room, routing->n_experts, routing->n_used);
+    queue_route(w->backend->stream, routing, logits, stride, n, room->ids, room->weights, &places);
+}
+
+static DeviceExperts device_experts(const Matrix *matrices) {
+    const DeviceWeight *weight = &matrices->weight->weight;
+    return {*weight, matrices->bias, padded(weight->rows), matrices->weight->scales};
+}
+
+static void experts(Worker *w, const Experts *e, const Operand *in, int n, ExpertRoom *room, float *out,
+                    size_t stride) {
+    cudaStream_t stream = w->backend->stream;
+    const DevicePlaces places = device_places(room, e->n_experts, e->n_used);
+    const DeviceExperts gates = device_experts(e->gate), ups = device_experts(e->up), downs = device_experts(e->down);
+    const int n_tiles = expert_tiles(n, e->n_experts, e->n_used);
+    queue_gather(stream, &in->operand, n, e->n_used, &places, &room->gathered->operand);
+    queue_expert_gate(stream, e->activation, &gates, &ups, &places, n_tiles, &room->gathered->operand, n,
+                      &room->between->operand);
+    queue_expert_multiply(stream, &downs, &places, n_tiles, &room->between->operand, n, room->each, room->stride);
+    queue_sum_answers(stream, room->each, room->stride, room->weights, &places, e->n_used, downs.weight.rows, n, out,
+                      stride);
+}
+
 static void copy(Worker *w, const float *from, size_t from_stride, float *to, size_t to_stride, int columns, int n) {
     queue_copy(w->backend->stream, from, from_stride, to, to_stride, columns, n);
 }
@@ -209,25 +239,12 @@ static const DeviceOps device_ops = {
 
 /* In the order of the structure: C++17 has no designated initialisers. */
 static const Ops cuda_ops = {
-    weight_new,    weight_free,
-    weight_bytes,  operand_format,
-    operand_new,   operand_free,
-    buffer_new,    buffer_free,
-    buffer_write,  buffer_read,
-    buffer_move,   table_new,
-    table_free,    cache_new,
-    cache_free,    run,
-    worker_index,  embed,
-    norm,          norm_in_place,
-    add,           add_gated,
-    to_operand,    multiply,
-    rope_angles,   rotate_and_store,
-    attend,        gate,
-    gate_values,   cap,
-    NULL,          NULL,
-    NULL,          NULL,
-    copy,          choose,
-    measure_rates, &device_ops,
+    weight_new,    weight_free, experts_new, expert_new,    weight_bytes, operand_format, operand_new,
+    operand_free,  buffer_new,  buffer_free, buffer_write,  buffer_read,  buffer_move,    table_new,
+    table_free,    cache_new,   cache_free,  run,           worker_index, embed,          norm,
+    norm_in_place, add,         add_gated,   to_operand,    multiply,     rope_angles,    rotate_and_store,
+    attend,        gate,        gate_values, cap,           route,        experts,        NULL,
+    NULL,          copy,        choose,      measure_rates, &device_ops,
 };
 
 /* The process that used a card first; its children cannot. */

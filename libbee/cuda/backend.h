@@ -18,6 +18,8 @@ enum { N_SLOTS = 4 }; /* uploads under way */
 
 struct Weight {
     DeviceWeight weight;
+    float *scales; /* of experts, where this is the first; NULL: 1 */
+    bool is_part;  /* of another one's memory */
 };
 
 struct Table {
@@ -136,6 +138,8 @@ void buffer_write(Backend *b, void *to, const void *from, size_t bytes);
 void buffer_read(Backend *b, void *to, const void *from, size_t bytes);
 void buffer_move(Backend *b, void *to, const void *from, size_t bytes);
 Weight *weight_new(Backend *b, const Tensor *tensor, const int32_t *row_ids, int n_rows);
+Weight *experts_new(Backend *b, TensorType type, int rows, int columns, int n, const float *scales);
+Weight *expert_new(Backend *b, Weight *experts, int index, const Tensor *tensor);
 void weight_free(Backend *b, Weight *weight);
 size_t weight_bytes(const Weight *weight);
 int operand_format(const Weight *weight);

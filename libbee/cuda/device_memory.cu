@@ -194,8 +194,33 @@ static bool upload_weight(Backend *b, const DeviceWeight *w, const Tensor *tenso
 
 void weight_free(Backend *b, Weight *weight) {
     if (!weight) return;
-    give_back(b, weight->weight.data);
+    if (!weight->is_part) give_back(b, weight->weight.data);
+    give_back(b, weight->scales);
     free(weight);
+}
+
+Weight *experts_new(Backend *b, TensorType type, int rows, int columns, int n, const float *scales) {
+    Weight *first = (Weight *)calloc(1, sizeof *first);
+    if (!first) return NULL;
+    const size_t bytes = (size_t)n * sizeof *scales;
+    first->weight = device_weight_layout(type, rows, columns);
+    first->weight.data = (uint8_t *)take(b, (size_t)n * device_weight_bytes(&first->weight));
+    if (scales) first->scales = (float *)take(b, bytes);
+    if (first->scales) buffer_write(b, first->scales, scales, bytes);
+    if (first->weight.data && (first->scales || !scales)) return first;
+    weight_free(b, first);
+    return NULL;
+}
+
+Weight *expert_new(Backend *b, Weight *experts, int index, const Tensor *tensor) {
+    Weight *weight = index ? (Weight *)calloc(1, sizeof *weight) : experts;
+    if (!weight) return NULL;
+    weight->is_part = index > 0;
+    weight->weight = experts->weight;
+    weight->weight.data = experts->weight.data + (size_t)index * device_weight_bytes(&experts->weight);
+    if (upload_weight(b, &weight->weight, tensor, NULL)) return weight;
+    if (index) free(weight);
+    return NULL;
 }
 
 Weight *weight_new(Backend *b, const Tensor *tensor, const int32_t *row_ids, int n_rows) {

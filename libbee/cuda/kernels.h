@@ -10,6 +10,7 @@
 #include "file/gguf.h"
 #include "layout.h"
 #include "operand.h"
+#include "routing.h"
 
 /* A sequence's keys and values: layout.h. A region's position p lies where p % n_positions does. */
 typedef struct DeviceCache {
@@ -76,6 +77,47 @@ void queue_multiply(cudaStream_t stream, const DeviceProduct *products, int n_pr
  * memory for them on the way; their strides are equal. */
 void queue_gate(cudaStream_t stream, Activation activation, const DeviceProduct *gate, const DeviceProduct *up,
                 const DeviceOperand *in, int n, const DeviceOperand *out, const ProductScratch *scratch);
+
+/* Matrices of one shape, an expert's each, one behind the other; likewise their biases. */
+typedef struct DeviceExperts {
+    DeviceWeight weight; /* the first */
+    const float *bias;   /* [expert][bias_stride]; NULL: none */
+    size_t bias_stride;
+    const float *scales; /* [expert]; NULL: 1 */
+} DeviceExperts;
+
+/* Rows that go to one expert: EXPERT_ALIGNMENT at most. */
+typedef struct ExpertTile {
+    int32_t expert, first, n, unused; /* the rows of gathered operands */
+} ExpertTile;
+
+/* What goes where: made by queue_route. */
+typedef struct DevicePlaces {
+    int32_t *n_tiles;
+    ExpertTile *tiles;
+    int32_t *of; /* [row][n_used] rows of gathered operands */
+} DevicePlaces;
+
+/* Products of gathered rows, each with its expert's matrix: for n rows with n_used experts each, of which at most
+ * n_tiles tiles come. out[gathered row][row of the matrix] = scale * product + bias. */
+void queue_expert_multiply(cudaStream_t stream, const DeviceExperts *experts, const DevicePlaces *places, int n_tiles,
+                           const DeviceOperand *in, int n, float *out, size_t stride);
+/* out = activation(gate) * up, as an operand of the same rows. Both have the same type. */
+void queue_expert_gate(cudaStream_t stream, Activation activation, const DeviceExperts *gate, const DeviceExperts *up,
+                       const DevicePlaces *places, int n_tiles, const DeviceOperand *in, int n,
+                       const DeviceOperand *out);
+
+/* ---- mixtures of experts: experts.cu --------------------------------------------------------------- */
+
+/* Experts and weights of each row, [n][n_used], and where its copies go. The bias is the device's. */
+void queue_route(cudaStream_t stream, const Routing *routing, const float *logits, size_t stride, int n, int32_t *ids,
+                 float *weights, const DevicePlaces *places);
+/* Rows of an operand to their places, in the formats that `out` has. */
+void queue_gather(cudaStream_t stream, const DeviceOperand *in, int n, int n_used, const DevicePlaces *places,
+                  const DeviceOperand *out);
+/* out row = the weighted sum of what its experts answered, in the order of route. */
+void queue_sum_answers(cudaStream_t stream, const float *each, size_t each_stride, const float *weights,
+                       const DevicePlaces *places, int n_used, int columns, int n, float *out, size_t stride);
 
 /* ---- rows: rows.cu ------------------------------------------------------------------------------- */
 

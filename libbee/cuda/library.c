@@ -98,6 +98,11 @@ static uint64_t matrix_bytes(TensorType type, int rows, int columns) {
     return device_bytes(device_weight_bytes(&weight));
 }
 
+static uint64_t experts_bytes(TensorType type, int rows, int columns, int n) {
+    const DeviceWeight weight = device_weight_layout(type, rows, columns);
+    return device_bytes((size_t)n * device_weight_bytes(&weight)) + device_bytes((size_t)n * sizeof(float));
+}
+
 static uint64_t buffer_bytes(uint64_t bytes) { return device_bytes(bytes); }
 
 static uint64_t operand_bytes(int columns) {
@@ -125,6 +130,7 @@ static uint64_t bytes_taken(const Backend *backend) { return load_library(NULL)-
 const Device bee_cuda_device = {
     .kind = BEE_DEVICE_CUDA,
     .own_memory = true,
+    .gates_alike = true,
     .describe = describe,
     .ops = operations,
     .backend_new = backend_new,
@@ -133,6 +139,7 @@ const Device bee_cuda_device = {
     .n_threads = n_threads,
     .note = note,
     .matrix_bytes = matrix_bytes,
+    .experts_bytes = experts_bytes,
     .buffer_bytes = buffer_bytes,
     .operand_bytes = operand_bytes,
     .attention_bytes = partial_results,

@@ -89,6 +89,35 @@ template <int TOKENS> __device__ Share share_of_block(const Tasks &tasks, int n)
     return s;
 }
 
+/* The same of experts' matrices: what differs between them. */
+struct ExpertTask {
+    Task task; /* of the first expert */
+    const int32_t *n_tiles;
+    const ExpertTile *tiles;
+    size_t bytes, bias_stride;
+    const float *scales, *up_scales;
+};
+
+/* A tile is a block's tokens; columns are not split: there are blocks enough, and it must not depend on how many. */
+__device__ Share share_of_tile(const ExpertTask &experts, int max_tokens) {
+    const ExpertTile tile = experts.tiles[blockIdx.x];
+    const size_t expert = (size_t)tile.expert;
+    Share s;
+    s.task = experts.task;
+    s.task.data += expert * experts.bytes;
+    if (s.task.up) s.task.up += expert * experts.bytes;
+    if (s.task.bias) s.task.bias += expert * experts.bias_stride;
+    if (s.task.up_bias) s.task.up_bias += expert * experts.bias_stride;
+    if (experts.scales) s.task.scale = experts.scales[expert];
+    if (experts.up_scales) s.task.up_scale = experts.up_scales[expert];
+    s.block = (int)blockIdx.y;
+    s.part = 0;
+    s.first_token = tile.first;
+    s.n_tokens = tile.n;
+    s.max_tokens = max_tokens;
+    return s;
+}
+
 /* The first pair of a part; that of the part behind the last is where the columns end. */
 __device__ int part_begin(const Task &task, int part) {
     const int n_units = quotient_up(task.n_pairs, UNIT_PAIRS);
@@ -575,14 +604,11 @@ template <TensorType TYPE, int TILES> __device__ __forceinline__ int stage_pairs
     return F::span_pairs == UNIT_PAIRS ? F::stage_pairs : smaller(left, F::stage_pairs);
 }
 
-/* Grid: 8 TILES tokens each; y: blocks and parts of all tasks. */
+/* A block's work, once it is known; first weights are on their way before it waits for the grid before. */
 template <TensorType TYPE, int TILES>
-__global__ void __launch_bounds__(BLOCK_THREADS, TILES == 8 ? RESIDENT_LARGE : RESIDENT_BLOCKS)
-    multiply_kernel(const Tasks tasks, const DeviceOperand in, const DeviceOperand out, int n) {
+__device__ __forceinline__ void multiply_share(const Share &s, const DeviceOperand &in, const DeviceOperand &out, int n,
+                                               unsigned char *ring) {
     typedef Form<TYPE, TILES> F;
-    SHARED_MEMORY(ring);
-    let_next_grid_begin();
-    const Share s = share_of_block<8 * TILES>(tasks, n);
     const uint8_t *const weight_tile = tile_data(s, (size_t)(s.task.n_pairs / F::span_pairs) * span_bytes(TYPE));
     const int first_tile = s.first_token / 8, n_tiles = quotient_up(s.n_tokens, 8);
     const int begin = part_begin(s.task, s.part), end = part_begin(s.task, s.part + 1);
@@ -620,12 +646,29 @@ __global__ void __launch_bounds__(BLOCK_THREADS, TILES == 8 ? RESIDENT_LARGE : R
     finish(s, (float *)ring, out, n);
 }
 
-/* float32 weights are small, of tests and of odd files: the plain way. A lane has a row and every other column. */
+/* Grid: 8 TILES tokens each; y: blocks and parts of all tasks. */
+template <TensorType TYPE, int TILES>
+__global__ void __launch_bounds__(BLOCK_THREADS, TILES == 8 ? RESIDENT_LARGE : RESIDENT_BLOCKS)
+    multiply_kernel(const Tasks tasks, const DeviceOperand in, const DeviceOperand out, int n) {
+    SHARED_MEMORY(ring);
+    let_next_grid_begin();
+    multiply_share<TYPE, TILES>(share_of_block<8 * TILES>(tasks, n), in, out, n, ring);
+}
+
+/* Grid: tiles of gathered rows, as many as may come; y: blocks of 64 rows of a matrix. Which matrix it is was written
+ * by the grid before. */
+template <TensorType TYPE, int TILES>
 __global__ void __launch_bounds__(BLOCK_THREADS, RESIDENT_BLOCKS)
-    multiply_floats_kernel(const Tasks tasks, const DeviceOperand in, const DeviceOperand out, int n) {
-    SHARED_MEMORY(results);
+    multiply_experts_kernel(const ExpertTask task, const DeviceOperand in, const DeviceOperand out) {
+    SHARED_MEMORY(ring);
     begin_grid();
-    const Share s = share_of_block<FLOAT_TOKENS>(tasks, n);
+    if ((int)blockIdx.x >= *task.n_tiles) return;
+    multiply_share<TYPE, TILES>(share_of_tile(task, 8 * TILES), in, out, 0, ring);
+}
+
+/* float32 weights are small, of tests and of odd files: the plain way. A lane has a row and every other column. */
+__device__ void multiply_share_of_floats(const Share &s, const DeviceOperand &in, const DeviceOperand &out, int n,
+                                         unsigned char *results) {
     const int warp = (int)threadIdx.x / WARP_SIZE, row = lane_of() % TILE_ROWS, odd = lane_of() / TILE_ROWS;
     const float *const weights = (const float *)tile_data(s, (size_t)s.task.n_pairs * span_bytes(TYPE_F32));
     const float *const x = in.values + (size_t)s.first_token * (size_t)in.columns;
@@ -645,6 +688,21 @@ __global__ void __launch_bounds__(BLOCK_THREADS, RESIDENT_BLOCKS)
     finish(s, (float *)results, out, n);
 }
 
+__global__ void __launch_bounds__(BLOCK_THREADS, RESIDENT_BLOCKS)
+    multiply_floats_kernel(const Tasks tasks, const DeviceOperand in, const DeviceOperand out, int n) {
+    SHARED_MEMORY(results);
+    begin_grid();
+    multiply_share_of_floats(share_of_block<FLOAT_TOKENS>(tasks, n), in, out, n, results);
+}
+
+__global__ void __launch_bounds__(BLOCK_THREADS, RESIDENT_BLOCKS)
+    multiply_expert_floats_kernel(const ExpertTask task, const DeviceOperand in, const DeviceOperand out) {
+    SHARED_MEMORY(results);
+    begin_grid();
+    if ((int)blockIdx.x >= *task.n_tiles) return;
+    multiply_share_of_floats(share_of_tile(task, FLOAT_TOKENS), in, out, 0, results);
+}
+
 /* ---- launches ------------------------------------------------------------------------------------ */
 
 typedef void Kernel(const Tasks, const DeviceOperand, const DeviceOperand, int);
@@ -652,12 +710,16 @@ typedef void Kernel(const Tasks, const DeviceOperand, const DeviceOperand, int);
 /* Shared memory that a block has without being asked is 48 KiB; the kernel's own variables come on top of the ring. */
 const size_t USUAL_SHARED_BYTES = 47 << 10;
 
+template <class AnyKernel> void allow_shared_memory(AnyKernel *kernel, size_t bytes) {
+    if (bytes > USUAL_SHARED_BYTES)
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+}
+
 void launch_kernel(cudaStream_t stream, Kernel *kernel, int tokens, size_t shared_bytes, const Tasks &tasks,
                    const DeviceOperand &in, const DeviceOperand &out, int n) {
     int n_blocks = 0;
     for (int i = 0; i < tasks.n_tasks; i++) n_blocks += tasks.task[i].n_blocks * tasks.task[i].n_parts;
-    if (shared_bytes > USUAL_SHARED_BYTES)
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
+    allow_shared_memory(kernel, shared_bytes);
     launch(stream, dim3((unsigned)quotient_up(n, tokens), (unsigned)n_blocks), dim3(BLOCK_THREADS), shared_bytes,
            kernel, tasks, in, out, n);
 }
@@ -704,6 +766,42 @@ int parts_of(const DeviceWeight *w) {
     const int n_units = quotient_up(w->columns, UNIT_PAIRS * PAIR);
     const int wanted = quotient_up(256, blocks_of(w)), most = n_units / 4;
     return smaller(wanted, most < 1 ? 1 : most);
+}
+
+/* A pass of so few rows has no tile of more. */
+enum { SMALL_TILE = 8 };
+
+template <TensorType TYPE, int TILES>
+void launch_expert_tiles(cudaStream_t stream, dim3 grid, const ExpertTask &task, const DeviceOperand &in,
+                         const DeviceOperand &out) {
+    allow_shared_memory(multiply_experts_kernel<TYPE, TILES>, ring_bytes<TYPE, TILES>());
+    launch(stream, grid, dim3(BLOCK_THREADS), ring_bytes<TYPE, TILES>(), multiply_experts_kernel<TYPE, TILES>, task, in,
+           out);
+}
+
+template <TensorType TYPE>
+void launch_experts_type(cudaStream_t stream, dim3 grid, const ExpertTask &task, const DeviceOperand &in,
+                         const DeviceOperand &out, int n) {
+    if (n <= SMALL_TILE)
+        launch_expert_tiles<TYPE, 1>(stream, grid, task, in, out);
+    else
+        launch_expert_tiles<TYPE, 2>(stream, grid, task, in, out);
+}
+
+void launch_experts(cudaStream_t stream, TensorType type, int n_tiles, const ExpertTask &task, const DeviceOperand &in,
+                    const DeviceOperand &out, int n) {
+    const dim3 grid((unsigned)n_tiles, (unsigned)task.task.n_blocks);
+#define CASE(NAME, name, number) \
+    case TYPE_##NAME: launch_experts_type<TYPE_##NAME>(stream, grid, task, in, out, n); break;
+    switch (type) {
+        QUANTISED_TYPES(CASE)
+        CASE(F16, f16, 1)
+        CASE(BF16, bf16, 30)
+    default: /* F32 */
+        launch(stream, grid, dim3(BLOCK_THREADS), results_bytes(FLOAT_TOKENS), multiply_expert_floats_kernel, task, in,
+               out);
+    }
+#undef CASE
 }
 
 /* Takes what the task needs from the scratch memory's beginning. */
@@ -787,4 +885,43 @@ void queue_gate(cudaStream_t stream, Activation activation, const DeviceProduct 
     const DeviceProduct products[2] = {*gate, *up};
     queue_multiply(stream, products, 2, in, n, scratch);
     queue_gate_values(stream, activation, gate->out, gate->stride, up->out, up->stride, gate->weight.rows, n, out);
+}
+
+static ExpertTask expert_task(const DeviceExperts *e, const DevicePlaces *places, int n_blocks) {
+    const DeviceWeight *w = &e->weight;
+    ExpertTask t = {};
+    t.task.data = w->data;
+    t.task.bias = e->bias;
+    t.task.scale = t.task.up_scale = 1;
+    t.task.rows = w->rows;
+    t.task.n_tiles = w->n_tiles;
+    t.task.n_pairs = w->n_spans * span_columns(w->type) / PAIR;
+    t.task.n_parts = 1;
+    t.task.n_blocks = n_blocks;
+    t.n_tiles = places->n_tiles;
+    t.tiles = places->tiles;
+    t.bytes = device_weight_bytes(w);
+    t.bias_stride = e->bias_stride;
+    t.scales = e->scales;
+    return t;
+}
+
+void queue_expert_multiply(cudaStream_t stream, const DeviceExperts *experts, const DevicePlaces *places, int n_tiles,
+                           const DeviceOperand *in, int n, float *out, size_t stride) {
+    const DeviceOperand none = {};
+    ExpertTask t = expert_task(experts, places, blocks_of(&experts->weight));
+    t.task.out = out;
+    t.task.stride = stride;
+    launch_experts(stream, experts->weight.type, n_tiles, t, *in, none, n);
+}
+
+void queue_expert_gate(cudaStream_t stream, Activation activation, const DeviceExperts *gate, const DeviceExperts *up,
+                       const DevicePlaces *places, int n_tiles, const DeviceOperand *in, int n,
+                       const DeviceOperand *out) {
+    ExpertTask t = expert_task(gate, places, 2 * quotient_up(gate->weight.rows, PAIR));
+    t.task.activation = activation;
+    t.task.up = up->weight.data;
+    t.task.up_bias = up->bias;
+    t.up_scales = up->scales;
+    launch_experts(stream, gate->weight.type, n_tiles, t, *in, *out, n);
 }

@@ -26,7 +26,7 @@ static inline size_t device_bytes(size_t bytes) {
 }
 
 /* Graphs that are kept, and what each kernel of one takes: estimated, not measured. */
-enum { MOST_GRAPHS = 96, GRAPH_KERNEL_BYTES = 2 << 10, LAYER_KERNELS = 12, OTHER_KERNELS = 16 };
+enum { MOST_GRAPHS = 96, GRAPH_KERNEL_BYTES = 2 << 10, LAYER_KERNELS = 16, OTHER_KERNELS = 16 };
 
 static inline size_t graph_bytes(int n_kernels) { return (size_t)n_kernels * GRAPH_KERNEL_BYTES; }
 

@@ -9,6 +9,8 @@ typedef struct Device {
     bee_device kind;
     /* It is not the host's: a plan must fit. */
     bool own_memory;
+    /* An expert's gate and up must have the same type. */
+    bool gates_alike;
 
     bee_status (*describe)(bee_device_info *out, bee_error *error);
     /* The operations of its backends; NULL with the reason where there are none. */
@@ -23,6 +25,8 @@ typedef struct Device {
 
     /* What is taken of its memory: for a matrix's weights, */
     uint64_t (*matrix_bytes)(TensorType type, int rows, int columns);
+    /* for matrices of as many experts, */
+    uint64_t (*experts_bytes)(TensorType type, int rows, int columns, int n);
     /* for a buffer, */
     uint64_t (*buffer_bytes)(uint64_t bytes);
     /* for an operand of BEE_MAX_PASS_ROWS rows, in every form: which ones a model's matrices read is known when they

@@ -12,6 +12,7 @@
 #include "activation.h"
 #include "cache/cache.h"
 #include "file/gguf.h"
+#include "routing.h"
 
 typedef struct Backend Backend;
 typedef struct Worker Worker; /* a thread's view of the backend inside `run` */
@@ -110,19 +111,8 @@ static inline size_t state_floats(const Recurrence *r) {
     return (size_t)(r->kernel - 1) * r->channels + (size_t)r->n_heads * r->key_size * r->value_size;
 }
 
-/* Which experts a row goes to: the n_used of the largest (probability + bias), best first, of equal ones the lower. */
-typedef struct Routing {
-    enum { ROUTE_SOFTMAX, ROUTE_SIGMOID, ROUTE_SOFTMAX_OF_CHOSEN } probability;
-    int n_experts, n_used;
-    const float *bias; /* it chooses and does not weigh; NULL: none */
-    bool normed;       /* the weights are divided by their sum */
-    float scale;       /* and multiplied by this */
-} Routing;
-
-enum { MAX_EXPERTS = 1024, MAX_USED_EXPERTS = 32 };
-
 /* down(activation(gate x) * (up x)) of each expert, or where `gate` is NULL down(activation(up x)); matrices in the
- * order of the experts. */
+ * order of the experts. Biases of one kind lie one behind the other, each padded. */
 typedef struct Experts {
     Activation activation;
     int n_experts, n_used;
@@ -137,15 +127,8 @@ typedef struct ExpertRoom {
     Operand *between;  /* what the down matrices read */
     float *each;       /* [expert_rows][stride]: an expert's answer to a row */
     size_t stride;
+    int32_t *places; /* where a device keeps what goes where: expert_places numbers */
 } ExpertRoom;
-
-enum { EXPERT_ALIGNMENT = 16 };
-
-/* Rows of gathered operands, for a pass of so many rows. */
-static inline int expert_rows(int n_rows, int n_experts, int n_used) {
-    const int all = n_rows * n_used, hit = all < n_experts ? all : n_experts;
-    return all + hit * (EXPERT_ALIGNMENT - 1) + EXPERT_ALIGNMENT;
-}
 
 static inline int cache_region(const Heads *heads) { return heads->window > 0; }
 
@@ -245,6 +228,11 @@ typedef struct Ops {
     /* holding data; all of these return NULL where memory runs out */
     Weight *(*weight_new)(Backend *backend, const Tensor *tensor, const int32_t *row_ids, int n_rows);
     void (*weight_free)(Backend *backend, Weight *weight);
+    /* Where a device wants matrices of experts in one piece: room for n of one shape, with a scale for each (NULL: 1),
+     * and its filling, one by one. The room is the first weight, and freed by its name after the others. NULL: they are
+     * weights like others. */
+    Weight *(*experts_new)(Backend *backend, TensorType type, int rows, int columns, int n, const float *scales);
+    Weight *(*expert_new)(Backend *backend, Weight *experts, int index, const Tensor *tensor);
     size_t (*weight_bytes)(const Weight *weight); /* that a pass reads */
     int (*operand_format)(const Weight *weight);  /* OPERAND_CODES or OPERAND_VALUES */
     Operand *(*operand_new)(Backend *backend, int columns, int max_rows, int formats);
@@ -297,7 +285,7 @@ typedef struct Ops {
                         size_t up_stride, int columns, int n, Operand *out);
     /* logits = softcap * tanh(scale * logits / softcap), or scale * logits where softcap is 0 */
     void (*cap)(Worker *worker, float scale, float softcap, float *logits, size_t stride, int columns, int n);
-    /* Experts and weights of each row, from the router's logits. NULL where a device cannot, like the next. */
+    /* Experts and weights of each row, from the router's logits. */
     void (*route)(Worker *worker, const Routing *routing, const float *logits, size_t stride, int n, ExpertRoom *room);
     /* out row = the sum of its experts' answers, weighted, in the order of route. */
     void (*experts)(Worker *worker, const Experts *experts, const Operand *in, int n, ExpertRoom *room, float *out,

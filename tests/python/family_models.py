@@ -38,10 +38,10 @@ def _value(content: Any) -> Value:
 class Model:
     """A document in the making."""
 
-    def __init__(self, architecture: str, layers: int, *, size: int = 16, **keys: Any) -> None:
+    def __init__(self, architecture: str, layers: int, *, size: int = 16, kv: int = 2, **keys: Any) -> None:
         self.document = Document()
         self.architecture, self.layers = architecture, layers
-        self.embd, self.heads, self.kv, self.size, self.ff = 64, 4, 2, size, 96
+        self.embd, self.heads, self.kv, self.size, self.ff = 64, 4, kv, size, 96
         self.document.metadata["general.architecture"] = text(architecture)
         self.document.metadata["tokenizer.ggml.model"] = text("none")
         common = {
@@ -106,10 +106,11 @@ class Model:
                     self.add(place + ".bias", None, shapes[name][0], kind="bias")
 
     def experts(
-        self, layers: Iterable[int], *, ff: int, shared: int = 0, biases: bool = False, chooser: bool = False,
-        gates: bool = True,
+        self, layers: Iterable[int], *, ff: int, shared: int = 0, share: bool = False, biases: bool = False,
+        chooser: bool = False, gates: bool = True,
     ) -> None:  # fmt: skip
-        """Experts of so many columns, and a feed-forward of `shared` for all rows; `chooser`: a bias that chooses."""
+        """Experts of so many columns, and a feed-forward of `shared` for all rows; `share`: each row takes its own of
+        it; `chooser`: a bias that chooses."""
         for i in layers:
             self.add(f"blk.{i}.ffn_gate_inp.weight", N_EXPERTS, self.embd)
             shapes = {"gate": (ff, self.embd), "up": (ff, self.embd), "down": (self.embd, ff)}
@@ -122,6 +123,8 @@ class Model:
                 if shared:
                     wide = (self.embd, shared) if name == "down" else (shared, self.embd)
                     self.add(f"blk.{i}.ffn_{name}_shexp.weight", *wide)
+            if share:
+                self.add(f"blk.{i}.ffn_gate_inp_shexp.weight", None, self.embd, kind="bias")
             if biases:
                 self.add(f"blk.{i}.ffn_gate_inp.bias", None, N_EXPERTS, kind="bias")
             if chooser:
@@ -192,8 +195,8 @@ def decoder(
 
 
 def mixture(
-    architecture: str, names: Iterable[str], *, ff: int = 40, dense: int = 0, shared: int = 0, biases: bool = False,
-    chooser: bool = False, tied: bool = False, layers: int = 2, **keys: Any,
+    architecture: str, names: Iterable[str], *, ff: int = 40, dense: int = 0, shared: int = 0, share: bool = False,
+    biases: bool = False, chooser: bool = False, tied: bool = False, layers: int = 2, **keys: Any,
 ) -> Callable[[], Document]:  # fmt: skip
     """A case of layers with experts, behind some without."""
 
@@ -201,13 +204,13 @@ def mixture(
         model = Model(architecture, layers, expert_count=N_EXPERTS, expert_used_count=3, **keys)
         model.layer_tensors(names)
         model.layer_tensors(GATED, range(dense))
-        model.experts(range(dense, layers), ff=ff, shared=shared, biases=biases, chooser=chooser)
+        model.experts(range(dense, layers), ff=ff, shared=shared, share=share, biases=biases, chooser=chooser)
         return model.ends(tied=tied)
 
     return make
 
 
-def _gemma4(*, own_embeddings: bool, shared: int, fused: bool = False) -> Document:
+def _gemma4(*, own_embeddings: bool, shared: int, fused: bool = False, experts: bool = False) -> Document:
     layers, per_token = 8, 12 if own_embeddings else 0
     windowed = [i % 4 != 3 for i in range(layers)]
     own = layers - shared
@@ -217,6 +220,8 @@ def _gemma4(*, own_embeddings: bool, shared: int, fused: bool = False) -> Docume
         attention__value_length_swa=16, rope__dimension_count=32, rope__dimension_count_swa=16, rope__freq_base=1e5,
         rope__freq_base_swa=1e3, attention__sliding_window=WINDOW, attention__sliding_window_pattern=windowed,
         attention__shared_kv_layers=shared, embedding_length_per_layer_input=per_token, final_logit_softcapping=25.0,
+        expert_count=N_EXPERTS if experts else None, expert_used_count=3 if experts else None,
+        expert_feed_forward_length=48 if experts else None,
     )  # fmt: skip
     for i, window in enumerate(windowed):
         sizes = {"query": 4 * 16 if window else 4 * 32, "key": 2 * 16 if window else 32, "head": 16 if window else 32}
@@ -229,6 +234,14 @@ def _gemma4(*, own_embeddings: bool, shared: int, fused: bool = False) -> Docume
             names += ["attn_q", "attn_k", "attn_k_norm", *(["attn_v"] if window else [])]
         model.layer_tensors(names, [i], ff=96 if i < own else 128, **sizes)
         model.add(f"blk.{i}.layer_output_scale.weight", None, 1, kind="norm")
+        if experts:
+            for norm in ("post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2"):
+                model.add(f"blk.{i}.{norm}.weight", None, model.embd, kind="norm")
+            model.add(f"blk.{i}.ffn_gate_inp.weight", N_EXPERTS, model.embd)
+            model.add(f"blk.{i}.ffn_gate_inp.scale", None, model.embd, kind="norm")
+            model.add(f"blk.{i}.ffn_gate_up_exps.weight", 2 * 48, model.embd, depth=N_EXPERTS)
+            model.add(f"blk.{i}.ffn_down_exps.weight", model.embd, 48, depth=N_EXPERTS)
+            model.add(f"blk.{i}.ffn_down_exps.scale", None, N_EXPERTS, kind="norm")
         if own_embeddings:
             model.add(f"blk.{i}.inp_gate.weight", per_token, model.embd)
             model.add(f"blk.{i}.proj.weight", model.embd, per_token)
@@ -396,6 +409,7 @@ CASES: dict[str, Callable[[], Document]] = {
     ),
     "gemma4-dense": lambda: _gemma4(own_embeddings=False, shared=0),
     "gemma4-fused-qkv": lambda: _gemma4(own_embeddings=False, shared=0, fused=True),
+    "gemma4-experts": lambda: _gemma4(own_embeddings=False, shared=0, experts=True),
     "gemma4-embeddings-shared-caches": lambda: _gemma4(own_embeddings=True, shared=4),
     "mistral3": decoder(
         "mistral3", [*PRE, *QKV, *GATED], attention__temperature_scale=0.3, rope__scaling__yarn_log_multiplier=1.0,
@@ -476,6 +490,12 @@ CASES: dict[str, Callable[[], Document]] = {
         layers=3, expert_feed_forward_length=48, expert_shared_count=2, leading_dense_block_count=1,
         rope__dimension_count=12, expert_weights_norm=True, expert_weights_scale=1.5,
     ),
+    "qwen2moe": mixture(
+        "qwen2moe", [*PRE, *BIASED_QKV], shared=48, share=True, expert_feed_forward_length=40,
+        expert_shared_feed_forward_length=48,
+    ),
+    "qwen2moe-default-widths": mixture("qwen2moe", [*PRE, *QKV], ff=32, shared=96, share=True),
+    "olmoe": mixture("olmoe", [*PRE, *QKV, "q_row_norm", "k_row_norm"], ff=112, kv=4, feed_forward_length=112),
 }  # fmt: skip
 # With a context that windows do not remember: the logits of the last positions.
 LONG_CASES = ("gemma3", "gemma4-embeddings-shared-caches", "cohere2")

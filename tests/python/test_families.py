@@ -1,7 +1,8 @@
 """Every family of models: logits against llama.cpp's, the same bits however a pass is cut, and speculation that changes
 nothing. The models are tiny and made from their names (family_models.py); golden logits: tests/golden/families.npz.
 
-BEE_FAMILY_GENERATIONS=100 runs as many generations per family in place of a few.
+BEE_FAMILY_GENERATIONS=100 runs as many generations per family in place of a few; BEE_FAMILIES=all runs every family on
+CUDA, where an emulation takes long, in place of those that differ there.
 """
 
 from __future__ import annotations
@@ -44,11 +45,12 @@ def _with(*keys: str) -> list[str]:
     return [name for name in CASES if any(key.endswith(keys) for key in make(name).metadata)]
 
 
-# These run on the CPU alone.
+RECURRENT = _with("ssm.conv_kernel", "shortconv.l_cache")  # these run on the CPU alone
 MIXTURES = _with("expert_count")
-RECURRENT = _with("ssm.conv_kernel", "shortconv.l_cache")
-DENSE = [name for name in CASES if name not in MIXTURES + RECURRENT]
-SHALLOW = [name for name in DENSE if name != "exaone4-windows"]  # its 64 layers take long on an emulation
+DIFFERENT = ("qwen2moe", "gpt-oss", "glm4moe")  # among mixtures: shared experts, biases, activations, routings
+RUNNING = [name for name in CASES if name not in RECURRENT]
+ON_CUDA = [name for name in RUNNING if name not in MIXTURES or name in DIFFERENT or os.environ.get("BEE_FAMILIES")]
+SHALLOW = [name for name in ON_CUDA if name != "exaone4-windows"]  # its 64 layers take long on an emulation
 
 
 def of_devices(names: Any, on_cuda: Any = None) -> Any:
@@ -113,7 +115,7 @@ def assert_like(found: Logits, expected: Logits) -> None:
     assert decisive.mean() > 0.5
 
 
-@of_devices(CASES, on_cuda=DENSE)
+@of_devices(CASES, on_cuda=ON_CUDA)
 def test_logits(device: str, name: str, tmp_path: Path) -> None:
     ids = tokens()
     path = make(name).write(tmp_path / "f32.gguf")
@@ -131,10 +133,12 @@ def test_cuda_refuses_recurrent_layers(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif("cuda" not in DEVICES, reason="needs a card, or an emulated one")
-def test_cuda_refuses_mixtures(tmp_path: Path) -> None:
-    path = make("qwen3moe").write(tmp_path / "model.gguf")
-    with pytest.raises(BeeError, match="mixtures of experts"):
-        logits(path, tokens(), 16, device="cuda")
+def test_cuda_refuses_gate_and_up_of_different_types(tmp_path: Path) -> None:
+    document = make("qwen3moe", "F16")
+    name = "blk.1.ffn_up_exps.weight"
+    document.tensors[name] = Stored.of(document.tensors[name].values(), "BF16")
+    with pytest.raises(BeeError, match=f"'{name}' have types F16 and BF16"):
+        logits(document.write(tmp_path / "model.gguf"), tokens(), 16, device="cuda")
 
 
 @of_devices(LONG_CASES)
@@ -518,6 +522,25 @@ BROKEN = {
     ),
     "a short convolution that is too long": ("lfm2", key("lfm2.shortconv.l_cache", integer(17)), "shortconv.l_cache"),
     "experts of another width": ("nemotron_h_moe", key("nemotron_h_moe.moe_latent_size", integer(32)), "latent_size"),
+    "a shared expert without its share": (
+        "qwen2moe", without("blk.0.ffn_gate_inp_shexp.weight"), "blk.0.ffn_gate_inp_shexp.weight",
+    ),
+    "a share of another width": (
+        "qwen2moe",
+        lambda d: d.tensors.update({"blk.0.ffn_gate_inp_shexp.weight": Stored.of(np.zeros(32, np.float32))}),
+        "blk.0.ffn_gate_inp_shexp.weight",
+    ),
+    "half a shared expert": ("qwen2moe", without("blk.1.ffn_up_shexp.weight"), "blk.1.ffn_up_shexp.weight"),
+    "a shared expert that nothing announces": (
+        "granitemoe", without("granitemoe.expert_shared_feed_forward_length"), "shexp",
+    ),
+    "a layer without its router": ("gemma4-experts", without("blk.3.ffn_gate_inp.weight"), "blk.3.ffn_gate_inp.weight"),
+    "a router without its scale": ("gemma4-experts", without("blk.3.ffn_gate_inp.scale"), "blk.3.ffn_gate_inp.scale"),
+    "gate and up of one height": (
+        "gemma4-experts",
+        lambda d: d.tensors.update({"blk.0.ffn_gate_up_exps.weight": Stored.of(np.zeros((6, 48, 64), np.float32))}),
+        "blk.0.ffn_gate_up_exps.weight",
+    ),
     "a part for pictures": ("qwen2", key("general.architecture", text("clip")), "vision"),
 }  # fmt: skip
 

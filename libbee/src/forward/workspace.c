@@ -70,11 +70,12 @@ static bool experts_new(const Ops *ops, Backend *backend, const Model *m, Worksp
     room->ids = (int32_t *)ops->buffer_new(backend, (size_t)(BEE_MAX_PASS_ROWS * n_used));
     room->weights = ops->buffer_new(backend, (size_t)(BEE_MAX_PASS_ROWS * n_used));
     room->each = ops->buffer_new(backend, (size_t)rows * room->stride);
+    room->places = (int32_t *)ops->buffer_new(backend, expert_places(BEE_MAX_PASS_ROWS, n_experts, n_used));
     const int embd = formats_of(ops, m, EXTENT_EMBD) | ops->operand_format(m->head.weight);
     room->gathered = ops->operand_new(backend, s->n_embd, rows, embd);
     room->between =
         ops->operand_new(backend, shape_widest(s, expert_columns), rows, formats_of(ops, m, EXTENT_FF_EXPERT));
-    return w->routes && room->ids && room->weights && room->each && room->gathered && room->between;
+    return w->routes && room->ids && room->weights && room->each && room->places && room->gathered && room->between;
 }
 
 /* Whether anything is added to the stream otherwise than by a product alone. */
@@ -134,6 +135,7 @@ void workspace_free(const Ops *ops, Backend *backend, Workspace *w) {
                         w->token_made,
                         w->routes,
                         (float *)w->experts.ids,
+                        (float *)w->experts.places,
                         w->experts.weights,
                         w->experts.each};
     Operand *operands[] = {w->embd_in,  w->query_in,         w->ff_in,           w->feature_in,

@@ -10,6 +10,7 @@
 #include "drafter.h"
 #include "error.h"
 #include "file/tensor.h"
+#include "file/tensor_types.h"
 
 /* ---- layers: one walk over the slots of the architecture ---------------------------------------- */
 
@@ -117,14 +118,35 @@ static void load_slot(Loader *l, const TensorSlot *slot, const Shape *s, int ind
     }
 }
 
+/* Gate and up of experts are computed together. */
+static void check_gates(Loader *l, const Shape *s, int index) {
+    Tensor gate, up;
+    const Name gates = layer_name(index, "ffn_gate_exps.weight"), ups = layer_name(index, "ffn_up_exps.weight");
+    if (l->status || !l->device->gates_alike || s->layers[index].feed_forward != FEED_FORWARD_EXPERTS ||
+        !gguf_has_tensor(l->file, gates.text))
+        return;
+    l->status = gguf_tensor(l->file, gates.text, &gate, l->error);
+    if (!l->status) l->status = gguf_tensor(l->file, ups.text, &up, l->error);
+    if (!l->status && gate.type != up.type)
+        l->status =
+            bee_fail(l->error, BEE_ERROR_UNSUPPORTED,
+                     "tensors '%s' and '%s' have types %s and %s; on this device they must have one: use the "
+                     "CPU",
+                     gates.text, ups.text, tensor_type_layout(gate.type)->name, tensor_type_layout(up.type)->name);
+}
+
 static void load_layer(Loader *l, const Shape *s, int index, Layer *layer) {
     layer->output_scale = 1;
     for (int i = 0; i < s->architecture->n_slots && !l->status; i++)
         load_slot(l, &s->architecture->slots[i], s, index, layer);
+    check_gates(l, s, index);
 }
 
+/* The first has the room of all, and the biases. */
 static void experts_free(const Ops *ops, Backend *backend, Matrix *matrices, int n) {
-    for (int i = 0; matrices && i < n; i++) matrix_free(ops, backend, &matrices[i]);
+    if (!matrices) return;
+    for (int i = n - 1; i >= 0; i--) ops->weight_free(backend, matrices[i].weight);
+    ops->buffer_free(backend, matrices->bias);
     free(matrices);
 }
 
@@ -305,9 +327,6 @@ Model *model_load(const Device *device, const Ops *ops, Backend *backend, const 
                 .progress = progress,
                 .error = error};
     l.status = shape_read(file, &m->shape, error);
-    if (!l.status && shape_widest(&m->shape, n_experts_of) && !ops->experts)
-        l.status =
-            bee_fail(error, BEE_ERROR_UNSUPPORTED, "mixtures of experts cannot run on this device yet; use the CPU");
     if (!l.status && needs_recurrences(&m->shape) && !ops->recur)
         l.status = bee_fail(error, BEE_ERROR_UNSUPPORTED,
                             "recurrent layers and gated heads cannot run on this device yet; use the CPU");

@@ -12,6 +12,18 @@ static uint64_t rows_of_floats(const Device *device, int64_t columns) {
     return device->buffer_bytes(BEE_MAX_PASS_ROWS * padded(columns) * sizeof(float));
 }
 
+/* Of experts, as workspace_new takes it. Operands are told in every form, for BEE_MAX_PASS_ROWS rows. */
+static uint64_t expert_bytes(const Device *device, const Shape *s) {
+    const int n_experts = shape_widest(s, n_experts_of), n_used = shape_widest(s, n_used_of), n = BEE_MAX_PASS_ROWS;
+    const uint64_t rows = (uint64_t)expert_rows(n, n_experts, n_used), ids = (uint64_t)(n * n_used) * sizeof(int32_t);
+    if (!n_experts) return 0;
+    return rows_of_floats(device, n_experts) + rows_of_floats(device, 1) + 2 * device->buffer_bytes(ids) +
+           device->buffer_bytes(expert_places(n, n_experts, n_used) * sizeof(int32_t)) +
+           device->buffer_bytes(rows * padded(s->n_embd) * sizeof(float)) +
+           (rows + n - 1) / n *
+               (device->operand_bytes(s->n_embd) + device->operand_bytes(shape_widest(s, expert_columns)));
+}
+
 /* What workspace_new takes, and the buffers that grow with the model. */
 static uint64_t workspace_bytes(const Device *device, const Model *m, int n_features) {
     const Shape *s = &m->shape;
@@ -25,14 +37,7 @@ static uint64_t workspace_bytes(const Device *device, const Model *m, int n_feat
     const int operands[] = {
         s->n_embd, query, shape_widest(s, ff_columns), n_features ? n_features : 1, s->n_token ? s->n_token : 1,
         results};
-    const int n_experts = shape_widest(s, n_experts_of), n_used = shape_widest(s, n_used_of);
-    uint64_t bytes = 0;
-    if (n_experts) { /* in every form, as above; for one row in BEE_MAX_PASS_ROWS */
-        const uint64_t more = (uint64_t)expert_rows(BEE_MAX_PASS_ROWS, n_experts, n_used);
-        bytes += more * (padded(s->n_embd) * sizeof(float) +
-                         (device->operand_bytes(s->n_embd) + device->operand_bytes(shape_widest(s, expert_columns))) /
-                             BEE_MAX_PASS_ROWS);
-    }
+    uint64_t bytes = expert_bytes(device, s);
     for (int i = 0; i < s->n_ropes; i++) bytes += rows_of_floats(device, s->ropes[i].n_rotated);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) bytes += rows_of_floats(device, rows[i]);
     for (size_t i = 0; i < sizeof operands / sizeof *operands; i++) bytes += device->operand_bytes(operands[i]);

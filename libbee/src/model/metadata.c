@@ -264,9 +264,9 @@ bool read_experts(MetadataReader *r, Shape *shape, int first, int columns, bool 
     return true;
 }
 
-void read_routing(MetadataReader *r, Shape *shape, int probability, bool normed) {
+void read_routing(MetadataReader *r, Shape *shape, RouteProbability probability, bool normed) {
     /* llama.cpp's numbers: 1 softmax, 2 sigmoid, 3 softmax of the chosen */
-    static const int probabilities[] = {ROUTE_SOFTMAX, ROUTE_SIGMOID, ROUTE_SOFTMAX_OF_CHOSEN};
+    static const RouteProbability probabilities[] = {ROUTE_SOFTMAX, ROUTE_SIGMOID, ROUTE_SOFTMAX_OF_CHOSEN};
     const int64_t function = read_int(r, "expert_gating_func", false, 0, 0, 3);
     const double scale = read_float(r, "expert_weights_scale", false, 0);
     normed = read_bool(r, "expert_weights_norm", normed);

@@ -55,7 +55,7 @@ int read_expert_columns(MetadataReader *r, const Shape *shape);
  * unless the caller changes the layers' routing. False without. */
 bool read_experts(MetadataReader *r, Shape *shape, int first, int columns, bool normed);
 /* What files may say of the routing of layers with experts: probability, norm and scale of the weights. */
-void read_routing(MetadataReader *r, Shape *shape, int probability, bool normed);
+void read_routing(MetadataReader *r, Shape *shape, RouteProbability probability, bool normed);
 /* A feed-forward of so many columns for all rows, in layers with experts. */
 void set_shared_expert(Shape *shape, int columns);
 void set_activation(Shape *shape, Activation activation);

@@ -133,24 +133,6 @@ static float *load_part_of_vector(Loader *l, const char *name, int64_t first, in
     return vector;
 }
 
-/* One row of a matrix, as a vector. */
-static float *load_row(Loader *l, const char *name, const Tensor *tensor, int64_t row) {
-    float values[MAX_VECTOR];
-    Tensor one = tensor_rows(tensor, row, 1);
-    if (one.columns > MAX_VECTOR) {
-        l->status = bee_fail(l->error, BEE_ERROR_FORMAT, "tensor '%s': rows of %" PRId64 " are out of range", name,
-                             one.columns);
-        return NULL;
-    }
-    l->weight_bytes += padded(one.columns) * sizeof(float);
-    if (!l->backend || !read_tensor(l, &one)) return NULL;
-    float *vector = l->ops->buffer_new(l->backend, padded(one.columns));
-    if (!vector) fail_memory(l, name);
-    dequantize_row(&one, 0, values);
-    if (vector) l->ops->buffer_write(l->backend, vector, values, (size_t)one.columns * sizeof *values);
-    return vector;
-}
-
 float *load_vector(Loader *l, const char *name, int64_t columns) {
     return load_part_of_vector(l, name, 0, columns, columns);
 }
@@ -213,28 +195,69 @@ void load_matrix(Loader *l, const char *name, Part part, int64_t columns, bool s
     if (scaled) out->scale = load_number(l, full, 1);
 }
 
+/* Scales of experts, as the file has them; false without. */
+static bool load_scales(Loader *l, const char *name, int n, float *out) {
+    char full[96];
+    Tensor tensor;
+    snprintf(full, sizeof full, "%s.scale", name);
+    if (l->status || !gguf_has_tensor(l->file, full) || !find_tensor(l, full, 1, n, &tensor)) return false;
+    if (!l->backend || !read_tensor(l, &tensor)) return false;
+    dequantize_row(&tensor, 0, out);
+    return true;
+}
+
+static void load_expert_weights(Loader *l, const char *name, const Tensor *tensor, Part part, int n,
+                                const float *scales, Matrix *out) {
+    const int rows = (int)part.rows, columns = (int)tensor->columns;
+    const uint64_t bytes = l->device->experts_bytes(tensor->type, rows, columns, n);
+    const bool together = l->backend && l->ops->experts_new;
+    l->weight_bytes += bytes;
+    if (together && !(out->weight = l->ops->experts_new(l->backend, tensor->type, rows, columns, n, scales)))
+        fail_memory(l, name);
+    for (int e = 0; e < n && !l->status && l->backend; e++) {
+        const Tensor whole = tensor_matrix(tensor, e);
+        Tensor matrix = tensor_rows(&whole, part.first, part.rows);
+        if (!read_tensor(l, &matrix)) return;
+        Weight *weight = together ? l->ops->expert_new(l->backend, out->weight, e, &matrix)
+                                  : l->ops->weight_new(l->backend, &matrix, NULL, rows);
+        if (weight)
+            out[e].weight = weight;
+        else
+            fail_memory(l, name);
+        tell_progress(l, bytes / (uint64_t)n);
+    }
+}
+
+/* One behind the other, in one buffer, which is the first one's. */
+static void load_expert_biases(Loader *l, const char *name, int64_t rows, int n, Matrix *out) {
+    Tensor tensor;
+    const size_t stride = padded(rows);
+    if (!find_tensor(l, name, n, rows, &tensor)) return;
+    l->weight_bytes += l->device->buffer_bytes((size_t)n * stride * sizeof(float));
+    if (!l->backend || !read_tensor(l, &tensor)) return;
+    float *row = calloc(stride, sizeof *row), *biases = row ? l->ops->buffer_new(l->backend, n * stride) : NULL;
+    if (!biases) fail_memory(l, name);
+    for (int e = 0; biases && e < n; e++) {
+        out[e].bias = biases + (size_t)e * stride;
+        dequantize_row(&tensor, e, row);
+        l->ops->buffer_write(l->backend, out[e].bias, row, (size_t)rows * sizeof *row);
+    }
+    free(row);
+}
+
 void load_experts(Loader *l, const char *name, Part part, int64_t columns, int n_experts, Matrix **out) {
     char full[96];
+    float scales[MAX_EXPERTS];
     Tensor tensor;
     snprintf(full, sizeof full, "%s.weight", name);
     if (!find_matrices(l, full, part.whole, columns, n_experts, &tensor)) return;
     Matrix *matrices = *out = calloc((size_t)n_experts, sizeof **out);
     if (!matrices) fail_memory(l, full);
-    for (int e = 0; e < n_experts && !l->status; e++) {
-        const Tensor whole = tensor_matrix(&tensor, e), matrix = tensor_rows(&whole, part.first, part.rows);
-        matrices[e] = (Matrix){.weight = load_weight(l, full, &matrix, NULL, (int)part.rows), .scale = 1};
-    }
+    const bool scaled = load_scales(l, name, n_experts, scales);
+    for (int e = 0; matrices && e < n_experts; e++) matrices[e].scale = scaled ? scales[e] : 1;
+    if (!l->status) load_expert_weights(l, full, &tensor, part, n_experts, scaled ? scales : NULL, matrices);
     snprintf(full, sizeof full, "%s.bias", name);
-    const bool biased = gguf_has_tensor(l->file, full);
-    if (biased && find_tensor(l, full, n_experts, part.rows, &tensor))
-        for (int e = 0; e < n_experts && !l->status; e++) matrices[e].bias = load_row(l, full, &tensor, e);
-    snprintf(full, sizeof full, "%s.scale", name);
-    float scales[MAX_EXPERTS];
-    if (!l->status && gguf_has_tensor(l->file, full) && find_tensor(l, full, 1, n_experts, &tensor) &&
-        read_tensor(l, &tensor)) {
-        dequantize_row(&tensor, 0, scales);
-        for (int e = 0; e < n_experts; e++) matrices[e].scale = scales[e];
-    }
+    if (!l->status && gguf_has_tensor(l->file, full)) load_expert_biases(l, full, part.rows, n_experts, matrices);
 }
 
 void load_whole_matrix(Loader *l, const char *name, int64_t rows, int64_t columns, Matrix *out) {

@@ -760,6 +760,142 @@ static void test_gate() {
     test_gate_case(8, 10, 40, 512, 9, false, 100, &random);
 }
 
+/* ---- experts ----------------------------------------------------------------------------------------- */
+
+enum { N_EXPERTS = 5 };
+
+/* As many matrices of a shape in one piece, with biases and scales. */
+struct Stack {
+    Matrix matrices[N_EXPERTS];
+    DeviceExperts device;
+    size_t rows;
+};
+
+static Stack new_stack(const BlockType *type, int rows, int columns, bool extra, Random *random) {
+    Stack s = {};
+    s.rows = (size_t)rows;
+    s.device.weight = device_weight_layout(type->type, rows, columns);
+    const size_t bytes = device_weight_bytes(&s.device.weight);
+    s.device.weight.data = (uint8_t *)device_memory(N_EXPERTS * bytes);
+    s.device.bias_stride = s.rows + 9;
+    float *const biases = random_rows((int)s.device.bias_stride, N_EXPERTS, random),
+                 scales[N_EXPERTS] = {1, 2, .3f, 4, 5};
+    for (int e = 0; e < N_EXPERTS; e++) {
+        s.matrices[e] = new_small_matrix(type, rows, columns, random);
+        cudaMemcpyAsync(s.device.weight.data + (size_t)e * bytes, s.matrices[e].weight.data, bytes,
+                        cudaMemcpyDeviceToDevice, stream);
+    }
+    if (extra) {
+        float *const device_biases = (float *)device_memory(N_EXPERTS * s.device.bias_stride * sizeof(float));
+        float *const device_scales = (float *)device_memory(sizeof scales);
+        upload(device_biases, biases, N_EXPERTS * s.device.bias_stride * sizeof(float));
+        upload(device_scales, scales, sizeof scales);
+        s.device.bias = device_biases;
+        s.device.scales = device_scales;
+    }
+    free(biases);
+    return s;
+}
+
+static Extra extra_of(const Stack *s, int expert) {
+    static const float scales[N_EXPERTS] = {1, 2, .3f, 4, 5};
+    if (!s->device.bias) return {};
+    return {s->device.bias + (size_t)expert * s->device.bias_stride, scales[expert]};
+}
+
+static void free_stack(Stack *s) {
+    for (Matrix &m : s->matrices) free_matrix(&m);
+    cudaFree(s->device.weight.data);
+    cudaFree((void *)s->device.bias);
+    cudaFree((void *)s->device.scales);
+}
+
+/* What an expert answers to a row that is alone. */
+static float *answer_alone(const Stack *gate, const Stack *up, const Stack *down, Activation activation, int expert,
+                           const float *x, int row) {
+    const TensorType type = gate->matrices[0].type->type;
+    DeviceOperand in = new_operand(gate->device.weight.columns, 1, operand_format(type));
+    DeviceOperand between = new_operand(down->device.weight.columns, 1, operand_format(type));
+    fill_operand(&in, x, row, 1);
+    run_gate({gate->matrices[expert], up->matrices[expert], activation, extra_of(gate, expert), extra_of(up, expert)},
+             &in, 1, &between);
+    float *const out = multiply(&down->matrices[expert], &between, 1, nullptr, extra_of(down, expert));
+    free_operand(&in);
+    free_operand(&between);
+    return out;
+}
+
+/* Tiles as queue_route makes them, but for the order of an expert's rows: row i goes to experts i % 2 (or, all of them,
+ * to the first) and 2 + i % 3. */
+static int make_tiles(int n, bool crowded, ExpertTile *tiles, int32_t *places) {
+    int n_tiles = 0;
+    for (int e = 0, at = 0; e < N_EXPERTS; e++) {
+        const int first = at;
+        for (int i = 0; i < 2 * n; i++)
+            if ((i % 2 ? 2 + i / 2 % 3 : crowded ? 0 : i / 2 % 2) == e) places[i] = at++;
+        for (int from = first; from < at; from += EXPERT_ALIGNMENT)
+            tiles[n_tiles++] = {e, from, at - from < EXPERT_ALIGNMENT ? at - from : EXPERT_ALIGNMENT, 0};
+        at = (at + EXPERT_ALIGNMENT - 1) / EXPERT_ALIGNMENT * EXPERT_ALIGNMENT;
+    }
+    return n_tiles;
+}
+
+/* Rows gathered by expert: of each the bits that it has alone, and nothing else is written. */
+static void test_experts_case(const BlockType *type, int n, bool crowded, Activation activation, Random *random) {
+    enum { ROWS = 40, MOST = 64 };
+    const int columns = type->columns > 32 ? 512 : 96, between_columns = type->columns > 32  ? 256
+                                                                         : type->columns > 1 ? 160
+                                                                                             : 77;
+    Stack gate = new_stack(type, between_columns, columns, crowded, random),
+          up = new_stack(type, between_columns, columns, crowded, random);
+    Stack down = new_stack(type, ROWS, between_columns, crowded, random);
+    float *const x = random_rows(columns, n, random);
+    ExpertTile tiles[MOST];
+    int32_t places[2 * MOST], n_tiles = make_tiles(n, crowded, tiles, places);
+    const int most = expert_tiles(n, N_EXPERTS, 2), all_rows = expert_rows(n, N_EXPERTS, 2),
+              stride = ROWS + OUT_PADDING;
+    CHECK(n_tiles <= most);
+    DevicePlaces device = {(int32_t *)device_memory(sizeof n_tiles), (ExpertTile *)device_memory(sizeof tiles),
+                           (int32_t *)device_memory(sizeof places)};
+    upload(device.n_tiles, &n_tiles, sizeof n_tiles);
+    upload(device.tiles, tiles, sizeof tiles);
+    upload(device.of, places, sizeof places);
+    DeviceOperand in = new_operand(columns, n, operand_format(type->type)),
+                  gathered = new_operand(columns, all_rows, in.formats);
+    DeviceOperand between = new_operand(between_columns, all_rows, in.formats);
+    float *const each = (float *)device_memory((size_t)(all_rows * stride) * sizeof(float));
+    fill_operand(&in, x, 0, n);
+    queue_gather(stream, &in, n, 2, &device, &gathered);
+    queue_expert_gate(stream, activation, &gate.device, &up.device, &device, most, &gathered, n, &between);
+    queue_expert_multiply(stream, &down.device, &device, most, &between, n, each, (size_t)stride);
+    CHECK(finished());
+    float *const out = (float *)copy_back(each, (size_t)(all_rows * stride) * sizeof(float));
+    int wrong = 0, written = 0;
+    for (int i = 0; i < 2 * n; i++) {
+        const int expert = i % 2 ? 2 + i / 2 % 3 : crowded ? 0 : i / 2 % 2;
+        float *const alone = answer_alone(&gate, &up, &down, activation, expert, x, i / 2);
+        wrong += memcmp(alone, out + places[i] * stride, ROWS * sizeof(float)) != 0;
+        free(alone);
+    }
+    for (int i = 0; i < all_rows * stride; i++) written += !std::isnan(out[i]);
+    if (!CHECK_EQ(wrong, 0) || !CHECK_EQ(written, 2 * n * ROWS)) printf("    %s, %d rows\n", type->name, n);
+    free(out);
+    free(x);
+    for (Stack *s : {&gate, &up, &down}) free_stack(s);
+    for (DeviceOperand *o : {&in, &gathered, &between}) free_operand(o);
+    for (void *memory : {(void *)device.n_tiles, (void *)device.tiles, (void *)device.of, (void *)each})
+        cudaFree(memory);
+}
+
+static void test_experts() {
+    static const Activation activations[] = {ACTIVATION_SILU, ACTIVATION_GELU, ACTIVATION_CLAMPED};
+    Random random = {21};
+    for (int t = 0; t < N_BLOCK_TYPES; t++) {
+        test_experts_case(&block_types[t], 1 + t % 8, t % 2, activations[t % 3], &random);
+        test_experts_case(&block_types[t], 17 + t % 5, t % 2 == 0, activations[t % 3], &random);
+    }
+}
+
 /* ---- the emulation's own sums -------------------------------------------------------------------------- */
 
 #if defined(BEE_EMULATE)
@@ -806,6 +942,7 @@ int main() {
     test_products_together();
     test_odd_activations();
     test_gate();
+    test_experts();
     cudaStreamDestroy(stream);
     return check_report();
 }

@@ -1,6 +1,6 @@
-/* Tests of the CUDA backend's rows.cu and attention.cu, on the host's emulation or, compiled by nvcc, on a device:
- * against double precision within bounds that follow from the roundings, and against themselves bit for bit where rows
- * are computed in other company.
+/* Tests of the CUDA backend's rows.cu, experts.cu and attention.cu, on the host's emulation or, compiled by nvcc, on a
+ * device: against double precision within bounds that follow from the roundings, and against themselves bit for bit
+ * where rows are computed in other company.
  *
  * Bounds. U = 2^-24 and U16 = 2^-11 are the largest relative errors of one rounding to float and to float16 (below
  * 2^-14 the latter is at most TINY16 absolute). The matrix instruction adds 16 products and a sum, which hardware may
@@ -383,12 +383,206 @@ static void test_add(int columns, bool normed) {
     check_in_any_company(n, stride, compute);
 }
 
+/* A share's exponential and three roundings, and those of the sum. */
+static void test_add_gated() {
+    Random random = {31};
+    const int n = 5, columns = 300;
+    const size_t stride = 303, y_stride = 310, gate_stride = 7;
+    const auto x = random_floats(n * stride, 3, &random), y = random_floats(n * y_stride, 2, &random);
+    const auto gates = random_floats(n * gate_stride, 4, &random);
+    const Device<float> device_y(y), device_gates(gates);
+    const auto compute = [&](int first, int rows) {
+        const auto begin = x.begin() + (ptrdiff_t)((size_t)first * stride);
+        const Device<float> out(std::vector<float>(begin, begin + (ptrdiff_t)((size_t)rows * stride)));
+        queue_add_gated(stream, device_gates.data + (size_t)first * gate_stride, gate_stride,
+                        device_y.data + (size_t)first * y_stride, y_stride, columns, rows, out.data, stride);
+        return out.read();
+    };
+    const auto out = compute(0, n);
+    for (size_t i = 0; i < n; i++) {
+        for (size_t c = 0; c < columns; c++) {
+            const double before = x[i * stride + c],
+                         more = y[i * y_stride + c] / (1 + exp(-(double)gates[i * gate_stride]));
+            CHECK_NEAR(out[i * stride + c], before + more,
+                       SECOND_ORDER * ((EXP_ERROR + 3 * U) * fabs(more) + U * fabs(before + more)));
+        }
+        CHECK(same_floats(&out[i * stride + columns], &x[i * stride + columns], stride - columns));
+    }
+    check_in_any_company(n, stride, compute);
+}
+
+/* ---- mixtures of experts --------------------------------------------------------------------------- */
+
+struct Routes {
+    std::vector<int32_t> ids, places;
+    std::vector<float> weights;
+    std::vector<ExpertTile> tiles;
+};
+
+static Routes route(const Routing &r, const Device<float> &logits, size_t stride, int first, int n) {
+    const size_t all = (size_t)(n * r.n_used);
+    const Device<int32_t> ids(all), of(all), n_tiles(1);
+    const Device<float> weights(all);
+    const Device<ExpertTile> tiles((size_t)expert_tiles(n, r.n_experts, r.n_used));
+    const DevicePlaces places = {n_tiles.data, tiles.data, of.data};
+    queue_route(stream, &r, logits.data + (size_t)first * stride, stride, n, ids.data, weights.data, &places);
+    Routes out = {ids.read(), of.read(), weights.read(), tiles.read()};
+    const size_t found = (size_t)n_tiles.read()[0];
+    if (CHECK(found <= tiles.n)) out.tiles.resize(found);
+    return out;
+}
+
+/* Every row's every expert has a place of its own, in a tile of that expert; tiles begin at whole tiles. */
+static void check_places(const Routing &r, const Routes &found) {
+    std::vector<int> expert_at((size_t)(found.tiles.size() * EXPERT_ALIGNMENT), -1);
+    size_t rows = 0;
+    for (const ExpertTile &tile : found.tiles) {
+        CHECK(tile.n > 0 && tile.n <= EXPERT_ALIGNMENT && tile.first % EXPERT_ALIGNMENT == 0 &&
+              tile.expert < r.n_experts);
+        for (int i = 0; i < tile.n; i++) {
+            int &at = expert_at.at((size_t)(tile.first + i));
+            CHECK_EQ(at, -1);
+            at = tile.expert;
+        }
+        rows += (size_t)tile.n;
+    }
+    CHECK_EQ(rows, found.ids.size());
+    for (size_t i = 0; i < found.ids.size(); i++) {
+        int &at = expert_at.at((size_t)found.places[i]);
+        CHECK_EQ(at, found.ids[i]);
+        at = -2;
+    }
+}
+
+static double probability(const Routing &r, const float *logits, int e) {
+    double top = logits[0], sum = 0;
+    for (int i = 0; i < r.n_experts; i++) top = fmax(top, logits[i]);
+    for (int i = 0; i < r.n_experts; i++) sum += exp(logits[i] - top);
+    if (r.probability == ROUTE_SIGMOID) return 1 / (1 + exp(-(double)logits[e]));
+    return r.probability == ROUTE_SOFTMAX ? exp(logits[e] - top) / sum : logits[e];
+}
+
+/* The largest first, up to what roundings may exchange; weights are those of the chosen ones. */
+static void check_route(const Routing &r, const float *logits, const float *bias, const int32_t *ids,
+                        const float *weights) {
+    const double error = 1e-5;
+    std::vector<bool> taken((size_t)r.n_experts);
+    double sum = 0, of_chosen[MAX_USED_EXPERTS];
+    for (int k = 0; k < r.n_used; k++) {
+        if (!CHECK(ids[k] >= 0 && ids[k] < r.n_experts && !taken[(size_t)ids[k]])) return;
+        const double value = probability(r, logits, ids[k]) + (bias ? bias[ids[k]] : 0);
+        for (int e = 0; e < r.n_experts; e++)
+            if (!taken[(size_t)e])
+                CHECK(probability(r, logits, e) + (bias ? bias[e] : 0) <= value + error * fabs(value));
+        taken[(size_t)ids[k]] = true;
+        of_chosen[k] = r.probability == ROUTE_SOFTMAX_OF_CHOSEN ? exp((double)logits[ids[k]] - logits[ids[0]])
+                                                                : probability(r, logits, ids[k]);
+        sum += of_chosen[k];
+    }
+    const bool normed = r.normed || r.probability == ROUTE_SOFTMAX_OF_CHOSEN;
+    for (int k = 0; k < r.n_used; k++) {
+        const double expected = of_chosen[k] * r.scale / (normed ? fmax(sum, 6.103515625e-5) : 1);
+        CHECK_NEAR(weights[k], expected, error * fabs(expected));
+    }
+}
+
+static void test_route(Routing r, int n, bool biased, Random *random) {
+    const size_t stride = (size_t)r.n_experts + 5, used = (size_t)r.n_used;
+    const auto logits = random_floats((size_t)n * stride, 2, random),
+               bias = random_floats((size_t)r.n_experts, .3, random);
+    const Device<float> device_logits(logits), device_bias(bias);
+    r.bias = biased ? device_bias.data : nullptr;
+    const Routes all = route(r, device_logits, stride, 0, n);
+    check_places(r, all);
+    for (size_t i = 0; i < (size_t)n; i++) {
+        check_route(r, &logits[i * stride], biased ? bias.data() : nullptr, &all.ids[i * used], &all.weights[i * used]);
+        if (i % 7) continue;
+        const Routes alone = route(r, device_logits, stride, (int)i, 1);
+        CHECK(!memcmp(alone.ids.data(), &all.ids[i * used], used * sizeof(int32_t)));
+        CHECK(!memcmp(alone.weights.data(), &all.weights[i * used], used * sizeof(float)));
+    }
+}
+
+/* Of equal ones the lower; and rows that are no numbers go to experts, too. */
+static void test_odd_routes() {
+    const Routing r = {ROUTE_SOFTMAX, 70, 8, nullptr, true, 1};
+    std::vector<float> logits(3 * 70, 1.5f);
+    for (size_t i = 70; i < 140; i++) logits[i] = NAN;
+    for (size_t i = 140; i < 210; i++) logits[i] = i % 2 ? NAN : -INFINITY;
+    const Routes found = route(r, Device<float>(logits), 70, 0, 3);
+    check_places(r, found);
+    for (int k = 0; k < 8; k++) CHECK_EQ(found.ids[(size_t)k], k);
+    for (size_t i = 8; i < 24; i++) CHECK(found.ids[i] >= 0 && found.ids[i] < 70);
+}
+
+static void test_routes() {
+    Random random = {32};
+    test_route({ROUTE_SOFTMAX, 6, 3, nullptr, true, 1}, 9, false, &random);
+    test_route({ROUTE_SOFTMAX, 128, 8, nullptr, false, 1}, 128, false, &random);
+    test_route({ROUTE_SIGMOID, 160, 8, nullptr, true, 2.5f}, 16, true, &random);
+    test_route({ROUTE_SOFTMAX_OF_CHOSEN, 32, 4, nullptr, false, 1}, 40, false, &random);
+    test_route({ROUTE_SIGMOID, MAX_EXPERTS, MAX_USED_EXPERTS, nullptr, false, 1}, 3, true, &random);
+    test_route({ROUTE_SOFTMAX, 1, 1, nullptr, true, 1}, 37, false, &random);
+    test_odd_routes();
+}
+
+/* Copies are what the rows themselves are, in every form, wherever they go. */
+static void test_gather(int columns) {
+    Random random = {(uint64_t)columns};
+    const int n = 11, n_used = 3, n_places = 40;
+    const auto x = random_floats((size_t)(n * columns), 2, &random);
+    const Device<float> device_x(x);
+    std::vector<int32_t> of;
+    for (int i = 0; i < n * n_used; i++) of.push_back(i * 7 % n_places);
+    const Device<int32_t> device_of(of);
+    const Operand in(columns, n), out(columns, n_places);
+    const DeviceOperand from = in.device(), to = out.device();
+    const DevicePlaces places = {nullptr, nullptr, device_of.data};
+    queue_to_operand(stream, device_x.data, (size_t)columns, nullptr, n, &from);
+    queue_gather(stream, &from, n, n_used, &places, &to);
+    const auto rows = read_tokens(in, n), copies = read_tokens(out, n_places);
+    for (int i = 0; i < n * n_used; i++) CHECK(same_token(copies[(size_t)of[(size_t)i]], rows[(size_t)(i / n_used)]));
+}
+
+static void test_sum_answers() {
+    Random random = {33};
+    const int n = 4, n_used = 5, columns = 300;
+    const size_t stride = 301, each_stride = 320, n_places = 23;
+    const auto each = random_floats(n_places * each_stride, 2, &random),
+               weights = random_floats(n * n_used, 1, &random);
+    std::vector<int32_t> of;
+    for (int i = 0; i < n * n_used; i++) of.push_back(i * 5 % (int)n_places);
+    const Device<float> device_each(each), device_weights(weights);
+    const Device<int32_t> device_of(of);
+    const auto compute = [&](int first, int rows) {
+        const Device<float> out((size_t)rows * stride);
+        const DevicePlaces places = {nullptr, nullptr, device_of.data + first * n_used};
+        queue_sum_answers(stream, device_each.data, each_stride, device_weights.data + first * n_used, &places, n_used,
+                          columns, rows, out.data, stride);
+        return out.read();
+    };
+    const auto out = compute(0, n);
+    for (int i = 0; i < n; i++) {
+        for (size_t c = 0; c < columns; c++) {
+            double sum = 0, magnitude = 0;
+            for (int k = i * n_used; k < (i + 1) * n_used; k++) {
+                const double term = (double)weights[(size_t)k] * each[(size_t)of[(size_t)k] * each_stride + c];
+                sum += term;
+                magnitude += fabs(term);
+            }
+            CHECK_NEAR(out[(size_t)i * stride + c], sum, n_used * U * SECOND_ORDER * magnitude);
+        }
+        CHECK(isnan(out[(size_t)i * stride + columns]));
+    }
+    check_in_any_company(n, stride, compute);
+}
+
 /* As expected_gated in test_cuda_products.cpp: roundings and the exponential, t's roundings as the quotient follows. */
 static void test_gate_values(Activation activation, int columns) {
     Random random = {(uint64_t)columns};
     const int n = 5;
     const size_t stride = (size_t)columns + 9, up_stride = (size_t)columns + 3;
-    const auto gate = random_floats(n * stride, 4, &random), up = random_floats(n * up_stride, 1, &random);
+    const auto gate = random_floats(n * stride, 4, &random), up = random_floats(n * up_stride, 4, &random);
     const Device<float> device_gate(gate), device_up(up);
     const auto compute = [&](int first, int rows) {
         const Operand out(columns + 40, rows); /* wider than what comes */
@@ -401,9 +595,14 @@ static void test_gate_values(Activation activation, int columns) {
     for (size_t i = 0; i < (size_t)n; i++) {
         for (size_t c = 0; c < (size_t)columns; c++) {
             const double g = gate[i * stride + c];
-            const double t = activation == ACTIVATION_GELU ? 2 * sqrt(2 / M_PI) * (g + 0.044715 * g * g * g) : g;
-            const double expected = g / (1 + exp(-t)) * up[i * up_stride + c];
-            const double relative = EXP_ERROR + 4 * U + 6 * U * fabs(t) / (1 + exp(t));
+            const double clamped = fmin(g, 7), u = up[i * up_stride + c];
+            const bool clamps = activation == ACTIVATION_CLAMPED;
+            const double t = activation == ACTIVATION_GELU ? 2 * sqrt(2 / M_PI) * (g + 0.044715 * g * g * g)
+                             : clamps                      ? 1.702 * clamped
+                                                           : g;
+            const double factor = clamps ? fmax(-7, fmin(u, 7)) + 1 : u;
+            const double expected = (clamps ? clamped : g) / (1 + exp(-t)) * factor;
+            const double relative = EXP_ERROR + 5 * U + 6 * U * fabs(t) / (1 + exp(t));
             CHECK_NEAR(out[i].values[c], expected, relative * SECOND_ORDER * fabs(expected) + 1e-36);
         }
         for (size_t c = (size_t)columns; c < out[i].values.size(); c++) CHECK(out[i].values[c] == 0);
@@ -1078,7 +1277,12 @@ int main() {
     for (int columns : {48, 1088, 2500})
         for (int normed = 0; normed < 2; normed++) test_add(columns, normed);
     for (int columns : {31, 96, 300})
-        for (Activation activation : {ACTIVATION_SILU, ACTIVATION_GELU}) test_gate_values(activation, columns);
+        for (Activation activation : {ACTIVATION_SILU, ACTIVATION_GELU, ACTIVATION_CLAMPED})
+            test_gate_values(activation, columns);
+    test_add_gated();
+    test_routes();
+    for (int columns : {32, 70, 352}) test_gather(columns);
+    test_sum_answers();
     test_cap();
     test_angles();
     test_copy();
