@@ -90,7 +90,7 @@ static const TensorSlot slots[] = {
     VECTOR("post_ffw_norm_1", dense_post_norm, EXTENT_EMBD, .when = MIXTURE),
     VECTOR("pre_ffw_norm_2", expert_norm, EXTENT_EMBD, .when = MIXTURE),
     VECTOR("post_ffw_norm_2", expert_post_norm, EXTENT_EMBD, .when = MIXTURE),
-    VECTOR("ffn_gate_inp.scale", router_gain, EXTENT_EMBD, .when = MIXTURE),
+    VECTOR("ffn_gate_inp.scale", router_gain, EXTENT_EMBD, .bare = true, .when = MIXTURE),
     MATRIX("ffn_gate_inp", router, EXTENT_EXPERTS, EXTENT_EMBD, .when = MIXTURE, .unscaled = true),
     ROUTED_EXPERT_SLOTS,
     MATRIX("inp_gate", token_gate, EXTENT_TOKEN, EXTENT_EMBD, .when = TOKEN_EMBEDDINGS),
