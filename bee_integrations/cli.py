@@ -189,8 +189,8 @@ def run(
     speculation: Annotated[
         str,
         typer.Option(
-            help="'auto' drafts what pays, 'dflash' whole blocks, 'copy' what the text says already, 'off' nothing; "
-            "the answer is the same."
+            help="'auto' drafts what pays, 'dflash' whole blocks, 'mtp' what the model's own block predicts, "
+            "'copy' what the text says already, 'off' nothing; the answer is the same."
         ),
     ] = "auto",
     draft_length: Annotated[int | None, typer.Option(help="Drafted tokens per cycle.")] = None,

@@ -16,7 +16,7 @@ _MAX_DRAFT_LENGTH = 15  # BEE_MAX_BLOCK - 1
 _MAX_TEMPERATURE = 100.0
 _MAX_SEED = 2**64 - 1
 _MAX_TOP_LOGPROBS = 20  # BEE_MAX_TOP_LOGPROBS
-_SPECULATION = ("auto", "dflash", "copy", "off")
+_SPECULATION = ("auto", "dflash", "mtp", "copy", "off")
 _DERIVED = ("tokens_per_cycle", "draft_acceptance", "accepted_share", "prefill_tokens_per_s", "decode_tokens_per_s")
 
 
@@ -68,7 +68,9 @@ class GenerationParams:
     speculation: str = "auto"
     """Where drafts come from; the tokens are the same. "auto": each cycle what pays most on this machine and text: the
     drafter if there is one, a copy of what followed the last tokens where they stood before, or nothing. "dflash": a
-    whole block of the drafter every cycle; there must be one. "copy": copies alone, when they pay. "off": nothing."""
+    whole block of the drafter every cycle; there must be one. "mtp": as many drafts as the block makes which the
+    model's own file has for that; "auto" uses it where there is no drafter. "copy": copies alone, when they pay.
+    "off": nothing."""
     draft_length: int | None = None
     """Fixes the drafts per cycle where there is a source for them: 0 to the drafter's block size - 1, or to 15 where no
     drafter is asked. With "auto" only the source is then chosen. Without effect where speculation is "off"."""
@@ -142,7 +144,7 @@ class Statistics:
     phase_seconds: float  # of both: masks, and whatever else decides which tokens may follow
     time_to_first_token_s: float  # since the request was made, waiting for its turn included
     seed: int
-    speculation: str  # the sources in force: "dflash", "copy", both as "dflash+copy", or "off"
+    speculation: str  # the sources in force: "dflash", "mtp", "copy", two as "dflash+copy" or "mtp+copy", or "off"
 
     @property
     def steering_seconds(self) -> float:

@@ -34,11 +34,30 @@ WEIGHT_TYPES = tuple(_TYPES)
 
 
 @dataclass(frozen=True)
+class DeltaNet:
+    """Gated delta nets in three layers of four."""
+
+    key_heads: int
+    value_heads: int
+    state_size: int = 128
+    kernel: int = 4
+    interval: int = 4  # every so many layers one attends
+
+    @property
+    def channels(self) -> int:
+        return self.state_size * (2 * self.key_heads + self.value_heads)
+
+    @property
+    def results(self) -> int:
+        return self.state_size * self.value_heads
+
+
+@dataclass(frozen=True)
 class Shape:
     """A model's sizes, and how it is quantised: `kind` everywhere, but `head_kind` for the head, `more_kind` for half
     of the layers' attn_v and ffn_down."""
 
-    architecture: str  # "llama" or "qwen3"
+    architecture: str  # "llama", "qwen3" or, with `delta`, "qwen35"
     n_layer: int
     n_embd: int
     n_ff: int
@@ -49,6 +68,7 @@ class Shape:
     kind: str
     head_kind: str
     more_kind: str
+    delta: DeltaNet | None = None
 
 
 # Those of docs/gpu/model.py, and one for tests.
@@ -58,7 +78,10 @@ SHAPES: dict[str, Shape] = {
     "dense-27b": Shape("qwen3", 64, 5120, 20480, 40, 8, 128, 248320, "Q5_K", "Q6_K", "Q5_K"),
     "qwen3-1.7b": Shape("qwen3", 28, 2048, 6144, 16, 8, 128, 151936, "Q4_K", "Q6_K", "Q6_K"),
     "dense-31b": Shape("qwen3", 60, 5376, 21504, 32, 16, 256, 262144, "Q4_K", "Q6_K", "Q6_K"),
+    "qwen3.6-27b": Shape("qwen35", 64, 5120, 17408, 24, 4, 256, 248320, "Q5_K", "Q6_K", "Q5_K", DeltaNet(16, 48)),
+    "hybrid-2b": Shape("qwen35", 24, 2048, 6144, 8, 2, 256, 248320, "Q4_K", "Q6_K", "Q6_K", DeltaNet(16, 16)),
     "tiny": Shape("qwen3", 2, 256, 512, 4, 2, 64, 320, "Q4_K", "Q6_K", "Q6_K"),
+    "tiny-hybrid": Shape("qwen35", 4, 256, 512, 4, 2, 64, 320, "Q4_K", "Q6_K", "Q6_K", DeltaNet(2, 8, state_size=32)),
 }
 
 
@@ -112,7 +135,7 @@ def write_drafter(shape: Shape, path: Path) -> Path:
         _Tensor("output_norm.weight", shape.n_embd, 0, "F32"),
     ]
     for index in range(_DRAFT_LAYERS):
-        tensors += _layer(shape, index, more_kind=shape.kind, with_norms=True)
+        tensors += _layer(replace(shape, delta=None), index, more_kind=shape.kind, with_norms=True)
     return _write(path, metadata, tensors)
 
 
@@ -123,6 +146,9 @@ def _has_more_bits(index: int, n_layer: int) -> bool:
 
 
 def _layer(shape: Shape, index: int, *, more_kind: str, with_norms: bool) -> Iterator[_Tensor]:
+    if shape.delta is not None:
+        yield from _hybrid_layer(shape, shape.delta, index, more_kind=more_kind)
+        return
     queries, keys = shape.n_head * shape.head_size, shape.n_head_kv * shape.head_size
     matrices = {
         "attn_q": (shape.n_embd, queries),
@@ -141,6 +167,54 @@ def _layer(shape: Shape, index: int, *, more_kind: str, with_norms: bool) -> Ite
         yield _Tensor(f"blk.{index}.{name}.weight", columns, rows, kind)
     for name, columns in vectors.items():
         yield _Tensor(f"blk.{index}.{name}.weight", columns, 0, "F32")
+
+
+def _hybrid_layer(shape: Shape, delta: DeltaNet, index: int, *, more_kind: str) -> Iterator[_Tensor]:
+    queries, keys = shape.n_head * shape.head_size, shape.n_head_kv * shape.head_size
+    attends = (index + 1) % delta.interval == 0
+    matrices = {
+        "ffn_gate": (shape.n_embd, shape.n_ff),
+        "ffn_up": (shape.n_embd, shape.n_ff),
+        "ffn_down": (shape.n_ff, shape.n_embd),
+    }
+    vectors = {"attn_norm.weight": shape.n_embd, "post_attention_norm.weight": shape.n_embd}
+    if attends:
+        matrices |= {
+            "attn_q": (shape.n_embd, 2 * queries),  # queries and gates
+            "attn_k": (shape.n_embd, keys),
+            "attn_v": (shape.n_embd, keys),
+            "attn_output": (queries, shape.n_embd),
+        }
+        vectors |= {"attn_q_norm.weight": shape.head_size, "attn_k_norm.weight": shape.head_size}
+    else:
+        matrices |= {
+            "attn_qkv": (shape.n_embd, delta.channels),
+            "attn_gate": (shape.n_embd, delta.results),
+            "ssm_beta": (shape.n_embd, delta.value_heads),
+            "ssm_alpha": (shape.n_embd, delta.value_heads),
+            "ssm_out": (delta.results, shape.n_embd),
+        }
+        vectors |= {"ssm_a": delta.value_heads, "ssm_dt.bias": delta.value_heads, "ssm_norm.weight": delta.state_size}
+        yield _Tensor(f"blk.{index}.ssm_conv1d.weight", delta.kernel, delta.channels, "F32")
+    for name, (columns, rows) in matrices.items():
+        kind = more_kind if name in ("attn_v", "attn_qkv", "ffn_down") else shape.kind
+        yield _Tensor(f"blk.{index}.{name}.weight", columns, rows, kind)
+    for name, columns in vectors.items():
+        yield _Tensor(f"blk.{index}.{name}", columns, 0, "F32")
+
+
+def _delta_metadata(prefix: str, rotated: int, delta: DeltaNet) -> dict[str, bytes]:
+    sections = (rotated // 6 + 1, rotated // 6 + 1, rotated // 2 - 2 * (rotated // 6 + 1), 0)
+    return {
+        f"{prefix}.rope.dimension_count": _integer(rotated),
+        f"{prefix}.rope.dimension_sections": struct.pack("<IIQ4i", _ARRAY, _INT32, 4, *sections),
+        f"{prefix}.full_attention_interval": _integer(delta.interval),
+        f"{prefix}.ssm.conv_kernel": _integer(delta.kernel),
+        f"{prefix}.ssm.state_size": _integer(delta.state_size),
+        f"{prefix}.ssm.group_count": _integer(delta.key_heads),
+        f"{prefix}.ssm.time_step_rank": _integer(delta.value_heads),
+        f"{prefix}.ssm.inner_size": _integer(delta.results),
+    }
 
 
 # ---- the file ----------------------------------------------------------------------------------------------------
@@ -164,8 +238,10 @@ def _number(value: float) -> bytes:
 
 
 def _metadata(shape: Shape, prefix: str, n_layer: int) -> dict[str, bytes]:
+    delta = shape.delta if prefix == shape.architecture else None
     words = b"".join(_string(f"w{token}") for token in range(shape.n_vocab))
     return {
+        **({} if delta is None else _delta_metadata(prefix, shape.head_size // 4, delta)),
         "general.architecture": _text(prefix),
         f"{prefix}.block_count": _integer(n_layer),
         f"{prefix}.context_length": _integer(CONTEXT_LENGTH),

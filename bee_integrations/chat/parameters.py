@@ -37,9 +37,9 @@ class BeeParameters(BaseModel):
     """A registered name or the path of a GGUF file. None: the default model, downloaded on first use."""
     drafter: str | None = "auto"
     """The DFlash drafter: a path, "auto" (the one that belongs to the model, if any) or None."""
-    speculation: Literal["auto", "dflash", "copy", "off"] = "auto"
-    """"auto" drafts what pays, "dflash" a whole block every cycle, "copy" what the text so far repeats, "off" nothing.
-    The text is the same."""
+    speculation: Literal["auto", "dflash", "mtp", "copy", "off"] = "auto"
+    """"auto" drafts what pays, "dflash" a whole block every cycle, "mtp" what a block of the model's own file predicts,
+    "copy" what the text so far repeats, "off" nothing. The text is the same."""
     draft_length: int | None = None
     """Drafted tokens per cycle; None leaves it to the engine."""
     n_ctx: int | None = None

@@ -373,12 +373,17 @@ class Engine:
     def _speculation(self, params: GenerationParams) -> tuple[str, int]:
         """The mode and the drafts per cycle, -1 for the library's choice."""
         mode, length = params.speculation, params.draft_length
-        if mode == "dflash" and not self._block_size:
+        if mode == "mtp" and not self.info["predicts"]:
+            raise ParameterError(
+                "speculation is 'mtp', but no block of this model's file predicts further tokens here (with a "
+                "drafter, or on a card, none is used): use 'auto'"
+            )
+        if mode == "dflash" and not self.info["has_drafter"]:
             raise ParameterError(
                 "speculation is 'dflash', but this engine has no drafter: open it with drafter= the path of a DFlash "
                 f"GGUF for this model, put one beside the model as {self.model_path.stem}.dflash.gguf, or use 'auto'"
             )
-        asks_drafter = mode in ("auto", "dflash") and self._block_size > 0
+        asks_drafter = mode in ("auto", "dflash", "mtp") and self._block_size > 0
         if asks_drafter and length is not None and length >= self._block_size:
             raise ParameterError(f"draft_length is {length}; this drafter drafts at most {self._block_size - 1} tokens")
         return mode, -1 if length is None else length
@@ -388,7 +393,7 @@ class Engine:
         if mode == "off" or draft_length == 0:
             return "off"
         if mode == "auto":
-            return "dflash+copy" if self._block_size else "copy"
+            return "dflash+copy" if self.info["has_drafter"] else "mtp+copy" if self.info["predicts"] else "copy"
         return mode
 
     # ---- looking inside ----------------------------------------------------------------------------------------------
@@ -696,7 +701,7 @@ def _describe(handle: Any) -> dict[str, Any]:
     out = ffi.new("bee_engine_info *")
     lib.bee_engine_describe(handle, out)
     names = ("n_vocab", "n_ctx_train", "n_layer", "n_embd", "n_threads", "has_drafter", "block_size", "n_draft_vocab",
-             "mask_token", "weight_bytes")  # fmt: skip
+             "mask_token", "weight_bytes", "predicts")  # fmt: skip
     info: dict[str, Any] = {name: getattr(out, name) for name in names}
     info["instruction_set"] = ffi.string(out.instruction_set).decode()
     info["device"] = CPU if int(out.device) == DEVICES[CPU] else "cuda"

@@ -42,6 +42,7 @@ _SPECULATION = {
     "auto": int(lib.BEE_SPECULATION_AUTO),
     "dflash": int(lib.BEE_SPECULATION_DFLASH),
     "copy": int(lib.BEE_SPECULATION_COPY),
+    "mtp": int(lib.BEE_SPECULATION_MTP),
 }
 
 

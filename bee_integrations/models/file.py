@@ -57,10 +57,12 @@ class Plan:
 
     weight_bytes: int
     kv_bytes_per_token: int
+    state_bytes: int  # of a session's recurrent layers, whatever its context
     n_vocab: int
     n_ctx_train: int
     n_layer: int
     n_embd: int
+    n_left_out: int  # blocks behind the layers, which predict further tokens: they are not run
     is_drafter: bool
 
 
@@ -134,10 +136,12 @@ class ModelFile:
         return Plan(
             weight_bytes=out.weight_bytes,
             kv_bytes_per_token=out.kv_bytes_per_token,
+            state_bytes=out.state_bytes,
             n_vocab=out.n_vocab,
             n_ctx_train=out.n_ctx_train,
             n_layer=out.n_layer,
             n_embd=out.n_embd,
+            n_left_out=out.n_left_out,
             is_drafter=bool(out.is_drafter),
         )
 

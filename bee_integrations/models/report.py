@@ -16,7 +16,7 @@ from rich.table import Table
 from ..engine.device_plan import describe_device_memory, print_device_memory
 from ..engine.engine import DEFAULT_N_CTX, model_tokenizer
 from ..errors import ModelFormatError, ParameterError, UnsupportedModelError
-from .file import ModelFile, TensorInfo
+from .file import ModelFile, Plan, TensorInfo
 from .memory import available_memory, size_text
 from .registry import resolve_drafter
 
@@ -87,7 +87,7 @@ def _running(file: ModelFile, n_ctx: int | None) -> dict[str, Any]:
     except (UnsupportedModelError, ModelFormatError) as error:
         return {"runnable": False, "reason": str(error), "kind": None, "memory": None}
     context = n_ctx if n_ctx is not None else min(plan.n_ctx_train, DEFAULT_N_CTX)
-    cache = context * plan.kv_bytes_per_token
+    cache = context * plan.kv_bytes_per_token + plan.state_bytes
     memory = {
         "n_ctx": context,
         "weight_bytes": plan.weight_bytes,
@@ -101,9 +101,24 @@ def _running(file: ModelFile, n_ctx: int | None) -> dict[str, Any]:
         "n_ctx_train": plan.n_ctx_train,
         "n_layer": plan.n_layer,
         "n_embd": plan.n_embd,
+        "left_out": _left_out(file, plan),
     }
     reason = _what_stands_against(memory, plan.n_ctx_train)
     return {"runnable": reason is None, "reason": reason, **model, "memory": memory}
+
+
+def _left_out(file: ModelFile, plan: Plan) -> dict[str, int] | None:
+    """The file's blocks that predict further tokens (MTP), which nothing runs."""
+    if not plan.n_left_out:
+        return None
+    names = tuple(f"blk.{plan.n_layer + index}." for index in range(plan.n_left_out))
+    tensors = [tensor for tensor in file.tensors if tensor.name.startswith(names)]
+    return {
+        "first_block": plan.n_layer,
+        "blocks": plan.n_left_out,
+        "tensors": len(tensors),
+        "bytes": sum(tensor.size for tensor in tensors),
+    }
 
 
 def _what_stands_against(memory: Mapping[str, Any], n_ctx_train: int) -> str | None:
@@ -167,6 +182,13 @@ def print_model_report(report: Mapping[str, Any], console: Console) -> None:
         console.print(
             f"Memory: weights {size_text(memory['weight_bytes'])}, and {size_text(memory['cache_bytes'])} for each "
             f"session of {memory['n_ctx']} tokens"
+        )
+    left_out = report.get("left_out")
+    if left_out is not None:
+        console.print(
+            f"Left out: blk.{left_out['first_block']} and what is behind it, which predict further tokens (MTP): "
+            f"{left_out['tensors']} tensors, {size_text(left_out['bytes'])}",
+            markup=False,
         )
     if report["tools"] is not None:
         said = f"Tools: {report['tools']['format']} ({report['tools']['reason']})"

@@ -109,11 +109,14 @@ BEE_API bee_status bee_file_tensor(const bee_file *file, uint64_t index, bee_ten
 typedef struct bee_plan {
     uint64_t weight_bytes;       /* packed weights in memory */
     uint64_t kv_bytes_per_token; /* key-value cache of one session, per position of context */
+    uint64_t state_bytes;        /* of one session's recurrent layers, whatever its context; saved states among them */
     int32_t n_vocab;
     int32_t n_ctx_train; /* context length the model was trained for */
     int32_t n_layer;
     int32_t n_embd;
-    bool is_drafter; /* architecture "dflash": give it to an engine as the drafter */
+    int32_t n_left_out; /* blocks "blk.<n_layer>" and on, which predict further tokens (MTP), and are not run */
+    bool predicts;      /* there is such a block, and it drafts where the engine has no drafter: on the CPU */
+    bool is_drafter;    /* architecture "dflash": give it to an engine as the drafter */
 } bee_plan;
 
 BEE_API bee_status bee_file_plan(const bee_file *file, bee_plan *out, bee_error *error);
@@ -200,6 +203,7 @@ typedef struct bee_engine_info {
     int32_t n_taps;
     int32_t taps[16]; /* entry i means the input of that target layer */
     bool has_drafter;
+    bool predicts;               /* a block of the model's own file drafts; the next two are then its own */
     int32_t block_size;          /* of the drafter: the largest number of tokens it drafts is one less; 0 without one */
     int32_t n_draft_vocab;       /* rows of the drafter's head; 0 without one */
     int32_t mask_token;          /* -1 without a drafter */
@@ -295,7 +299,8 @@ typedef enum bee_speculation {
     BEE_SPECULATION_OFF = 0,    /* nothing is drafted */
     BEE_SPECULATION_AUTO = 1,   /* each cycle what promises most per second: the drafter, a copy, or nothing */
     BEE_SPECULATION_DFLASH = 2, /* the drafter, which the engine must have */
-    BEE_SPECULATION_COPY = 3    /* what followed the last tokens where they stood before, in prompt or output */
+    BEE_SPECULATION_COPY = 3,   /* what followed the last tokens where they stood before, in prompt or output */
+    BEE_SPECULATION_MTP = 4     /* the block that predicts further tokens, which the model's file must have */
 } bee_speculation;
 
 typedef struct bee_request {

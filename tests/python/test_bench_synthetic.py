@@ -107,6 +107,28 @@ def test_shares_that_no_block_of_16_reaches_are_refused(share: float) -> None:
 # ---- the files -------------------------------------------------------------------------------------------------------
 
 
+def test_a_hybrid_is_measured() -> None:
+    (row,) = run_synthetic(
+        SyntheticOptions(("tiny-hybrid",), device="cpu", threads=1, context=64, cycles=4, prefill=128)
+    )["synthetic"]
+    assert row["weight_bytes"] > 0
+    assert row["pass_ms"]["16"] > 0
+
+
+@pytest.mark.parametrize("name", ["qwen3.6-27b", "tiny-hybrid"])
+def test_files_of_hybrids_can_be_planned(name: str, tmp_path: Path) -> None:
+    shape = SHAPES[name]
+    assert shape.delta is not None
+    with ModelFile(write_target(shape, tmp_path / "target.gguf")) as file:
+        plan = file.plan()
+        tensors = [tensor for tensor in file.tensors if tensor.name.startswith("blk.")]
+        attending = shape.n_layer // 4
+        assert len(tensors) == 11 * attending + 14 * (shape.n_layer - attending)
+        assert plan.kv_bytes_per_token == attending * 2 * 2 * shape.n_head_kv * shape.head_size
+        state = 3 * shape.delta.channels + shape.delta.results * shape.delta.state_size
+        assert plan.state_bytes > 3 * 4 * (shape.n_layer - attending) * state
+
+
 @pytest.mark.parametrize("name", ["qwen3-8b", "tiny"])
 def test_files_are_holes_of_the_right_size(name: str, tmp_path: Path) -> None:
     shape = SHAPES[name]

@@ -233,6 +233,20 @@ def test_info_counts_the_memory_of_weights_and_context(bee: Bee, tiny_path: Path
     assert bee.json("info", tiny_path)["memory"]["n_ctx"] == tiny_model.N_CTX_TRAIN
 
 
+def test_info_names_the_blocks_that_are_left_out(bee: Bee, tiny_path: Path, tmp_path: Path) -> None:
+    document = gguf.read(tiny_path)
+    document.metadata["llama.block_count"] = gguf.integer(tiny_model.N_LAYER + 1)
+    document.metadata["llama.nextn_predict_layers"] = gguf.integer(1)
+    document.tensors[f"blk.{tiny_model.N_LAYER}.nextn.enorm.weight"] = document.tensors["output_norm.weight"]
+    path = document.write(tmp_path / "predicting.gguf")
+    left_out = bee.json("info", path)["left_out"]
+    assert left_out == {
+        "first_block": tiny_model.N_LAYER, "blocks": 1, "tensors": 1, "bytes": 4 * tiny_model.N_EMBD,
+    }  # fmt: skip
+    assert f"Left out: blk.{tiny_model.N_LAYER}" in bee("info", path)[1]
+    assert bee.json("info", tiny_path)["left_out"] is None
+
+
 def _unknown_type(path: Path) -> None:
     """Another number in the place of a tensor's type."""
     content = bytearray(path.read_bytes())

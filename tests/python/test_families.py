@@ -365,6 +365,113 @@ def test_sessions_in_company(tmp_path: Path) -> None:
     assert out == expected
 
 
+# ---- blocks that predict ---------------------------------------------------------------------------------------------
+
+PREDICTING = "qwen35-listed-predicting"
+Numbers = npt.NDArray[np.float64]
+
+
+def _normed(x: Numbers, gain: Numbers) -> Numbers:
+    normed: Numbers = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * gain
+    return normed
+
+
+def _turned(x: Numbers, base: float) -> Numbers:
+    """The first 16 dimensions of heads [position, head, size], in pairs of dimensions that lie 8 apart."""
+    angles = np.arange(len(x))[:, None, None] * base ** (-np.arange(8) / 8.0)
+    out, a, b = x.copy(), x[..., :8], x[..., 8:16]
+    out[..., :8], out[..., 8:16] = a * np.cos(angles) - b * np.sin(angles), a * np.sin(angles) + b * np.cos(angles)
+    return out
+
+
+def predicted(document: Document, ids: list[int], hidden: Numbers) -> Numbers:
+    """Logits of the block, of pairs of a token and what the layers made of the one before, in double precision."""
+
+    def t(name: str) -> Numbers:
+        block = name if name.split(".")[0] in ("token_embd", "output_norm") else f"blk.3.{name}"
+        return np.asarray(document.tensors[f"{block}.weight"].values(), np.float64)
+
+    n, heads, keys, size = len(ids), 4, 2, 32
+    before = _normed(_normed(hidden, t("output_norm")), t("nextn.hnorm"))
+    pairs = np.concatenate([_normed(t("token_embd")[ids], t("nextn.enorm")), before], -1)
+    x = pairs @ t("nextn.eh_proj").T
+    h = _normed(x, t("attn_norm"))
+    q, gates = np.split((h @ t("attn_q").T).reshape(n, heads, 2 * size), 2, axis=-1)
+    q = _turned(_normed(q, t("attn_q_norm")), 500.0)
+    k = _turned(_normed((h @ t("attn_k").T).reshape(n, keys, size), t("attn_k_norm")), 500.0)
+    v = (h @ t("attn_v").T).reshape(n, keys, size)
+    scores = np.einsum("ihd,jhd->hij", q, k.repeat(heads // keys, 1)) / np.sqrt(size)
+    scores[:, np.triu(np.ones((n, n), bool), 1)] = -np.inf
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    seen = np.einsum("hij,jhd->ihd", weights, v.repeat(heads // keys, 1)) / (1 + np.exp(-gates))
+    x = x + seen.reshape(n, -1) @ t("attn_output").T
+    h = _normed(x, t("post_attention_norm"))
+    gate = h @ t("ffn_gate").T
+    x = x + (gate / (1 + np.exp(-gate)) * (h @ t("ffn_up").T)) @ t("ffn_down").T
+    return _normed(x, t("nextn.shared_head_norm")) @ t("token_embd").T
+
+
+def test_a_block_that_predicts(tmp_path: Path) -> None:
+    """Its first draft behind texts of any length, against the formulas."""
+    document, ids = target_of(PREDICTING), tokens(60)
+    path = document.write(tmp_path / "model.gguf")
+    error = new_error()
+    layers = 3
+    params = ffi.new(
+        "bee_engine_params *", {"n_threads": 1, "device": lib.BEE_DEVICE_CPU, "n_taps": 1, "taps": [layers]}
+    )
+    handle = lib.bee_engine_open(bytes(path), ffi.NULL, params, error)
+    check(handle, error)
+    found = lib.bee_session_open(handle, N_CTX, True, error)
+    check(found, error)
+    evaluate(found, ids, 16)
+    hidden = np.empty((len(ids), 64), np.float32)
+    check(lib.bee_session_features(found, 0, len(ids), ffi.cast("float *", ffi.from_buffer(hidden)), error), error)
+    lib.bee_session_close(found)
+    lib.bee_engine_close(handle)
+    expected = predicted(document, ids[1:], hidden[:-1].astype(np.float64))
+    drafts, out = ffi.new("int32_t[]", 5), np.empty((5, N_VOCAB), np.float32)
+    with engine(path) as handle, session(handle) as found:
+        for n in (1, 2, 17, 59, 30):
+            evaluate(found, ids[:n], 16)
+            pointer = ffi.cast("float *", ffi.from_buffer(out))
+            check(lib.bee_session_draft(found, ids[n], 5, drafts, pointer, error), error)
+            exact = expected[n - 1]
+            assert ((out[0] - exact) ** 2).mean() < ERROR * (exact**2).mean()
+            assert [int(out[i].argmax()) for i in range(5)] == list(drafts)
+
+
+def test_predicted_drafts_change_nothing(tmp_path: Path) -> None:
+    """As test_speculation_changes_nothing, without a drafter."""
+    draw = random.Random(5)
+    path = target_of(PREDICTING).write(tmp_path / "model.gguf")
+    modes, accepted = (lib.BEE_SPECULATION_MTP, lib.BEE_SPECULATION_AUTO), 0
+    stats = ffi.new("bee_stats *")
+    with engine(path) as handle, session(handle) as plain, session(handle) as drafting:
+        history = tokens(20)
+        for _ in range(3 * GENERATIONS):
+            temperature, seed, n = draw.choice([0, 0.3, 1, 1.5]), draw.getrandbits(48), draw.randint(1, 24)
+            expected = generate(handle, plain, history, lib.BEE_SPECULATION_OFF, 0, temperature, seed, n)
+            mode, length = draw.choice(modes), draw.choice([-1, 1, 3, 5])
+            assert generate(handle, drafting, history, mode, length, temperature, seed, n) == expected, (mode, length)
+            lib.bee_session_stats(drafting, stats)
+            accepted += stats.accepted_tokens
+            history = [*(history + expected)[: draw.randint(5, 180)], draw.randrange(N_VOCAB)]
+    assert accepted
+
+
+def test_a_block_that_predicts_is_asked_for_by_name(tmp_path: Path) -> None:
+    without_block = target_of("qwen35").write(tmp_path / "model.gguf")
+    with engine(without_block) as handle, session(handle) as found, pytest.raises(BeeError, match="speculation is MTP"):
+        generate(handle, found, tokens(9), lib.BEE_SPECULATION_MTP, -1, 0, 1, 4)
+    document = target_of(PREDICTING)
+    del document.tensors["blk.3.nextn.hnorm.weight"]
+    broken = document.write(tmp_path / "broken.gguf")
+    with pytest.raises(BeeError, match=r"blk.3.nextn.hnorm.weight"), engine(broken):
+        pass
+
+
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 

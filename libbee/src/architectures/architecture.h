@@ -47,6 +47,7 @@ typedef enum SlotKind {
     SLOT_NUMBER,  /* a float */
     SLOT_ROWS,    /* a float *: a matrix, row by row */
     SLOT_COLUMNS, /* a float *: column by column */
+    SLOT_DECAY,   /* a float *: row by row; random ones are -1, as states would grow of others */
     SLOT_EXPERTS, /* a Matrix *: one of each expert, of a tensor of three dimensions */
 } SlotKind;
 
@@ -165,25 +166,25 @@ typedef struct TensorSlot {
         MATRIX("attn_v", v, EXTENT_KEY, EXTENT_EMBD, .when = ATTENDING),           \
         MATRIX("attn_output", attn_output, EXTENT_EMBD, EXTENT_QUERY, .when = ATTENDING)
 /* Gated delta net, but for its rates and steps. */
-#define DELTA_NET_SLOTS                                                                               \
-    MATRIX("attn_qkv", inputs, EXTENT_CHANNELS, EXTENT_EMBD, .when = RECURRENT),                      \
-        MATRIX("attn_gate", gates, EXTENT_RESULTS, EXTENT_EMBD, .when = RECURRENT),                   \
-        MATRIX("ssm_out", results, EXTENT_EMBD, EXTENT_RESULTS, .when = RECURRENT),                   \
-        NUMBERS("ssm_conv1d", SLOT_COLUMNS, taps, EXTENT_CHANNELS, EXTENT_KERNEL, .when = RECURRENT), \
-        VECTOR("ssm_a", decay, EXTENT_STATES, .bare = true, .when = RECURRENT),                       \
-        VECTOR("ssm_dt.bias", step_bias, EXTENT_STATES, .when = RECURRENT),                           \
+#define DELTA_NET_SLOTS                                                                                  \
+    MATRIX("attn_qkv", inputs, EXTENT_CHANNELS, EXTENT_EMBD, .when = RECURRENT),                         \
+        MATRIX("attn_gate", gates, EXTENT_RESULTS, EXTENT_EMBD, .when = RECURRENT),                      \
+        MATRIX("ssm_out", results, EXTENT_EMBD, EXTENT_RESULTS, .when = RECURRENT),                      \
+        NUMBERS("ssm_conv1d", SLOT_COLUMNS, taps, EXTENT_CHANNELS, EXTENT_KERNEL, .when = RECURRENT),    \
+        NUMBERS("ssm_a", SLOT_DECAY, decay, EXTENT_ONE, EXTENT_STATES, .bare = true, .when = RECURRENT), \
+        VECTOR("ssm_dt.bias", step_bias, EXTENT_STATES, .when = RECURRENT),                              \
         VECTOR("ssm_norm", result_norm, EXTENT_RESULT, .when = RECURRENT)
-#define MAMBA_SLOTS                                                                                     \
-    MATRIX("ssm_in.gates", gates, EXTENT_RESULTS, EXTENT_EMBD, .when = RECURRENT,                       \
-           PART_OF("ssm_in", EXTENT_NONE, EXTENT_RESULTS_CHANNELS_STEPS)),                              \
-        MATRIX("ssm_in.inputs", inputs, EXTENT_CHANNELS_STEPS, EXTENT_EMBD, .when = RECURRENT,          \
-               PART_OF("ssm_in", EXTENT_RESULTS, EXTENT_RESULTS_CHANNELS_STEPS)),                       \
-        MATRIX("ssm_out", results, EXTENT_EMBD, EXTENT_RESULTS, .when = RECURRENT),                     \
-        NUMBERS("ssm_conv1d", SLOT_COLUMNS, taps, EXTENT_CHANNELS, EXTENT_KERNEL, .when = RECURRENT),   \
-        VECTOR("ssm_conv1d.bias", tap_bias, EXTENT_CHANNELS, .when = RECURRENT_OPTIONAL),               \
-        NUMBERS("ssm_a", SLOT_ROWS, decay, EXTENT_STATES, EXTENT_ONE, .bare = true, .when = RECURRENT), \
-        NUMBERS("ssm_d", SLOT_ROWS, skip, EXTENT_STATES, EXTENT_ONE, .bare = true, .when = RECURRENT),  \
-        VECTOR("ssm_dt.bias", step_bias, EXTENT_STATES, .when = RECURRENT),                             \
+#define MAMBA_SLOTS                                                                                      \
+    MATRIX("ssm_in.gates", gates, EXTENT_RESULTS, EXTENT_EMBD, .when = RECURRENT,                        \
+           PART_OF("ssm_in", EXTENT_NONE, EXTENT_RESULTS_CHANNELS_STEPS)),                               \
+        MATRIX("ssm_in.inputs", inputs, EXTENT_CHANNELS_STEPS, EXTENT_EMBD, .when = RECURRENT,           \
+               PART_OF("ssm_in", EXTENT_RESULTS, EXTENT_RESULTS_CHANNELS_STEPS)),                        \
+        MATRIX("ssm_out", results, EXTENT_EMBD, EXTENT_RESULTS, .when = RECURRENT),                      \
+        NUMBERS("ssm_conv1d", SLOT_COLUMNS, taps, EXTENT_CHANNELS, EXTENT_KERNEL, .when = RECURRENT),    \
+        VECTOR("ssm_conv1d.bias", tap_bias, EXTENT_CHANNELS, .when = RECURRENT_OPTIONAL),                \
+        NUMBERS("ssm_a", SLOT_DECAY, decay, EXTENT_STATES, EXTENT_ONE, .bare = true, .when = RECURRENT), \
+        NUMBERS("ssm_d", SLOT_ROWS, skip, EXTENT_STATES, EXTENT_ONE, .bare = true, .when = RECURRENT),   \
+        VECTOR("ssm_dt.bias", step_bias, EXTENT_STATES, .when = RECURRENT),                              \
         NUMBERS("ssm_norm", SLOT_ROWS, result_norm, EXTENT_GROUPS, EXTENT_RESULT_GROUP, .when = RECURRENT)
 /* The norm before the one half that a layer has. */
 #define ONE_HALF_NORM_SLOTS                                      \
@@ -209,6 +210,7 @@ struct Architecture {
     const TensorSlot *slots;
     int n_slots;
     Head head;
+    bool predicts;           /* blocks behind the layers are such a layer, and predict a further token (MTP) */
     const char *output_norm; /* what the file calls the norm behind the last layer; NULL: "output_norm.weight" */
 };
 

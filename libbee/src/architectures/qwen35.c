@@ -25,4 +25,5 @@ static const TensorSlot slots[] = {
     GATED_SLOTS,
 };
 
-const Architecture qwen35 = {.about = {"qwen35", "Qwen 3.5, 3.6 (dense)", false}, .read = read, SLOTS(slots)};
+const Architecture qwen35 = {
+    .about = {"qwen35", "Qwen 3.5, 3.6 (dense)", false}, .read = read, SLOTS(slots), .predicts = true};

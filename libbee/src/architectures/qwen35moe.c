@@ -27,4 +27,4 @@ static const TensorSlot slots[] = {
 };
 
 const Architecture qwen35moe = {
-    .about = {"qwen35moe", "Qwen 3.5, 3.6 with experts", false}, .read = read, SLOTS(slots)};
+    .about = {"qwen35moe", "Qwen 3.5, 3.6 with experts", false}, .read = read, SLOTS(slots), .predicts = true};

@@ -29,4 +29,5 @@ static const TensorSlot slots[] = {
     GATED_SHARED_EXPERT_SLOTS,
 };
 
-const Architecture qwen3next = {.about = {"qwen3next", "Qwen3-Next", false}, .read = read, SLOTS(slots)};
+const Architecture qwen3next = {
+    .about = {"qwen3next", "Qwen3-Next", false}, .read = read, SLOTS(slots), .predicts = true};

@@ -87,6 +87,12 @@ static inline int cache_snapshots(const CacheShape *shape) {
     return fit < LEAST_SNAPSHOTS ? LEAST_SNAPSHOTS : fit < MAX_SNAPSHOTS ? (int)fit : MAX_SNAPSHOTS;
 }
 
+/* What they take, with the states of a session and the rows that it keeps. */
+static inline uint64_t cache_state_bytes(const CacheShape *shape) {
+    return sizeof(float) *
+           ((uint64_t)shape->state_floats * (uint64_t)(1 + cache_snapshots(shape)) + shape->kept_floats);
+}
+
 /* The places at which every recurrent layer can go on: from the first to the last, none where that comes before it. A
  * pass that was cancelled leaves some layers ahead of others. */
 static inline void cache_state_places(const Cache *cache, int *first, int *last) {

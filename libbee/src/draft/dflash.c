@@ -22,21 +22,21 @@ void move_features(bee_session *s, int first_row, int n, int n_before) {
                             e->work.features + (size_t)first_row * stride, (size_t)n * stride * sizeof(float));
 }
 
-static void keep(bee_session *s, int first_row, int n) {
+void features_keep(bee_session *s, int first_row, int n) {
     if (!drafter_is_ready(s)) return;
     move_features(s, first_row, n, 0);
     dflash_of(s)->n_waiting += n;
 }
 
-static void forget(bee_session *s, int n) {
+void features_forget(bee_session *s, int n) {
     Dflash *d = dflash_of(s);
     if (d->n_injected > n) d->n_injected = n;
     if (d->n_injected + d->n_waiting > n) d->n_waiting = n - d->n_injected;
 }
 
-static int known(const bee_session *s) { return dflash_of(s)->n_injected + dflash_of(s)->n_waiting; }
+int features_known(const bee_session *s) { return dflash_of(s)->n_injected + dflash_of(s)->n_waiting; }
 
-static bool reaches_back(const bee_session *s, int n, int written) {
+bool features_reach_back(const bee_session *s, int n, int written) {
     const CacheShape shape = shape_cache(&s->engine->drafter->shape);
     return cache_reaches_back(dflash_of(s)->cache, &shape, n, written);
 }
@@ -45,38 +45,54 @@ static bool reaches_back(const bee_session *s, int n, int written) {
 static void inject(bee_engine *e, const Row *rows, int n_rows) {
     int32_t feature_rows[BEE_MAX_PASS_ROWS];
     for (int i = 0; i < n_rows; i++) feature_rows[i] = i;
-    InjectPass pass = {.ops = e->ops,
-                       .model = e->drafter,
-                       .work = &e->draft_work,
-                       .features = e->work.features,
-                       .feature_stride = e->work.feature_stride,
-                       .feature_rows = feature_rows,
-                       .rows = rows,
-                       .n_rows = n_rows};
-    inject_forward(e->backend, &pass);
+    InjectPass inject = {.ops = e->ops,
+                         .model = e->drafter,
+                         .work = &e->draft_work,
+                         .features = e->work.features,
+                         .feature_stride = e->work.feature_stride,
+                         .feature_rows = feature_rows,
+                         .rows = rows,
+                         .n_rows = n_rows};
+    PredictPass predict = {.ops = e->ops,
+                           .model = e->drafter,
+                           .work = &e->draft_work,
+                           .rows = rows,
+                           .n_rows = n_rows,
+                           .hidden = e->work.features,
+                           .hidden_stride = e->work.feature_stride};
+    if (e->predicts)
+        predict_forward(e->backend, &predict);
+    else
+        inject_forward(e->backend, &inject);
 }
 
-void project_features(bee_engine *e, bee_session *const *sessions, int n_sessions) {
+/* The row of features at a position. A block that predicts reads the token behind it, too, where there is one yet. */
+static Row row_at(const bee_session *s, int position) {
+    const int behind = position + 1 < s->n_tokens ? position + 1 : position;
+    return (Row){dflash_of(s)->cache, s->tokens[behind], position, position + 1};
+}
+
+void project_features(bee_engine *e, bee_session *const *sessions, int n_sessions, int n_left) {
     const size_t stride = e->work.feature_stride;
     Row rows[BEE_MAX_PASS_ROWS];
     int n_rows = 0;
     for (int i = 0; i < n_sessions; i++) {
         bee_session *s = sessions[i];
         Dflash *d = dflash_of(s);
-        for (int w = 0; w < d->n_waiting;) {
-            const int room = BEE_MAX_PASS_ROWS - n_rows, left = d->n_waiting - w, n = left < room ? left : room;
+        const int n_now = d->n_waiting > n_left ? d->n_waiting - n_left : 0;
+        for (int w = 0; w < n_now;) {
+            const int room = BEE_MAX_PASS_ROWS - n_rows, left = n_now - w, n = left < room ? left : room;
             e->ops->buffer_move(e->backend, e->work.features + (size_t)n_rows * stride, d->waiting + (size_t)w * stride,
                                 (size_t)n * stride * sizeof(float));
-            for (int end = w + n; w < end; w++) {
-                const int position = d->n_injected + w;
-                rows[n_rows++] = (Row){d->cache, s->tokens[position], position, position + 1};
-            }
+            for (int end = w + n; w < end; w++) rows[n_rows++] = row_at(s, d->n_injected + w);
             if (n_rows < BEE_MAX_PASS_ROWS) continue;
             inject(e, rows, n_rows);
             n_rows = 0;
         }
-        d->n_injected += d->n_waiting;
-        d->n_waiting = 0;
+        if (n_now && n_now < d->n_waiting)
+            e->ops->buffer_move(e->backend, d->waiting, d->waiting + (size_t)n_now * stride, stride * sizeof(float));
+        d->n_injected += n_now;
+        d->n_waiting -= n_now;
     }
     if (n_rows) inject(e, rows, n_rows);
 }
@@ -132,7 +148,7 @@ static void run_redraft(Worker *worker, void *argument) {
                    e->drafter->draft_tokens, &redraft->choice, 1);
 }
 
-static int32_t instead(bee_engine *e, const bee_sampling *sampling, int32_t position, int row, const uint32_t *mask) {
+int32_t drafter_instead(bee_engine *e, const bee_sampling *sampling, int32_t position, int row, const uint32_t *mask) {
     Redraft redraft = {e, {.sampling = sampling, .position = position, .logits_row = row, .mask = mask}};
     const RunInput input = {
         .model = e->drafter, .choices = &redraft.choice, .n_choices = 1, .mask_words = (int)mask_words(e)};
@@ -142,11 +158,11 @@ static int32_t instead(bee_engine *e, const bee_sampling *sampling, int32_t posi
 
 /* ---- the source --------------------------------------------------------------------------------- */
 
-static int longest(const bee_engine *e) { return e->drafter ? e->drafter->shape.block_size - 1 : 0; }
+static int longest(const bee_engine *e) { return e->drafter && !e->predicts ? e->drafter->shape.block_size - 1 : 0; }
 
-static bool session_new(bee_session *s) {
+bool features_new(bee_session *s, SourceId source) {
     const bee_engine *e = s->engine;
-    Dflash *d = s->drafting[SOURCE_DFLASH] = calloc(1, sizeof *d);
+    Dflash *d = s->drafting[source] = calloc(1, sizeof *d);
     if (!d) return false;
     /* A draft pass writes its block beyond the committed tokens, so the cache has room for one more. */
     d->cache = cache_for(e, e->drafter, s->n_ctx + BEE_MAX_BLOCK);
@@ -154,14 +170,18 @@ static bool session_new(bee_session *s) {
     return d->cache && d->waiting;
 }
 
-static void session_free(bee_session *s) {
+void features_free(bee_session *s, SourceId source) {
     const bee_engine *e = s->engine;
-    Dflash *d = dflash_of(s);
+    Dflash *d = s->drafting[source];
     if (!d) return;
     e->ops->cache_free(e->backend, d->cache);
     e->ops->buffer_free(e->backend, d->waiting);
     free(d);
 }
+
+static bool session_new(bee_session *s) { return features_new(s, SOURCE_DFLASH); }
+
+static void session_free(bee_session *s) { features_free(s, SOURCE_DFLASH); }
 
 static bool offer(bee_session *s, int n_sessions, int n_forced, DraftOffer *out) {
     (void)n_forced; /* a block goes on behind whatever stands first in it */
@@ -183,7 +203,7 @@ static bool propose(bee_engine *e, DraftOrder *orders, int n_orders) {
         n_projected += dflash_of(s)->n_waiting;
         sessions[n++] = s;
     }
-    if (n) project_features(e, sessions, n);
+    if (n) project_features(e, sessions, n, 0);
     if (n_drafting) draft_blocks(e, orders, n_orders);
     return n_projected <= n_drafting * BEE_MAX_BLOCK;
 }
@@ -206,12 +226,12 @@ const DraftSource dflash_source = {
     .longest = longest,
     .session_new = session_new,
     .session_free = session_free,
-    .forget = forget,
-    .known = known,
-    .reaches_back = reaches_back,
+    .forget = features_forget,
+    .known = features_known,
+    .reaches_back = features_reach_back,
     .offer = offer,
     .propose = propose,
-    .instead = instead,
-    .keep = keep,
+    .instead = drafter_instead,
+    .keep = features_keep,
     .observe = observe,
 };

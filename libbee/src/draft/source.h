@@ -9,7 +9,7 @@
 #include "policy.h"
 
 /* In the order in which they are asked: of two that promise the same, the first one drafts. */
-typedef enum SourceId { SOURCE_DFLASH, SOURCE_COPY, N_DRAFT_SOURCES } SourceId;
+typedef enum SourceId { SOURCE_DFLASH, SOURCE_MTP, SOURCE_COPY, N_DRAFT_SOURCES } SourceId;
 
 /* What a session wants of a source in a cycle. */
 typedef struct DraftOrder {

@@ -6,6 +6,7 @@
 
 const DraftSource *const draft_sources[N_DRAFT_SOURCES] = {
     [SOURCE_DFLASH] = &dflash_source,
+    [SOURCE_MTP] = &mtp_source,
     [SOURCE_COPY] = &copy_source,
 };
 

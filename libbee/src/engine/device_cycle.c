@@ -123,7 +123,7 @@ bool device_cycle_goes_on(const bee_session *s, const DraftSource *source, int n
 bool device_cycle_run(bee_session *s, int n_drafts, bool ahead, CycleOutcome *out) {
     bee_engine *e = s->engine;
     const bool queued = device_cycle_queued(s);
-    if (!queued && (n_drafts || !has_room_for_features(s, 1))) project_features(e, &s, 1);
+    if (!queued && (n_drafts || !has_room_for_features(s, 1))) project_features(e, &s, 1, 0);
     if (!queued) begin(s);
     const double start = monotonic_seconds();
     if (!queued) queue(s, n_drafts);
@@ -156,7 +156,7 @@ void device_cycle_drop(bee_session *s) {
 double device_cycle_seconds(bee_session *s, int n_drafts, int n_cycles) {
     double start = 0, end = 0;
     device_cycle_drop(s);
-    if (n_drafts) project_features(s->engine, &s, 1);
+    if (n_drafts) project_features(s->engine, &s, 1, 0);
     begin(s);
     for (int round = 0; round < 2; round++) { /* the first one records what the device has not run yet */
         start = monotonic_seconds();

@@ -125,7 +125,8 @@ static bee_status time_cycles(bee_session *s, int n_drafts, int n_past, int n_cy
     const bee_request request = {.prompt = s->tokens,
                                  .n_prompt = n_past + 1,
                                  .max_tokens = s->n_ctx,
-                                 .speculation = n_drafts ? BEE_SPECULATION_DFLASH : BEE_SPECULATION_OFF,
+                                 .speculation =
+                                     n_drafts ? draft_sources[drafting_model(s->engine)]->mode : BEE_SPECULATION_OFF,
                                  .draft_length = n_drafts,
                                  .sampling = {.temperature = 0, .top_p = 1},
                                  .penalties = {.repetition = 1}};

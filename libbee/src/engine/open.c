@@ -63,6 +63,21 @@ static bee_status open_drafter(bee_engine *e, const char *path, const bee_engine
     return BEE_OK;
 }
 
+/* The block that came with the model, where no drafter did. On a card its passes are not queued yet. */
+static bee_status open_predictor(bee_engine *e, const bee_engine_params *params, LoadProgress *progress,
+                                 bee_error *error) {
+    bee_error local;
+    if (!error) error = &local;
+    if (!model_predicts(&e->target->shape) || e->n_taps || e->ops->device) return BEE_OK;
+    e->drafter = model_load_predictor(e->device, e->ops, e->backend, e->file, e->target, params->made_up_weights,
+                                      progress, error);
+    if (!e->drafter) return error->status;
+    e->predicts = true;
+    e->n_taps = 1;
+    e->taps[0] = e->drafter->shape.taps[0];
+    return BEE_OK;
+}
+
 static bee_status find_device(bee_engine *e, bee_error *error) {
     bee_error local;
     if (!error) error = &local;
@@ -125,6 +140,7 @@ static bee_status load_models(bee_engine *e, const char *model_path, const char 
         .tell = weight_bytes ? params->progress : NULL, .user = params->progress_user, .total = weight_bytes};
     bee_status status = open_target(e, model_path, params, &progress, error);
     if (!status && drafter_path) status = open_drafter(e, drafter_path, params, &progress, error);
+    if (!status && !drafter_path) status = open_predictor(e, params, &progress, error);
     if (!status && progress.tell && !progress.tell(progress.user, progress.total, progress.total))
         status = bee_fail(error, BEE_ERROR_CANCELLED, "loading was cancelled");
     close_files(e);
@@ -155,7 +171,10 @@ static void log_opened(const bee_engine *e) {
     char message[320];
     snprintf(message, sizeof message, "%d layers, %.1f MB of packed weights, %s kernels on %s, %d threads, %s",
              e->target->shape.n_layer, 1e-6 * (double)e->target->weight_bytes, e->device->instruction_set(e->backend),
-             e->device_info.name, e->device->n_threads(e->backend), e->drafter ? "with a drafter" : "no drafter");
+             e->device_info.name, e->device->n_threads(e->backend),
+             e->predicts  ? "predicting"
+             : e->drafter ? "with a drafter"
+                          : "no drafter");
     e->log(e->log_user, message);
 }
 
@@ -237,7 +256,8 @@ void bee_engine_describe(const bee_engine *e, bee_engine_info *out) {
         .n_embd = s->n_embd,
         .n_threads = e->device->n_threads(e->backend),
         .n_taps = e->n_taps,
-        .has_drafter = e->drafter != NULL,
+        .has_drafter = e->drafter && !e->predicts,
+        .predicts = e->predicts,
         .block_size = e->drafter ? e->drafter->shape.block_size : 0,
         .n_draft_vocab = e->drafter ? e->drafter->n_head_rows : 0,
         .mask_token = e->drafter ? e->drafter->shape.mask_token : -1,

@@ -95,8 +95,8 @@ static bool takes_part(const bee_session *s, int source, bee_speculation mode) {
 }
 
 static bee_status check_speculation(const bee_session *s, const bee_request *r, bee_error *error) {
-    if ((int)r->speculation < BEE_SPECULATION_OFF || (int)r->speculation > BEE_SPECULATION_COPY)
-        return bee_fail(error, BEE_ERROR_ARGUMENT, "speculation is %d; bee_speculation has 0 to 3",
+    if ((int)r->speculation < BEE_SPECULATION_OFF || (int)r->speculation > BEE_SPECULATION_MTP)
+        return bee_fail(error, BEE_ERROR_ARGUMENT, "speculation is %d; bee_speculation has 0 to 4",
                         (int)r->speculation);
     if (r->speculation == BEE_SPECULATION_OFF) return BEE_OK;
     int n = 0, longest = BEE_MAX_BLOCK - 1;
@@ -107,7 +107,11 @@ static bee_status check_speculation(const bee_session *s, const bee_request *r, 
         asks_model |= draft_sources[i]->is_model;
         if (draft_sources[i]->longest(s->engine) < longest) longest = draft_sources[i]->longest(s->engine);
     }
-    if (!n) return bee_fail(error, BEE_ERROR_ARGUMENT, "speculation is DFLASH, but the engine has no drafter");
+    if (!n)
+        return bee_fail(error, BEE_ERROR_ARGUMENT,
+                        r->speculation == BEE_SPECULATION_MTP
+                            ? "speculation is MTP, but no block of the model's file drafts here"
+                            : "speculation is DFLASH, but the engine has no drafter");
     if (r->draft_length < -1 || r->draft_length > longest)
         return bee_fail(error, BEE_ERROR_ARGUMENT, "draft_length is %d; it must lie between -1 (automatic) and %d%s",
                         r->draft_length, longest, asks_model ? ", the drafter's block" : "");

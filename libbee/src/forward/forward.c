@@ -117,6 +117,35 @@ void draft_forward(Backend *backend, DraftPass *pass) {
     pass->ops->run(backend, draft_body, pass, &input);
 }
 
+static void predict_body(Worker *worker, void *argument) {
+    PredictPass *t = argument;
+    const Ops *ops = t->ops;
+    const Model *m = t->model;
+    Workspace *w = t->work;
+    const int n_embd = m->shape.n_embd;
+    const Pass pass = {worker, ops, m, w, t->rows, t->n_rows};
+    const Norm before = norm_with(&m->shape, m->hidden_norm), hidden = norm_with(&m->shape, m->features_norm),
+               token = norm_with(&m->shape, m->embedding_norm), last = norm_with(&m->shape, m->output_norm);
+    ops->embed(worker, m->table, t->rows, t->n_rows, m->shape.embedding_scale, w->pair, w->pair_stride);
+    ops->copy(worker, t->hidden, t->hidden_stride, w->pair + n_embd, w->pair_stride, n_embd, t->n_rows);
+    ops->norm_in_place(worker, &token, w->pair, w->pair_stride, n_embd, 1, t->n_rows);
+    if (!t->own) ops->norm_in_place(worker, &before, w->pair + n_embd, w->pair_stride, n_embd, 1, t->n_rows);
+    ops->norm_in_place(worker, &hidden, w->pair + n_embd, w->pair_stride, n_embd, 1, t->n_rows);
+    ops->to_operand(worker, w->pair, w->pair_stride, NULL, t->n_rows, w->feature_in);
+    ops->multiply(worker, &(Product){&m->features_in, w->x, w->embd_stride, false}, 1, w->feature_in, t->n_rows);
+    for (int i = 0; i < m->shape.n_ropes; i++) ops->rope_angles(worker, &m->ropes[i], t->rows, t->n_rows, w->angles[i]);
+    layers(&pass, NULL);
+    head(&pass, t->head_rows, t->n_head_rows, t->choices);
+    ops->copy(worker, w->x, w->embd_stride, w->hidden, w->embd_stride, n_embd, t->n_rows);
+    ops->norm_in_place(worker, &last, w->hidden, w->embd_stride, n_embd, 1, t->n_rows);
+}
+
+void predict_forward(Backend *backend, PredictPass *pass) {
+    const RunInput input =
+        input_of(pass->model, pass->rows, pass->n_rows, pass->head_rows, pass->n_head_rows, pass->choices);
+    pass->ops->run(backend, predict_body, pass, &input);
+}
+
 /* The context of every layer is the same projected feature; only keys and values are needed of it. */
 void inject_body(Worker *worker, void *argument) {
     InjectPass *in = argument;

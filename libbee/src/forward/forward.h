@@ -53,6 +53,25 @@ typedef struct InjectPass {
 
 void inject_forward(Backend *backend, InjectPass *pass);
 
+/* One pass of a block that predicts, over single tokens behind what the target, or the block itself, made of the token
+ * before each. */
+typedef struct PredictPass {
+    const Ops *ops;
+    const Model *model;
+    Workspace *work;
+    const Row *rows;
+    int n_rows;
+    const float *hidden; /* [rows][hidden_stride] */
+    size_t hidden_stride;
+    bool own; /* made by the block itself: work->hidden */
+    const int32_t *head_rows;
+    int n_head_rows;
+    Choice *choices; /* one per head row */
+} PredictPass;
+
+/* Leaves in work->hidden what the next pass goes on from. */
+void predict_forward(Backend *backend, PredictPass *pass);
+
 /* What those three run, for a run that is made of several: the argument is the pass. */
 void target_body(Worker *worker, void *pass);
 void draft_body(Worker *worker, void *pass);

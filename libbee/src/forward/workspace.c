@@ -90,7 +90,7 @@ static bool adds_apart(const Model *m) {
 
 bool workspace_new(const Ops *ops, Backend *backend, const Model *model, int n_taps, Workspace *w) {
     const Shape *s = &model->shape;
-    const int rows = BEE_MAX_PASS_ROWS, features = n_taps * s->n_embd;
+    const int rows = BEE_MAX_PASS_ROWS, features = model->embedding_norm ? 2 * s->n_embd : n_taps * s->n_embd;
     *w = (Workspace){.embd_stride = padded(s->n_embd),
                      .query_stride = padded(shape_widest(s, query_columns)),
                      .key_stride = padded(shape_widest(s, key_columns)),
@@ -105,6 +105,11 @@ bool workspace_new(const Ops *ops, Backend *backend, const Model *model, int n_t
     for (int i = 0; i < s->n_ropes; i++)
         ok = (w->angles[i] = ops->buffer_new(backend, (size_t)rows * s->ropes[i].n_rotated)) && ok;
     ok = (w->logits = ops->buffer_new(backend, rows * w->logit_stride)) && ok;
+    if (model->embedding_norm) {
+        w->pair_stride = padded(features);
+        ok = (w->pair = ops->buffer_new(backend, rows * w->pair_stride)) && ok;
+        ok = (w->hidden = ops->buffer_new(backend, rows * w->embd_stride)) && ok;
+    }
     if (adds_apart(model)) ok = (w->added = ops->buffer_new(backend, rows * w->embd_stride)) && ok;
     if (s->n_token) {
         ok = (w->token = ops->buffer_new(backend, rows * w->token_stride)) && ok;
@@ -123,6 +128,8 @@ void workspace_free(const Ops *ops, Backend *backend, Workspace *w) {
     float *buffers[] = {w->x,
                         w->added,
                         w->head_gates,
+                        w->pair,
+                        w->hidden,
                         w->inputs,
                         w->gates,
                         w->results,

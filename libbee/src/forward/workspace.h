@@ -23,7 +23,9 @@ typedef struct Workspace {
     float *shares;             /* a column of theirs, behind them: of the shared expert */
     ExpertRoom experts;        /* of mixtures */
     Operand *embd_in, *query_in, *ff_in, *token_in, *result_in;
-    Operand *feature_in; /* a drafter's */
+    Operand *feature_in;  /* a drafter's */
+    float *pair, *hidden; /* [rows][pair_stride], [rows][embd_stride] of a block that predicts */
+    size_t pair_stride;
 } Workspace;
 
 /* `n_taps` x the target's n_embd features: what a target keeps, or a drafter takes. */

@@ -1,10 +1,13 @@
 #include "drafter.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "architectures/architecture.h"
 #include "error.h"
+#include "file/tensor.h"
 
 static void mismatch(Loader *l, const char *what, int64_t drafter, int64_t target) {
     if (!l->status)
@@ -122,4 +125,70 @@ void load_drafter(Loader *l, Model *m, const Model *target, const bee_file *targ
     int32_t *draft_tokens = load_draft_tokens(l, m, n_vocab);
     load_draft_head(l, m, draft_tokens, target, target_file);
     free(draft_tokens);
+}
+
+/* ---- the block that comes with a target ----------------------------------------------------------- */
+
+/* Drafts are of the most frequent tokens, which come first in vocabularies that were made by merging pairs: reading the
+ * whole head would be most of a draft. */
+enum { PREDICTED_ROWS = 32768 };
+
+bool predictor_shape(const Shape *target, Shape *out) {
+    const LayerShape *like = NULL;
+    for (int i = 0; i < target->n_layer; i++)
+        if (target->layers[i].mixer == MIXER_ATTENTION) like = &target->layers[i];
+    LayerShape *layer = like ? malloc(sizeof *layer) : NULL;
+    if (!layer) return false;
+    *out = *target;
+    *layer = *like;
+    layer->cache_of = 0;
+    out->layers = layer;
+    out->n_layer = 1;
+    out->first_block = target->n_layer;
+    out->block_size = PREDICTED_BLOCK;
+    out->n_taps = 1;
+    out->taps[0] = target->n_layer;
+    out->causal = true;
+    shape_place_caches(out);
+    return true;
+}
+
+static void predictor_name(const Shape *s, const char *name, char out[80]) {
+    snprintf(out, 80, "blk.%d.nextn.%s", s->first_block, name);
+}
+
+static void load_predicting_head(Loader *l, Model *m, const Model *target) {
+    char name[80];
+    Tensor tensor = target->embedding;
+    const int n_vocab = target->shape.n_vocab;
+    predictor_name(&m->shape, "shared_head_head.weight", name);
+    if (!gguf_has_tensor(l->file, name)) snprintf(name, sizeof name, "output.weight");
+    if (gguf_has_tensor(l->file, name) && !find_tensor(l, name, n_vocab, m->shape.n_embd, &tensor)) return;
+    m->n_head_rows = n_vocab > 2 * PREDICTED_ROWS ? PREDICTED_ROWS : n_vocab;
+    tensor = tensor_rows(&tensor, 0, m->n_head_rows);
+    m->owns_head = true;
+    m->head = (Matrix){.weight = load_weight(l, name, &tensor, NULL, m->n_head_rows), .scale = 1};
+}
+
+void load_predictor(Loader *l, Model *m, const Model *target) {
+    const int64_t n_embd = m->shape.n_embd;
+    char name[80];
+    Tensor tensor;
+    m->embedding = target->embedding;
+    m->table = target->table;
+    predictor_name(&m->shape, "embed_tokens.weight", name);
+    if (gguf_has_tensor(l->file, name) && find_tensor(l, name, target->shape.n_vocab, n_embd, &tensor)) {
+        m->table = load_table(l, name, &tensor);
+        m->owns_table = true;
+    }
+    predictor_name(&m->shape, "eh_proj", name);
+    load_whole_matrix(l, name, n_embd, 2 * n_embd, &m->features_in);
+    predictor_name(&m->shape, "enorm.weight", name);
+    m->embedding_norm = load_vector(l, name, n_embd);
+    predictor_name(&m->shape, "hnorm.weight", name);
+    m->features_norm = load_vector(l, name, n_embd);
+    m->hidden_norm = load_vector(l, "output_norm.weight", n_embd);
+    predictor_name(&m->shape, "shared_head_norm.weight", name);
+    m->output_norm = load_vector(l, gguf_has_tensor(l->file, name) ? name : "output_norm.weight", n_embd);
+    load_predicting_head(l, m, target);
 }

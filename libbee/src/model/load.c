@@ -96,12 +96,12 @@ static void load_slot(Loader *l, const TensorSlot *slot, const Shape *s, int ind
     const LayerShape *shape = &s->layers[index];
     const int64_t rows = extent_of(slot->rows, s, shape), columns = extent_of(slot->columns, s, shape);
     char *field = (char *)layer + slot->field;
-    Name name = layer_name(index, slot->name);
+    Name name = layer_name(s->first_block + index, slot->name);
     Part part = {.rows = rows, .whole = rows};
     const bool alone = has_tensor(l, name.text, ".weight");
     if (slot->fused && (!alone || !strcmp(slot->fused, slot->name)) &&
-        has_tensor(l, layer_name(index, slot->fused).text, ".weight")) {
-        name = layer_name(index, slot->fused);
+        has_tensor(l, layer_name(s->first_block + index, slot->fused).text, ".weight")) {
+        name = layer_name(s->first_block + index, slot->fused);
         part = (Part){extent_of(slot->begin, s, shape), rows, extent_of(slot->whole, s, shape),
                       extent_of(slot->stripe, s, shape), slot->odd};
     }
@@ -114,7 +114,8 @@ static void load_slot(Loader *l, const TensorSlot *slot, const Shape *s, int ind
     case SLOT_VECTOR: *(float **)field = load_vector(l, full.text, columns); break;
     case SLOT_NUMBER: *(float *)field = load_number(l, full.text, 1); break;
     case SLOT_ROWS:
-    case SLOT_COLUMNS: *(float **)field = load_numbers(l, full.text, rows, columns, slot->kind == SLOT_COLUMNS); break;
+    case SLOT_COLUMNS:
+    case SLOT_DECAY: *(float **)field = load_numbers(l, full.text, rows, columns, slot->kind); break;
     }
 }
 
@@ -158,7 +159,7 @@ static void layer_free(const Ops *ops, Backend *backend, const Architecture *arc
             experts_free(ops, backend, *(Matrix **)field, shape->routing.n_experts);
         if (architecture->slots[i].kind == SLOT_MATRIX) matrix_free(ops, backend, (Matrix *)field);
         const SlotKind kind = architecture->slots[i].kind;
-        if (kind == SLOT_VECTOR || kind == SLOT_ROWS || kind == SLOT_COLUMNS)
+        if (kind == SLOT_VECTOR || kind == SLOT_ROWS || kind == SLOT_COLUMNS || kind == SLOT_DECAY)
             ops->buffer_free(backend, *(float **)field);
     }
 }
@@ -338,6 +339,62 @@ Model *model_load(const Device *device, const Ops *ops, Backend *backend, const 
     return NULL;
 }
 
+bool model_predicts(const Shape *s) {
+    return s->architecture->predicts && s->n_blocks == s->n_layer + 1 && shape_cache(s).n_head > 0;
+}
+
+static void load_predictor_model(Loader *l, Model *m, const Model *target) {
+    if (!predictor_shape(&target->shape, &m->shape)) {
+        fail_memory(l, "nextn.eh_proj.weight");
+        return;
+    }
+    m->layers = calloc(1, sizeof *m->layers);
+    l->bound = calloc(bee_file_tensor_count(l->file) + 1, sizeof *l->bound);
+    if (!m->layers || !l->bound) {
+        fail_memory(l, "nextn.eh_proj.weight");
+        return;
+    }
+    load_predictor(l, m, target);
+    if (!l->status) load_layer(l, &m->shape, 0, &m->layers[0]);
+    load_ropes(l, m);
+    m->weight_bytes = l->weight_bytes;
+}
+
+Model *model_load_predictor(const Device *device, const Ops *ops, Backend *backend, const bee_file *file,
+                            const Model *target, bool made_up, LoadProgress *progress, bee_error *error) {
+    Model *m = calloc(1, sizeof *m);
+    if (!m) {
+        bee_fail(error, BEE_ERROR_MEMORY, "out of memory");
+        return NULL;
+    }
+    Loader l = {.ops = ops,
+                .backend = backend,
+                .file = file,
+                .device = device,
+                .made_up = made_up ? &m->made_up : NULL,
+                .progress = progress,
+                .error = error};
+    load_predictor_model(&l, m, target);
+    free(l.bound);
+    free(l.buffer);
+    if (!l.status) return m;
+    model_free(ops, backend, m);
+    return NULL;
+}
+
+bee_status model_plan_predictor(const bee_file *file, const Device *device, const Model *target, Model *out,
+                                bee_error *error) {
+    *out = (Model){0};
+    Loader l = {.file = file, .device = device, .error = error};
+    load_predictor_model(&l, out, target);
+    free(l.bound);
+    free(l.buffer);
+    free(out->layers);
+    out->layers = NULL;
+    if (l.status) shape_free(&out->shape);
+    return l.status;
+}
+
 void model_free(const Ops *ops, Backend *backend, Model *m) {
     if (!m) return;
     for (int i = 0; m->layers && i < m->shape.n_layer; i++)
@@ -348,6 +405,8 @@ void model_free(const Ops *ops, Backend *backend, Model *m) {
     ops->buffer_free(backend, m->token_norm);
     if (m->token_table) ops->table_free(backend, m->token_table);
     ops->buffer_free(backend, m->features_norm);
+    ops->buffer_free(backend, m->embedding_norm);
+    ops->buffer_free(backend, m->hidden_norm);
     ops->buffer_free(backend, m->output_norm);
     ops->buffer_free(backend, m->draft_tokens);
     for (int i = 0; i < m->shape.n_ropes; i++) {
@@ -407,18 +466,31 @@ bee_pass_needs model_needs(const Ops *ops, const Model *m) {
 
 bee_status bee_file_plan(const bee_file *file, bee_plan *out, bee_error *error) {
     Model m;
-    const bee_status status = model_plan(file, device_of(BEE_DEVICE_CPU), NULL, NULL, &m, error);
+    const Device *device = device_of(BEE_DEVICE_CPU);
+    bee_status status = model_plan(file, device, NULL, NULL, &m, error);
     if (status) return status;
     const CacheShape cache = shape_cache(&m.shape);
+    const bool predicts = model_predicts(&m.shape);
+    Model predictor = {0};
+    if (predicts) status = model_plan_predictor(file, device, &m, &predictor, error);
+    if (status) {
+        shape_free(&m.shape);
+        return status;
+    }
+    const CacheShape predicted = predicts ? shape_cache(&predictor.shape) : (CacheShape){0};
     *out = (bee_plan){
-        .weight_bytes = m.weight_bytes,
-        .kv_bytes_per_token = cache_position_bytes(&cache),
+        .weight_bytes = m.weight_bytes + predictor.weight_bytes,
+        .kv_bytes_per_token = cache_position_bytes(&cache) + cache_position_bytes(&predicted),
+        .state_bytes = cache_state_bytes(&cache),
+        .n_left_out = predicts ? 0 : m.shape.n_blocks - m.shape.n_layer,
+        .predicts = predicts,
         .n_vocab = m.shape.n_vocab,
         .n_ctx_train = m.shape.n_ctx_train,
         .n_layer = m.shape.n_layer,
         .n_embd = m.shape.n_embd,
         .is_drafter = m.shape.architecture->about.is_drafter,
     };
+    shape_free(&predictor.shape);
     shape_free(&m.shape);
     return BEE_OK;
 }

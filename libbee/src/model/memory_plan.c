@@ -44,6 +44,13 @@ static uint64_t workspace_bytes(const Device *device, const Model *m, int n_feat
     return bytes;
 }
 
+/* Of a block that comes with its target: what it reads, and what it goes on from. */
+static uint64_t pair_bytes(const Device *device, const Shape *s) {
+    if (!s->first_block) return 0;
+    return device->operand_bytes(2 * s->n_embd) + rows_of_floats(device, 2 * (int64_t)s->n_embd) +
+           rows_of_floats(device, s->n_embd);
+}
+
 /* What all models of an engine share. */
 static uint64_t shared_bytes(const Device *device, const Model *const *models, int n_models, const int *n_ctx) {
     int head = 0, ff = 0, n_layers = 0;
@@ -80,7 +87,7 @@ static void add_up(const Device *device, const Model *target, const Model *draft
                              .work_bytes = shared_bytes(device, models, n_models, contexts)};
     for (int i = 0; i < n_models; i++) {
         out->cache_bytes += model_cache_bytes(device, models[i], contexts[i]);
-        out->work_bytes += workspace_bytes(device, models[i], n_features);
+        out->work_bytes += workspace_bytes(device, models[i], n_features) + pair_bytes(device, &models[i]->shape);
     }
     out->total_bytes = out->target_bytes + out->drafter_bytes + out->cache_bytes + out->work_bytes;
 }
@@ -98,10 +105,14 @@ bee_status bee_plan_memory(const bee_file *target_file, const bee_file *drafter_
         if (!status && !drafter.shape.architecture->about.is_drafter)
             status = bee_fail(error, BEE_ERROR_MISMATCH, "the plan's drafter is not a DFlash drafter");
     }
+    const bool predicts = !status && !drafter_file && !device->own_memory && model_predicts(&target.shape);
+    if (predicts) status = model_plan_predictor(target_file, device, &target, &drafter, error);
     if (!status && (n_ctx < 0 || n_ctx > target.shape.n_ctx_train))
         status = bee_fail(error, BEE_ERROR_ARGUMENT, "n_ctx is %d; it must lie between 0 and the model's %d", n_ctx,
                           target.shape.n_ctx_train);
-    if (!status) add_up(device, &target, drafter_file ? &drafter : NULL, n_ctx ? n_ctx : target.shape.n_ctx_train, out);
+    if (!status)
+        add_up(device, &target, drafter_file || predicts ? &drafter : NULL, n_ctx ? n_ctx : target.shape.n_ctx_train,
+               out);
     shape_free(&target.shape);
     shape_free(&drafter.shape);
     return status;

@@ -58,10 +58,11 @@ typedef struct Shape {
     int n_vocab; /* 0 for a drafter that brings neither embedding nor vocabulary size */
     int n_ctx_train;
     int n_layer, n_embd;
-    int n_blocks;  /* of the file: the layers, and behind them blocks that predict further tokens, which are not run */
-    float eps;     /* of all norms */
-    bool centred;  /* norms are layer norms: they take the mean away */
-    bool parallel; /* attention and feed-forward read the same normed row */
+    int n_blocks; /* of the file: the layers, and behind them blocks that predict further tokens, which are not run */
+    int first_block;                                    /* of the file: the first layer */
+    float eps;                                          /* of all norms */
+    bool centred;                                       /* norms are layer norms: they take the mean away */
+    bool parallel;                                      /* attention and feed-forward read the same normed row */
     float embedding_scale, residual_scale, logit_scale; /* of rows, of what a layer adds, of logits; 1: none */
     float logit_softcap;                                /* 0: none */
     int n_token;                                        /* values of a layer's own embedding of each token; 0: none */

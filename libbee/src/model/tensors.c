@@ -137,7 +137,7 @@ float *load_vector(Loader *l, const char *name, int64_t columns) {
     return load_part_of_vector(l, name, 0, columns, columns);
 }
 
-float *load_numbers(Loader *l, const char *name, int64_t rows, int64_t columns, bool by_columns) {
+float *load_numbers(Loader *l, const char *name, int64_t rows, int64_t columns, int slot_kind) {
     Tensor tensor;
     if (!find_tensor(l, name, rows, columns, &tensor)) return NULL;
     l->weight_bytes += padded(rows * columns) * sizeof(float);
@@ -146,7 +146,9 @@ float *load_numbers(Loader *l, const char *name, int64_t rows, int64_t columns, 
     float *buffer = row && values ? l->ops->buffer_new(l->backend, padded(rows * columns)) : NULL;
     for (int64_t r = 0; buffer && r < rows; r++) {
         dequantize_row(&tensor, r, row);
-        for (int64_t c = 0; c < columns; c++) values[by_columns ? c * rows + r : r * columns + c] = row[c];
+        for (int64_t c = 0; c < columns; c++)
+            values[slot_kind == SLOT_COLUMNS ? c * rows + r : r * columns + c] =
+                slot_kind == SLOT_DECAY && l->made_up ? -1 : row[c];
     }
     if (buffer)
         l->ops->buffer_write(l->backend, buffer, values, (size_t)(rows * columns) * sizeof *values);

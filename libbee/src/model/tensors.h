@@ -42,8 +42,8 @@ bool has_tensor(const Loader *l, const char *name, const char *suffix);
 /* These return NULL where they failed, and where there is no backend. */
 Weight *load_weight(Loader *l, const char *name, const Tensor *tensor, const int32_t *row_ids, int n_rows);
 float *load_vector(Loader *l, const char *name, int64_t columns);
-/* A matrix as numbers, row by row or column by column. */
-float *load_numbers(Loader *l, const char *name, int64_t rows, int64_t columns, bool by_columns);
+/* A matrix as numbers, as a slot of that kind has them. */
+float *load_numbers(Loader *l, const char *name, int64_t rows, int64_t columns, int slot_kind);
 float load_number(Loader *l, const char *name, float fallback);
 Table *load_table(Loader *l, const char *name, const Tensor *tensor);
 
