@@ -13,7 +13,7 @@ import multiprocessing.synchronize
 import random
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,18 +52,22 @@ class ConversationParams:
     seed: int = 0
 
 
+def plain_text(messages: Sequence[Mapping[str, str]]) -> str:
+    """Messages as a model without a chat template takes them: nothing but their text."""
+    return "\n".join(message["content"] for message in messages)
+
+
 class Frame:
-    """A target's tokenizer and the chat template around a single question."""
+    """A target's tokenizer and the chat template around a single question.
+
+    A target without a template goes on with plain text: it samples the rest of a beginning and then continues greedily.
+    """
 
     def __init__(self, model: Path) -> None:
         with ModelFile(model) as file:
             self.tokenizer = Tokenizer.from_model_file(file)
-            template = ChatTemplate.from_model_file(file, self.tokenizer)
-        if template is None:
-            raise UnsupportedModelError(f"{model} has no chat template, which training conversations are made with")
-        self._template = template
-        text = self._template.render([{"role": "user", "content": _MARK}])
-        self._before, found, self._after = text.partition(_MARK)
+            self._template = ChatTemplate.from_model_file(file, self.tokenizer)
+        self._before, found, self._after = self._render([{"role": "user", "content": _MARK}]).partition(_MARK)
         if not found:
             raise UnsupportedModelError(f"the chat template of {model} does not show the user's message as it is")
 
@@ -77,10 +81,13 @@ class Frame:
 
     def chat(self, messages: list[dict[str, str]]) -> list[int]:
         """The prompt for any messages."""
-        return self._encode(self._template.render(messages))
+        return self._encode(self._render(messages))
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        return self._template.render(messages) if self._template else plain_text(messages)
 
     def _encode(self, text: str) -> list[int]:
-        bos = self._template.bos_token
+        bos = self._template.bos_token if self._template else None
         return self.tokenizer.encode(text, add_special=not (bos and text.startswith(bos)))
 
 

@@ -42,7 +42,7 @@ class Places:
     anchors: Tensor
     """int64[S][A]: the position of each block's first token. Features before it are its context."""
     embeddings: Tensor
-    """float32[S][A][n][n_embd]: of the block's tokens, the first known and the others the mask."""
+    """float32[S][A][n][n_embd]: of the block's tokens, the first known and the others the mask; unscaled."""
 
 
 class Layer(nn.Module):
@@ -109,7 +109,7 @@ class Drafter(nn.Module):
         context_angles = angles[:, :n_context]
         block_angles = angles[:, block_positions.flatten(1)]
         context = self._norm(self._linear(places.context, self.fc), self.context_norm).to(self.compute)
-        hidden = places.embeddings.reshape(n_places, n_anchors * n_block, n_embd)
+        hidden = places.embeddings.reshape(n_places, n_anchors * n_block, n_embd) * self.shape.embedding_scale
         for layer in self.layers:
             hidden = hidden + self._attention(layer, hidden, context, block_angles, context_angles, beyond)
             hidden = hidden + self._feed_forward(layer, hidden)

@@ -17,6 +17,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from .batches import Batches
+from .conversations import plain_text
 from .fit import Checkpoint
 from .shards import Conversation
 from .target import Target
@@ -65,7 +66,9 @@ def measure(
     scores = []
     with Engine(model, drafter=drafter, threads=threads, n_parallel=1) as engine:
         for prompt in json.loads(prompts.read_text(encoding="utf-8")):
-            stats = engine.complete(engine.render_chat(prompt["messages"]), params).stats
+            messages = prompt["messages"]
+            text = engine.render_chat(messages) if engine.chat_template else plain_text(messages)
+            stats = engine.complete(text, params).stats
             # The prompt's pass gives the first token, the cycles give the others.
             scores.append(Score(prompt["name"], stats.output_tokens - 1, stats.cycles))
     return scores

@@ -89,6 +89,8 @@ def _add_sizes(writer: GGUFWriter, checkpoint: Checkpoint, target: Target) -> No
     writer.add_rope_freq_base(shape.rope_base)
     writer.add_rope_dimension_count(shape.head_size)
     writer.add_vocab_size(shape.n_vocab)
+    if shape.embedding_scale != 1:
+        writer.add_float32(f"{ARCHITECTURE}.embedding_scale", shape.embedding_scale)
     writer.add_uint32(f"{ARCHITECTURE}.block_size", plan.block_size)
     writer.add_array(f"{ARCHITECTURE}.target_layers", list(plan.taps))
     writer.add_uint32(f"{ARCHITECTURE}.target_embedding_length", shape.n_embd)

@@ -38,6 +38,8 @@ class Shape:
     n_context: int
     norm_epsilon: float
     rope_base: float
+    embedding_scale: float
+    """What the target multiplies the rows of its embedding by; its drafter does so, too."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,15 @@ class Layer:
 
 
 class Target:
-    """A target's GGUF file, read with the `gguf` package.
+    """A target's GGUF file, read with the `gguf` package: of a dense family whose layers all have one shape.
 
     Raises ModelFileError where it is missing, ModelFormatError where it is broken and UnsupportedModelError for an
     architecture that no drafter can be trained for.
     """
 
-    ARCHITECTURES = ("llama", "qwen3")
+    ARCHITECTURES = ("gemma", "gemma2", "gemma3", "llama", "qwen2", "qwen3")
+    SCALES_EMBEDDING = ("gemma", "gemma2", "gemma3")
+    """By the root of the embedding's length."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         if not os.path.isfile(path):
@@ -112,7 +116,7 @@ class Target:
 
     @property
     def token_embedding(self) -> Matrix:
-        """float32[n_vocab][n_embd]"""
+        """float32[n_vocab][n_embd], unscaled"""
         return self.tensor("token_embd.weight")
 
     @property
@@ -187,6 +191,7 @@ class Target:
             n_context=int(self.field(f"{prefix}.context_length")),
             norm_epsilon=float(self.field(f"{prefix}.attention.layer_norm_rms_epsilon")),
             rope_base=float(self.field(f"{prefix}.rope.freq_base", 10000.0)),
+            embedding_scale=float(np.sqrt(np.float32(n_embd))) if prefix in self.SCALES_EMBEDDING else 1.0,
         )
 
 

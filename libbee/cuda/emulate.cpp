@@ -509,7 +509,10 @@ static cudaError_t wait_for(cudaStream_t stream) {
     static long waits;
     const long most = setting("BEE_EMULATED_FAILURE", 0);
     if (!most) waits = 0;
-    if (most && ++waits > most) return last_error = cudaErrorIllegalAddress;
+    if (most && ++waits > most) {
+        stream->work.clear();
+        return last_error = cudaErrorIllegalAddress;
+    }
     finish(stream);
     return cudaSuccess;
 }
@@ -693,16 +696,16 @@ const Adder &adder() {
 }
 
 float add_aligned(const float *a, const float *b, int n, float c, int bits) {
-    int largest = c != 0 ? std::ilogb(c) : INT_MIN;
-    for (int i = 0; i < n; i++) {
-        if (a[i] != 0 && b[i] != 0) largest = std::max(largest, std::ilogb(a[i]) + std::ilogb(b[i]));
-        if (!std::isfinite(a[i]) || !std::isfinite(b[i])) largest = INT_MAX;
-    }
-    if (largest == INT_MIN) return c;
-    if (largest == INT_MAX || !std::isfinite(c)) { /* what is not finite stays so */
+    bool finite = std::isfinite(c);
+    for (int i = 0; i < n; i++) finite = finite && std::isfinite(a[i]) && std::isfinite(b[i]);
+    if (!finite) { /* what is not finite stays so */
         for (int i = 0; i < n; i++) c += a[i] * b[i];
         return c;
     }
+    int largest = c != 0 ? std::ilogb(c) : INT_MIN;
+    for (int i = 0; i < n; i++)
+        if (a[i] != 0 && b[i] != 0) largest = std::max(largest, std::ilogb(a[i]) + std::ilogb(b[i]));
+    if (largest == INT_MIN) return c;
     double sum = std::trunc(std::ldexp((double)c, bits - largest));
     for (int i = 0; i < n; i++) sum += std::trunc(std::ldexp((double)a[i] * (double)b[i], bits - largest));
     const double exact = std::ldexp(sum, largest - bits);
