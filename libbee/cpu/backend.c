@@ -47,7 +47,8 @@ enum {
     BIT_AVX2 = 1 << 5,
     BIT_AVX512F = 1 << 16,
     BIT_AVX512DQ = 1 << 17,
-    BIT_AVX512BW = 1 << 30,   /* leaf 7, EBX */
+    BIT_AVX512BW = 1 << 30, /* leaf 7, EBX */
+    BIT_AVX512VBMI = 1 << 1,
     BIT_AVX512VNNI = 1 << 11, /* leaf 7, ECX */
     BIT_AVX_VNNI = 1 << 4,    /* leaf 7.1, EAX */
     SAVED_YMM = 0x06,
@@ -97,6 +98,7 @@ static bool has_dot_product(void) {
 static bool can_run(const char *name) {
 #if defined(__x86_64__)
     const Features f = cpu_features();
+    if (!strcmp(name, "avx512_vbmi")) return has_avx512(f) && has_all(f.leaf7_c, BIT_AVX512VBMI);
     if (!strcmp(name, "avx512")) return has_avx512(f);
     if (!strcmp(name, "avxvnni")) return has_avx2(f) && has_all(f.leaf7_1_a, BIT_AVX_VNNI);
     if (!strcmp(name, "avx2")) return has_avx2(f);
@@ -109,6 +111,9 @@ static bool can_run(const char *name) {
 
 /* Best first. */
 static const Kernels *const compiled_kernels[] = {
+#if defined(BEE_HAVE_AVX512_VBMI)
+    &bee_kernels_avx512_vbmi,
+#endif
 #if defined(BEE_HAVE_AVX512)
     &bee_kernels_avx512,
 #endif
@@ -265,7 +270,7 @@ static void weight_free(Backend *backend, Weight *weight) {
 static Weight *weight_new(Backend *backend, const Tensor *tensor, const int32_t *row_ids, int n_rows) {
     Weight *weight = malloc(sizeof *weight);
     if (!weight) return NULL;
-    weight_layout(weight, tensor, n_rows);
+    weight_layout(weight, tensor, n_rows, backend->kernels->planar_grids);
     weight->data = take_weight_memory(backend, weight->block_bytes * (size_t)weight->n_blocks);
     /* A head's rows may all become candidates. */
     if (!weight->data || !reserve_scratch(backend, (size_t)n_rows * sizeof(Candidate) / sizeof(float))) {

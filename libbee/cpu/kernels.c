@@ -1,5 +1,7 @@
 /* Every kernel of the CPU backend, written once against sixteen lanes and compiled once per instruction set. */
 #include "kernels.h"
+#include "products.h"
+#include "simd.h"
 
 #include "sampling/sample.h"
 
@@ -7,379 +9,19 @@
 #include <math.h>
 #include <string.h>
 
-/* Inlining must be certain: an accumulator array that survives as an array lives on the stack. Loops whose count is
- * a constant after inlining say so, or gcc gives up on the longest ones. Sanitizers would make so much of all that code
- * that compiling it takes minutes. */
-#ifdef BEE_SANITIZED
-#define INLINE static __attribute__((unused))
-#define UNROLL
-#else
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
-
-#if defined(BEE_ISA_AVX512)
-#include "simd_avx512.h"
-#elif defined(BEE_ISA_AVX2) || defined(BEE_ISA_AVXVNNI)
-#include "simd_avx2.h"
-#elif defined(BEE_ISA_NEON) || defined(BEE_ISA_NEON_DOTPROD)
-#include "simd_neon.h"
-#else
-#include "simd_portable.h"
-#endif
-
-/* Keeps the compiler from dropping what nobody else reads, and from knowing what it reads. */
-INLINE void escape(const void *memory) { __asm__ volatile("" : : "r"(memory) : "memory"); }
-
-/* ---- matrix times a few tokens ------------------------------------------------------------------ */
-
-/* Weights are multiplied STEP_ROWS rows of a block at a time: as many as let 32 columns of them stay in registers while
- * the tokens go by. RF, RI and RCODES hold a float, an int32 and four codes of each of these rows. */
-#if STEP_ROWS == 16
-typedef VF RF;
-typedef VI RI;
-#define rf_load vf_load
-#define rf_load_f16 vf_load_f16
-#define rf_load_bf16 vf_load_bf16
-#define rf_load_int8 vf_load_int8
-#define rf_store vf_store
-#define rf_set vf_set
-#define rf_add vf_add
-#define rf_mul vf_mul
-#define rf_fma vf_fma
-#define rf_from_ri vf_from_vi
-#define ri_set vi_set
-#define ri_add vi_add
-#endif
-
-enum { STEPS = BLOCK_ROWS / STEP_ROWS };
-
-/* Where the registers hold the sums of a whole tile too, the loop over the tokens is laid out for each number of them.
- * Otherwise the sums lie in memory, to be read and written once per group; left alone, compilers would lay that loop
- * out as well, and then move everything else to the stack. */
-#if REGISTER_TOKENS == 16
-#define TOKEN_LOOP UNROLL
-#elif defined(BEE_SANITIZED)
-#define TOKEN_LOOP
-#else
-#define TOKEN_LOOP _Pragma("GCC unroll 1")
-#endif
-
-/* Where a pair's parts are, and its place in the span. */
-typedef struct Pair {
-    const uint8_t *span, *codes, *small, *scales;
-    int index;
-} Pair;
-
-/* The codes of one group, of the step's rows. */
-INLINE void load_integers(WeightTraits t, int group, int step, const uint8_t *w, RCODES *codes) {
-    w += 4 * STEP_ROWS * step;
-    if (t.bits == 8) {
-        UNROLL for (int j = 0; j < 8; j++) codes[j] = codes_load(w + 512 * group + 64 * j);
-        return;
-    }
-    if (t.bits == 4) {
-        UNROLL for (int j = 0; j < 8; j++) codes[j] = group ? codes_high(w + 64 * j) : codes_low(w + 64 * j);
-        return;
-    }
-    const uint8_t *twos = w + (t.bits & 4 ? 512 : 0), *ones = twos + (t.bits & 2 ? 256 : 0);
-    UNROLL for (int j = 0; j < 8; j++) {
-        codes[j] = !(t.bits & 4) ? codes_set(0) : group ? codes_upper(w + 64 * j) : codes_low(w + 64 * j);
-        const int two = t.bits & 4, one = t.bits == 1 ? 1 : t.bits & 6; /* the places of these bits */
-        if (t.bits & 2)
-            codes[j] = codes_join(codes[j], codes_load(twos + 128 * group + 64 * (j / 4)), two - 2 * (j % 4), 3 << two);
-        if (t.bits & 1) codes[j] = codes_join(codes[j], codes_load(ones + 64 * group), one - j, 1 << one);
-    }
-}
-
-INLINE void load_nibbles(TensorType type, int group, int step, const uint8_t *w, RCODES *codes) {
-    const NibbleTable table = table_of(type);
-    w += 4 * STEP_ROWS * step;
-    UNROLL for (int j = 0; j < 8; j++) codes[j] =
-        codes_look_up(table.words, group ? codes_upper(w + 64 * j) : codes_low(w + 64 * j));
-}
-
-INLINE const uint32_t *grid_of(TensorType type) {
-    switch (type) {
-    case TYPE_IQ3_S: return iq3_s_grid;
-    case TYPE_IQ3_XXS: return iq3_xxs_grid;
-    case TYPE_IQ2_S: return iq2_s_grid;
-    case TYPE_IQ2_XS: return iq2_xs_grid;
-    case TYPE_IQ2_XXS: return iq2_xxs_grid;
-    default: return iq1_grid;
-    }
-}
-
-/* Higher bits of the entries of each row, as many as they have. */
-INLINE RI load_high_bits(const uint8_t *p, int bits, int row) {
-    return bits == 8 ? ri_load_u8(p + row) : bits == 16 ? ri_load_u16(p + 2 * row) : ri_load(p + 4 * row);
-}
-
-INLINE void load_entries(TensorType type, int group, int step, const uint8_t *w, RCODES *codes) {
-    const WeightTraits t = traits_of(type);
-    const uint32_t *grid = grid_of(type);
-    const int per_group = GROUP / t.entry, more = high_bits(t), row = STEP_ROWS * step;
-    const uint8_t *upper = w + 2 * per_group * BLOCK_ROWS, *signs = upper + per_group * more / 4 * BLOCK_ROWS;
-    const RI high = more ? load_high_bits(upper, 2 * per_group * more, row) : ri_set(0);
-    UNROLL for (int i = 0; i < per_group; i++) {
-        const int number = group * per_group + i, at = number * more;
-        RI index = ri_load_u8(w + number * BLOCK_ROWS + row), eighth = ri_set(0);
-        if (t.index_bits > 8) index = ri_add(index, ri_left(ri_bits(high, at, (1 << (t.index_bits - 8)) - 1), 8));
-        if (t.flags & EIGHTHS) /* two more where the sign is not set */
-            eighth = ri_bits(ri_add(ri_bits(high, at + more - 1, 1), ri_set(-1)), 0, 0x02020202);
-        if (t.entry == 4) {
-            codes[i] = codes_from_grid(grid, index, eighth);
-        } else {
-            codes[2 * i] = codes_from_grid(grid, ri_left(index, 1), eighth);
-            codes[2 * i + 1] = codes_from_grid(grid + 1, ri_left(index, 1), eighth);
-        }
-    }
-    if (!(t.flags & SIGNS)) return;
-    const RCODES planes = codes_load(signs + 64 * group + 4 * row);
-    UNROLL for (int j = 0; j < 8; j++) codes[j] = codes_signed(codes[j], planes, j, t.zero);
-}
-
-INLINE void load_digits(int group, int step, Pair at, RCODES *codes) {
-    for (int j = 0; j < 8; j++) {
-        const int k = 16 * at.index + 8 * group + j;
-        codes[j] = codes_digit(codes_load(at.span + 64 * (k / 5) + 4 * STEP_ROWS * step), k % 5);
-    }
-}
-
-INLINE void load_codes(TensorType type, int group, int step, Pair at, RCODES *codes) {
-    const WeightTraits t = traits_of(type);
-    if (t.kind == INTEGERS) load_integers(t, group, step, at.codes, codes);
-    if (t.kind == NIBBLE_TABLE) load_nibbles(type, group, step, at.codes, codes);
-    if (t.kind == GRID_INDICES) load_entries(type, group, step, at.codes, codes);
-    if (t.kind == DIGITS) load_digits(group, step, at, codes);
-}
-
-/* Whether load_codes leaves the factor HIGH_NIBBLE in the codes of group 1. */
-INLINE bool leaves_factor(WeightTraits t) { return t.kind == INTEGERS && t.bits == 4 && HIGH_NIBBLE != 1; }
-
-/* The zero point of a group's codes as load_codes leaves them. */
-INLINE int zero_of(WeightTraits t, int group) {
-    return t.bits == 8 ? WIDE_ZERO : leaves_factor(t) && group ? t.zero * HIGH_NIBBLE : t.zero;
-}
-
-/* Of columns 0 to 15 and, where these have their own, of columns 16 to 31. */
-typedef struct GroupScales {
-    RF scale[2], minimum[2];
-} GroupScales;
-
-/* Products of a float16 and a small integer are exact. */
-INLINE RF super_scale(const uint8_t *super, const uint8_t *small) {
-    return rf_mul(rf_load_f16((const uint16_t *)super), rf_load_int8((const int8_t *)small));
-}
-
-INLINE RF power_scales(const uint8_t *p) { /* as power_scale */
-    const RI exponent = ri_load_u8(p);
-    const RI usual = ri_add(ri_left(exponent, 23), ri_set(-(1 << 23)));
-    return rf_from_bits(ri_largest(usual, ri_left(ri_add(exponent, ri_set(1)), 21)));
-}
-
-INLINE RF small_float_scales(const uint8_t *p) { /* as small_float_scale */
-    return rf_mul(rf_from_bits(ri_left(ri_load_u8(p), 20)), rf_set(0x1p119f));
-}
-
-INLINE RF odd_scales(RF super, RI nibbles) { return rf_mul(super, rf_from_ri(ri_add(ri_left(nibbles, 1), ri_set(1)))); }
-
-/* Scales whose small integers are nibbles. */
-INLINE GroupScales load_nibble_scales(WeightTraits t, int group, int row, Pair at) {
-    const float unit = value_of_bits((uint32_t)(127 + t.unit) << 23);
-    RF super = rf_load_f16((const uint16_t *)(at.scales + 2 * row));
-    if (t.unit) super = rf_mul(super, rf_set(unit));
-    GroupScales g;
-    if (t.flags & MINIMUM) {
-        const RF minimum = rf_load_f16((const uint16_t *)(at.scales + 2 * BLOCK_ROWS + 2 * row));
-        UNROLL for (int half = 0; half < 2; half++) {
-            const RI both = ri_load_u8(at.small + BLOCK_ROWS * (2 * group + half) + row);
-            g.scale[half] = rf_mul(super, rf_from_ri(ri_bits(both, 0, 15)));
-            g.minimum[half] = rf_mul(minimum, rf_mul(rf_from_ri(ri_bits(both, 4, 15)), rf_set(-1)));
-        }
-        return g;
-    }
-    const bool halves = t.flags & HALVES;
-    const RI nibbles = ri_load_u8(at.small + (halves ? BLOCK_ROWS * group : 0) + row);
-    g.scale[0] = odd_scales(super, ri_bits(nibbles, halves ? 0 : 4 * group, 15));
-    if (halves) g.scale[1] = odd_scales(super, ri_bits(nibbles, 4, 15));
-    return g;
-}
-
-INLINE GroupScales load_scales(WeightTraits t, int group, int step, Pair at) {
-    const int row = STEP_ROWS * step, halves = t.flags & HALVES ? 2 : 1;
-    GroupScales g;
-    if (t.flags & ODD || (t.flags & HALVES && t.flags & MINIMUM)) return load_nibble_scales(t, group, row, at);
-    if (t.flags & WHOLE) {
-        g.scale[0] = rf_load_f16((const uint16_t *)(at.scales + 2 * row));
-    } else if (t.flags & SUPER) {
-        const uint8_t *super = at.scales + 2 * row, *small = at.small + row;
-        UNROLL for (int half = 0; half < halves; half++) g.scale[half] =
-            super_scale(super, small + BLOCK_ROWS * (halves * group + half));
-        if (t.flags & MINIMUM) g.minimum[0] = super_scale(super + 32, small + 32 + 16 * group);
-    } else if (t.flags & (EXPONENT | SMALL_FLOAT)) {
-        UNROLL for (int half = 0; half < halves; half++) {
-            const uint8_t *p = at.small + BLOCK_ROWS * (halves * group + half) + row;
-            g.scale[half] = t.flags & EXPONENT ? power_scales(p) : small_float_scales(p);
-        }
-    } else {
-        g.scale[0] = rf_load_f16((const uint16_t *)(at.small + 32 * group + 2 * row));
-        if (t.flags & MINIMUM) g.minimum[0] = rf_load_f16((const uint16_t *)(at.small + 64 + 32 * group + 2 * row));
-    }
-    /* the factor is a power of two: exact */
-    if (leaves_factor(t) && group) g.scale[0] = rf_mul(g.scale[0], rf_set(1.0f / HIGH_NIBBLE));
-    return g;
-}
-
-/* One group of 32 columns: STEP_ROWS rows x n tokens. */
-INLINE void multiply_group(TensorType type, int n, int group, int step, Pair at, const OperandPair *a, RF *acc) {
-    const WeightTraits t = traits_of(type);
-    const int zero = zero_of(t, group);
-    const GroupScales s = load_scales(t, group, step, at);
-    RCODES codes[8];
-    load_codes(type, group, step, at, codes);
-    TOKEN_LOOP for (int i = 0; i < n; i++) {
-        const int8_t *x = a[i].codes + GROUP * group;
-        const RF token_scale = rf_set(a[i].scale[group]);
-        if (t.flags & HALVES) {
-            UNROLL for (int half = 0; half < 2; half++) {
-                const int total = a[i].half[2 * group + half];
-                const RI d = dot(ri_set(-zero * total), codes + 4 * half, x + 16 * half, 4, t.bits);
-                acc[i] = rf_fma(rf_from_ri(d), rf_mul(s.scale[half], token_scale), acc[i]);
-                if (t.flags & MINIMUM)
-                    acc[i] = rf_fma(s.minimum[half], rf_set(a[i].scale[group] * (float)total), acc[i]);
-            }
-            continue;
-        }
-        RI d = ri_set(-zero * a[i].total[group]);
-        if (n < TWO_CHAINS_BELOW) { /* few tokens leave the products waiting for each other; sums are exact */
-            d = dot(d, codes, x, 4, t.bits);
-            d = ri_add(d, dot(ri_set(0), codes + 4, x + 16, 4, t.bits));
-        } else {
-            d = dot(d, codes, x, 8, t.bits);
-        }
-        acc[i] = rf_fma(rf_from_ri(d), rf_mul(s.scale[0], token_scale), acc[i]);
-        if (t.flags & MINIMUM) acc[i] = rf_fma(s.minimum[0], rf_set(a[i].sum[group]), acc[i]);
-    }
-}
-
-INLINE void store_sums(float *out, RF sums, bool add) { rf_store(out, add ? rf_add(rf_load(out), sums) : sums); }
-
-/* 16 rows x n tokens, n <= TILE, all columns. */
-INLINE void multiply_codes(TensorType type, int n, const uint8_t *w, int n_pairs, const OperandPair *a, float *out,
-                           size_t out_stride, bool add) {
-    const WeightTraits t = traits_of(type);
-    const int in_span = span_pairs(t), lines = (span_bytes(t) / 64 + in_span - 1) / in_span;
-    RF acc[STEPS][TILE];
-    UNROLL for (int step = 0; step < STEPS; step++) TOKEN_LOOP for (int i = 0; i < n; i++) acc[step][i] = rf_set(0);
-    for (int first = 0; first < n_pairs; first += in_span, w += span_bytes(t)) {
-        const uint8_t *small = w + in_span * code_bytes(t), *scales = small + in_span * small_scale_bytes(t);
-        for (int p = 0; p < in_span; p++, a += TILE) {
-            const Pair at = {w, w + p * code_bytes(t), small + p * small_scale_bytes(t), scales, p};
-            /* Ahead of the hardware's prefetcher, which stops at every page: a sixth of a single token's time. */
-            for (int i = p * lines; i < (p + 1) * lines; i++) __builtin_prefetch(w + 4096 + 64 * i);
-            UNROLL for (int step = 0; step < STEPS; step++) {
-                multiply_group(type, n, 0, step, at, a, acc[step]);
-                if (STEPS > 1) escape(w); /* or it keeps all nibbles for the other group, on the stack */
-                multiply_group(type, n, 1, step, at, a, acc[step]);
-            }
-        }
-    }
-    UNROLL for (int step = 0; step < STEPS; step++) TOKEN_LOOP for (int i = 0; i < n; i++)
-        store_sums(out + i * out_stride + STEP_ROWS * step, acc[step][i], add);
-}
-
-INLINE void multiply_floats(TensorType type, int n, const uint8_t *w, int columns, const float *a, float *out,
-                            size_t out_stride, bool add) {
-    RF acc[STEPS][TILE];
-    UNROLL for (int step = 0; step < STEPS; step++) UNROLL for (int t = 0; t < n; t++) acc[step][t] = rf_set(0);
-    for (int k = 0; k < columns; k++) UNROLL for (int step = 0; step < STEPS; step++) {
-            const int at = k * BLOCK_ROWS + STEP_ROWS * step;
-            const RF column = type == TYPE_F32   ? rf_load((const float *)w + at)
-                              : type == TYPE_F16 ? rf_load_f16((const uint16_t *)w + at)
-                                                 : rf_load_bf16((const uint16_t *)w + at);
-            UNROLL for (int t = 0; t < n; t++) acc[step][t] = rf_fma(column, rf_set(a[k * TILE + t]), acc[step][t]);
-        }
-    UNROLL for (int step = 0; step < STEPS; step++) UNROLL for (int t = 0; t < n; t++)
-        store_sums(out + t * out_stride + STEP_ROWS * step, acc[step][t], add);
-}
-
-/* Multiplies some of the `left` tokens from `token` on, all in one tile of the operand, and returns how many. */
-typedef int (*Multiply)(const Weight *weight, const uint8_t *w, const Operand *in, int token, int left, float *out,
-                        size_t out_stride, bool add);
-
-/* Each type, for each number of tokens, becomes a function of its own: the constants fold into it. */
-#define CODES(name, size, n, TYPE)                                                                                     \
-    static __attribute__((noinline)) int name##_##size(const Weight *weight, const uint8_t *w, const Operand *in,      \
-                                                       int token, int left, float *out, size_t out_stride, bool add) { \
-        const OperandPair *a = in->pairs + (size_t)(token / TILE) * in->n_pairs * TILE + token % TILE;                 \
-        (void)left;                                                                                                    \
-        multiply_codes(TYPE_##TYPE, n, w, weight->n_pairs, a, out, out_stride, add);                                   \
-        return n;                                                                                                      \
-    }
-#define FLOATS(name, size, n, TYPE)                                                                                    \
-    static __attribute__((noinline)) int name##_##size(const Weight *weight, const uint8_t *w, const Operand *in,      \
-                                                       int token, int left, float *out, size_t out_stride, bool add) { \
-        const float *a = in->values + (size_t)(token / TILE) * in->columns * TILE + token % TILE;                      \
-        (void)left;                                                                                                    \
-        multiply_floats(TYPE_##TYPE, n, w, weight->columns, a, out, out_stride, add);                                  \
-        return n;                                                                                                      \
-    }
-
-/* Tables by the number of tokens that are left, less one. */
-#if REGISTER_TOKENS == 16
-#define REGISTER_TILES(MAKE, name, TYPE)                                                                \
-    MAKE(name, 1, 1, TYPE)                                                                              \
-    MAKE(name, 2, 2, TYPE)                                                                              \
-    MAKE(name, 3, 3, TYPE)                                                                              \
-    MAKE(name, 4, 4, TYPE)                                                                              \
-    MAKE(name, 5, 5, TYPE)                                                                              \
-    MAKE(name, 6, 6, TYPE)                                                                              \
-    MAKE(name, 8, 8, TYPE)                                                                              \
-    MAKE(name, 12, 12, TYPE)                                                                            \
-    MAKE(name, 16, 16, TYPE)                                                                            \
-    static const Multiply name[TILE] = {name##_1,  name##_2,  name##_3,  name##_4, name##_5, name##_6,  \
-                                        name##_6,  name##_8,  name##_8,  name##_8, name##_8, name##_12, \
-                                        name##_12, name##_12, name##_12, name##_16};
-#define ANY_TILES REGISTER_TILES
-#else
-#define REGISTER_TILES(MAKE, name, TYPE) \
-    MAKE(name, 1, 1, TYPE)               \
-    MAKE(name, 2, 2, TYPE)               \
-    MAKE(name, 4, 4, TYPE)               \
-    static const Multiply name[TILE] = {name##_1, name##_2, name##_2, [3 ... TILE - 1] = name##_4};
-#define ANY_TILES(MAKE, name, TYPE) \
-    MAKE(name, 1, 1, TYPE)          \
-    MAKE(name, any, left, TYPE)     \
-    static const Multiply name[TILE] = {name##_1, [1 ... TILE - 1] = name##_any};
-#endif
-
-#define MAKE_CODES(NAME, name, number) ANY_TILES(CODES, multiply_##name, NAME)
-#define MAKE_FLOATS(NAME, name, number) REGISTER_TILES(FLOATS, multiply_##name, NAME)
 QUANTISED_TYPES(MAKE_CODES)
 FLOAT_TYPES(MAKE_FLOATS)
 
 INLINE const Multiply *multiply_table(TensorType type) {
-#define CASE(NAME, name, number) \
-    case TYPE_##NAME: return multiply_##name;
     switch (type) {
-        WEIGHT_TYPES(CASE)
+        WEIGHT_TYPES(FIND_TABLE)
     default: return NULL;
     }
-#undef CASE
 }
 
 static void multiply(const Weight *weight, int first, int last, const Operand *in, int n_tokens, float *out,
                      size_t out_stride, bool add) {
-    const Multiply *table = multiply_table(weight->type);
-    for (int block = first; block < last; block++) {
-        const uint8_t *w = weight->data + block * weight->block_bytes;
-        for (int token = 0; token < n_tokens;) {
-            const int room = TILE - token % TILE, left = n_tokens - token < room ? n_tokens - token : room;
-            token += table[left - 1](weight, w, in, token, left,
-                                     out + token * out_stride + (block - first) * BLOCK_ROWS, out_stride, add);
-        }
-    }
+    multiply_blocks(multiply_table(weight->type), weight, first, last, in, n_tokens, out, out_stride, add);
 }
 
 /* ---- activations -------------------------------------------------------------------------------- */
@@ -807,23 +449,22 @@ static int64_t dot_products(int rounds) {
     return (int64_t)rounds * REPEATS * CHAINS * COLUMNS * 4 * STEP_ROWS;
 }
 
-const Kernels ISA_KERNELS = {
-    .name = ISA_NAME,
-    .multiply = multiply,
-    .store_operand = store_operand,
-    .norm = norm,
-    .add = add,
-    .rotate = rotate,
-    .gate = gate,
-    .cap = cap,
-    .attend = attend,
-    .fold = fold,
-    .convolve = convolve,
-    .recur = recur,
-    .to_float16 = to_float16,
-    .largest = largest,
-    .sum_exp = sum_exp,
-    .may_win = may_win,
-    .read_all = read_all,
-    .dot_products = dot_products,
-};
+#define OTHER_KERNELS                                                                                     \
+    .store_operand = store_operand, .norm = norm, .add = add, .rotate = rotate, .gate = gate, .cap = cap, \
+    .attend = attend, .fold = fold, .convolve = convolve, .recur = recur, .to_float16 = to_float16,       \
+    .largest = largest, .sum_exp = sum_exp, .may_win = may_win, .read_all = read_all, .dot_products = dot_products
+
+const Kernels ISA_KERNELS = {.name = ISA_NAME, .multiply = multiply, OTHER_KERNELS};
+
+#if defined(BEE_ISA_AVX512) && defined(BEE_HAVE_AVX512_VBMI)
+static void multiply_any(const Weight *weight, int first, int last, const Operand *in, int n_tokens, float *out,
+                         size_t out_stride, bool add) {
+    if (traits_of(weight->type).kind == GRID_INDICES)
+        bee_multiply_planar_grids(weight, first, last, in, n_tokens, out, out_stride, add);
+    else
+        multiply(weight, first, last, in, n_tokens, out, out_stride, add);
+}
+
+const Kernels bee_kernels_avx512_vbmi = {
+    .name = "avx512_vbmi", .planar_grids = true, .multiply = multiply_any, OTHER_KERNELS};
+#endif

@@ -17,7 +17,11 @@
  *   8 bits: 8 x 64 bytes per group instead. NIBBLE_TABLE: the nibbles to look up.
  *   GRID_INDICES: | low 8 bits: 16 bytes for each entry, both groups | for each row its entries' higher bits, from the
  *     lowest on, of EIGHTHS with the sign behind them: 0, 1, 2 or 4 bytes | SIGNS: 64 bytes per group, as codes of 1
- * bit | DIGITS: the span's columns 4 k to 4 k + 3 are digit k % 5 of bytes 4 r + i of vector k / 5.
+ * bit | or, of the planar form, as registers of 64 entries, four of each row, of eight columns in the order 0, 2, 1, 3:
+ *     | low 8 bits: 64 bytes for each register | its higher bits: a mask of 64 bits for each | SIGNS: 64 bytes per
+ * group, where bit 4 h + k of byte 4 r + i is column 16 h + 4 i + k's | Its codes come 16 columns at a time, k's column
+ * of each four in one word: activations are put in that order. DIGITS: the span's columns 4 k to 4 k + 3 are digit k %
+ * 5 of bytes 4 r + i of vector k / 5.
  *
  *   scales of a pair: weight = scale * (code - zero) + minimum, one scale and minimum per row and group
  *   | 16 scales, group 0 | group 1 | 16 minima, group 0 | group 1 |                       all float16
@@ -89,7 +93,8 @@ typedef struct Weight {
     int n_blocks; /* of 16 rows */
     int n_pairs;  /* of groups, whole spans; unused by float types */
     size_t block_bytes;
-    uint8_t *data; /* 64-byte aligned */
+    bool planar_grids; /* of GRID_INDICES: their form */
+    uint8_t *data;     /* 64-byte aligned */
 } Weight;
 
 /* 64 columns of one token for quantised types: x = scale[group] * code, |code| <= 127. */
@@ -131,6 +136,7 @@ typedef struct Attention {
 
 typedef struct Kernels {
     const char *name;
+    bool planar_grids; /* the form of GRID_INDICES that `multiply` reads */
     /* out[token][row] (+)= sum over columns of weight[row][column] * in[token][column], for the rows of blocks
      * [first, last), of which out[0] is the first, and tokens 0 .. n_tokens - 1. `out` has room for whole blocks. The
      * sum of one output runs over the groups in order, whatever the other tokens are: block-invariant. */
@@ -175,7 +181,11 @@ typedef struct Kernels {
     int64_t (*dot_products)(int rounds);
 } Kernels;
 
-extern const Kernels bee_kernels_avx512, bee_kernels_avxvnni, bee_kernels_avx2, bee_kernels_neon_dotprod,
-    bee_kernels_neon, bee_kernels_portable;
+/* Kernels.multiply of AVX-512 with VBMI, for GRID_INDICES. */
+void bee_multiply_planar_grids(const Weight *weight, int first, int last, const Operand *in, int n_tokens, float *out,
+                               size_t out_stride, bool add);
+
+extern const Kernels bee_kernels_avx512_vbmi, bee_kernels_avx512, bee_kernels_avxvnni, bee_kernels_avx2,
+    bee_kernels_neon_dotprod, bee_kernels_neon, bee_kernels_portable;
 
 #endif

@@ -4,9 +4,10 @@
 
 #include "file/tensor.h"
 
-void weight_layout(Weight *weight, const Tensor *tensor, int n_rows) {
+void weight_layout(Weight *weight, const Tensor *tensor, int n_rows, bool planar_grids) {
     const WeightTraits t = traits_of(tensor->type);
-    *weight = (Weight){.type = tensor->type, .rows = n_rows, .columns = (int)tensor->columns};
+    *weight =
+        (Weight){.type = tensor->type, .rows = n_rows, .columns = (int)tensor->columns, .planar_grids = planar_grids};
     weight->n_blocks = (n_rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
     const int in_span = span_pairs(t), n_spans = (weight->columns + in_span * PAIR - 1) / (in_span * PAIR);
     weight->n_pairs = t.bits ? n_spans * in_span : 0;
@@ -17,7 +18,7 @@ void weight_layout(Weight *weight, const Tensor *tensor, int n_rows) {
 size_t packed_size(TensorType type, int rows, int columns) {
     const Tensor shape = {.type = type, .columns = columns};
     Weight weight;
-    weight_layout(&weight, &shape, rows);
+    weight_layout(&weight, &shape, rows, false);
     return weight.block_bytes * (size_t)weight.n_blocks;
 }
 
@@ -75,6 +76,28 @@ static void place_entries(const Group *g) {
         if (more) upper[at / 8] |= (uint8_t)(high << at % 8);
         for (int j = 0; t.flags & SIGNS && j < t.entry / 4; j++)
             place(signs, spread_bits(e.signs >> 4 * j), i * t.entry / 4 + j);
+    }
+}
+
+/* The bits of one entry go to the same place of each mask of 64 bits. */
+static void place_bits(uint8_t *masks, int at, unsigned bits, int n) {
+    for (int i = 0; i < n; i++) masks[8 * i + at / 8] |= (uint8_t)((bits >> i & 1) << at % 8);
+}
+
+static void place_planar_entries(const Group *g) {
+    const WeightTraits t = g->traits;
+    const int per_group = GROUP / t.entry, in_group = per_group / 4, more = high_bits(t);
+    uint8_t *masks = g->codes + 2 * in_group * 64;
+    uint8_t *signs = masks + 2 * in_group * more * 8 + 64 * g->odd + 4 * g->row;
+    for (int i = 0; i < per_group; i++) {
+        const GridEntry e = block_entry(g->type, g->block, g->column + i * t.entry);
+        const int number = g->odd * in_group + i / 4;
+        const int place = t.entry == 8 && (i % 4 == 1 || i % 4 == 2) ? 3 - i % 4 : i % 4, at = 4 * g->row + place;
+        const unsigned eighth = t.flags & EIGHTHS ? (e.signs & 1) << (more - 1) : 0;
+        g->codes[64 * number + at] = (uint8_t)e.index;
+        place_bits(masks + 8 * more * number, at, e.index >> 8 | eighth, more);
+        for (int column = i * t.entry; t.flags & SIGNS && column < (i + 1) * t.entry; column++)
+            signs[column % 16 / 4] |= (uint8_t)((e.signs >> column % t.entry & 1) << (column / 16 * 4 + column % 4));
     }
 }
 
@@ -145,7 +168,7 @@ static void fill_codes(const Weight *weight, WeightTraits t, const uint8_t *row,
                          .odd = column / GROUP % 2,
                          .row = r};
         if (t.kind == INTEGERS) place_integers(&g);
-        if (t.kind == GRID_INDICES) place_entries(&g);
+        if (t.kind == GRID_INDICES) (weight->planar_grids ? place_planar_entries : place_entries)(&g);
         if (t.kind == DIGITS) place_digits(&g, pair);
         for (int j = 0; t.kind == NIBBLE_TABLE && j < GROUP / 4; j++)
             place_nibbles(&g, j, block_nibbles(g.type, g.block, g.column + 4 * j));

@@ -125,3 +125,55 @@ INLINE VI dot(VI acc, const RCODES *w, const int8_t *a, int n, int bits) {
     }
     return acc;
 }
+
+/* ---- with VBMI: tables of bytes in registers (PLANAR_GRIDS) ---- */
+
+#if defined(BEE_ISA_AVX512_VBMI)
+#define PLANAR_GRIDS 1
+
+/* Entries of a table of 2^bits bytes: `index` has their low 8 bits, masks of 64 bits the higher ones. Every part of 128
+ * bytes is asked, and the bits choose between the answers. */
+INLINE RCODES codes_from_table(const uint8_t *table, int bits, RCODES index, const uint8_t *masks) {
+    RCODES parts[16];
+    UNROLL for (int i = 0; i < 1 << (bits - 7); i++) parts[i] =
+        _mm512_permutex2var_epi8(_mm512_loadu_si512(table + 128 * i), index, _mm512_loadu_si512(table + 128 * i + 64));
+    UNROLL for (int bit = 7; bit < bits; bit++) {
+        uint64_t high = 0;
+        if (bit > 7) memcpy(&high, masks + 8 * (bit - 8), sizeof high);
+        const __mmask64 upper = bit == 7 ? _mm512_movepi8_mask(index) : _cvtu64_mask64(high);
+        UNROLL for (int i = 0; i < 1 << (bits - bit - 1); i++) parts[i] =
+            _mm512_mask_blend_epi8(upper, parts[2 * i], parts[2 * i + 1]);
+    }
+    return parts[0];
+}
+/* (codes >> shift) & mask */
+INLINE RCODES codes_bits(RCODES codes, int shift, int mask) {
+    return _mm512_and_si512(_mm512_srli_epi16(codes, (unsigned)shift), _mm512_set1_epi8((char)mask));
+}
+/* Bytes 0 of a and b, bytes 2, ...; bytes 1, 3, ... */
+INLINE RCODES codes_even(RCODES a, RCODES b) {
+    return _mm512_mask_blend_epi8(0xAAAAAAAAAAAAAAAAu, a, _mm512_slli_epi16(b, 8));
+}
+INLINE RCODES codes_odd(RCODES a, RCODES b) {
+    return _mm512_mask_blend_epi8(0xAAAAAAAAAAAAAAAAu, _mm512_srli_epi16(a, 8), b);
+}
+INLINE RCODES codes_add(RCODES a, RCODES b) { return _mm512_add_epi8(a, b); }
+/* `code` where a mask of 64 bits is 0. */
+INLINE RCODES codes_where_clear(const uint8_t *mask, int code) {
+    uint64_t bits;
+    memcpy(&bits, mask, sizeof bits);
+    return _mm512_maskz_mov_epi8(_cvtu64_mask64(~bits), codes_set(code));
+}
+/* twice_zero - code where bit `bit` of the plane is set. */
+INLINE RCODES codes_mirrored(RCODES codes, RCODES plane, int bit, int twice_zero) {
+    const __mmask64 negative = _mm512_test_epi8_mask(plane, _mm512_set1_epi8((char)(1 << bit)));
+    return _mm512_mask_sub_epi8(codes, negative, codes_set(twice_zero), codes);
+}
+/* Of each 16 numbers: 0, 4, 8, 12, 1, 5, ... */
+INLINE void transpose_fours(const int8_t *x, int8_t *out) {
+    const __m256i order =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    const __m256i codes = _mm256_loadu_si256((const __m256i *)x);
+    _mm256_storeu_si256((__m256i *)out, _mm256_shuffle_epi8(codes, order));
+}
+#endif

@@ -14,6 +14,8 @@
 #else
 extern const uint32_t iq2_xxs_grid[512], iq2_xs_grid[1024], iq2_s_grid[2048], iq1_grid[4096], iq3_xxs_grid[256],
     iq3_s_grid[512];
+extern const uint8_t iq2_xxs_digits[512], iq2_xs_digits[1024], iq2_s_digits[2048], iq1_digits[4096],
+    iq3_xxs_digits[512], iq3_s_digits[1024];
 #endif
 
 typedef struct GridEntry {

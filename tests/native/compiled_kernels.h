@@ -8,6 +8,9 @@
 #include "devices.h"
 
 static const Kernels *const compiled_kernels[] = {
+#ifdef BEE_HAVE_AVX512_VBMI
+    &bee_kernels_avx512_vbmi,
+#endif
 #ifdef BEE_HAVE_AVX512
     &bee_kernels_avx512,
 #endif

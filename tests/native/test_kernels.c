@@ -49,12 +49,18 @@ static void random_row(float *x, int columns, Random *random) {
     }
 }
 
-static Case new_case(const BlockType *type, int rows, int columns, int n_tokens, Random *random) {
+static void pack_for(const Kernels *kernels, Case *c) {
+    c->weight.planar_grids = kernels->planar_grids;
+    weight_fill(&c->weight, &c->tensor, NULL, 0, c->weight.n_blocks);
+}
+
+static Case new_case(const Kernels *kernels, const BlockType *type, int rows, int columns, int n_tokens,
+                     Random *random) {
     Case c = {.type = type, .tensor = random_tensor(type, rows, columns, true, random), .n_tokens = n_tokens};
-    weight_layout(&c.weight, &c.tensor, rows);
+    weight_layout(&c.weight, &c.tensor, rows, false);
     const size_t bytes = c.weight.block_bytes * (size_t)c.weight.n_blocks;
     c.weight.data = aligned_alloc(64, (bytes + 63) / 64 * 64);
-    weight_fill(&c.weight, &c.tensor, NULL, 0, c.weight.n_blocks);
+    pack_for(kernels, &c);
     c.x_stride = padded(columns);
     c.out_stride = (size_t)c.weight.n_blocks * BLOCK_ROWS;
     c.x = allocate((size_t)n_tokens * c.x_stride * sizeof(float));
@@ -187,7 +193,7 @@ static void test_products(const Kernels *kernels) {
         const int width = block_types[t].columns;
         const int *columns = width == 1 ? any : width == 32 ? small : large;
         for (int i = 0; i < (width > 32 ? 2 : 4); i++) {
-            Case c = new_case(&block_types[t],
+            Case c = new_case(kernels, &block_types[t],
                               i == 0   ? 1
                               : i == 1 ? 16
                                        : 16 * i - 9,
@@ -205,7 +211,7 @@ static void test_largest_codes(const Kernels *kernels) {
     for (int type = 0; type < N_BLOCK_TYPES; type++)
         for (size_t fill = 0; fill < sizeof fills && block_types[type].columns > 1; fill++) {
             const BlockType *t = &block_types[type];
-            Case c = new_case(t, 16, 256, 4, &random);
+            Case c = new_case(kernels, t, 16, 256, 4, &random);
             uint8_t *data = (uint8_t *)c.tensor.data;
             int begin, end;
             code_bytes_of(t, &begin, &end);
@@ -230,7 +236,7 @@ static void test_block_invariance(const Kernels *kernels) {
     enum { N = 16 };
     for (int type = 0; type < N_BLOCK_TYPES; type++) {
         const int width = block_types[type].columns;
-        Case c = new_case(&block_types[type], 24, width == 1 ? 70 : width == 32 ? 96 : 256, N, &random);
+        Case c = new_case(kernels, &block_types[type], 24, width == 1 ? 70 : width == 32 ? 96 : 256, N, &random);
         const size_t row_bytes = c.out_stride * sizeof(float);
         float *all = allocate(N * row_bytes), *part = allocate(2 * N * row_bytes);
         Operand *in = load_operand(kernels, &c, 0, N);
@@ -272,7 +278,7 @@ static void test_odd_activations(const Kernels *kernels) {
         const int width = block_types[type].columns, columns = width > 32 ? 512 : 128;
         const float odd[] = {NAN, INFINITY, -INFINITY};
         for (int place = 0; place < columns; place += 13) {
-            Case c = new_case(&block_types[type], 16, columns, 3, &random);
+            Case c = new_case(kernels, &block_types[type], 16, columns, 3, &random);
             c.x[c.x_stride + (size_t)place] = odd[place % 3];
             for (int i = 0; i < columns; i++) c.x[2 * c.x_stride + (size_t)i] = i % 2 ? 0x1p-149f : 0x1p-130f;
             Operand *in = load_operand(kernels, &c, 0, 3);
@@ -725,11 +731,12 @@ static void test_same_bits(const Kernels *a, const Kernels *b) {
     Random random = {15};
     enum { N = 5, COLUMNS = 512 };
     for (int type = 0; type < N_BLOCK_TYPES; type++) {
-        Case c = new_case(&block_types[type], 40, COLUMNS, N, &random);
+        Case c = new_case(a, &block_types[type], 40, COLUMNS, N, &random);
         const size_t row_bytes = c.out_stride * sizeof(float);
         float *out[2] = {allocate(N * row_bytes), allocate(N * row_bytes)};
         Operand *in[2] = {load_operand(a, &c, 0, N), load_operand(b, &c, 0, N)};
         a->multiply(&c.weight, 0, c.weight.n_blocks, in[0], N, out[0], c.out_stride, false);
+        pack_for(b, &c);
         b->multiply(&c.weight, 0, c.weight.n_blocks, in[1], N, out[1], c.out_stride, false);
         bool same = !memcmp(out[0], out[1], N * row_bytes);
         for (int t = 0; in[0]->pairs && t < N; t++)

@@ -204,7 +204,7 @@ static void test_tensor(const BlockType *type, int rows, int columns, const int3
                         Random *random) {
     const Tensor tensor = random_tensor(type, rows, columns, false, random);
     Weight w;
-    weight_layout(&w, &tensor, n_rows);
+    weight_layout(&w, &tensor, n_rows, false);
     const size_t bytes = (size_t)w.n_blocks * w.block_bytes;
     CHECK_EQ(w.n_blocks, (n_rows + 15) / 16);
     CHECK_EQ(packed_size(type->type, n_rows, columns), bytes);
@@ -249,7 +249,7 @@ static void test_float_bits(Random *random) {
         const Tensor tensor = random_tensor(&block_types[t], 5, 37, false, random);
         const size_t size = (size_t)block_types[t].bytes;
         Weight w;
-        weight_layout(&w, &tensor, 5);
+        weight_layout(&w, &tensor, 5, false);
         w.data = aligned_alloc(64, (w.block_bytes + 63) / 64 * 64);
         weight_fill(&w, &tensor, NULL, 0, 1);
         for (size_t r = 0; r < 5; r++)

@@ -1,0 +1,17 @@
+/* Products of weights from grids for processors that look bytes up in registers: as kernels.c has them, of another
+ * packed form. */
+#include "products.h"
+
+GRID_TYPES(MAKE_CODES)
+
+INLINE const Multiply *multiply_table(TensorType type) {
+    switch (type) {
+        GRID_TYPES(FIND_TABLE)
+    default: return NULL;
+    }
+}
+
+void bee_multiply_planar_grids(const Weight *weight, int first, int last, const Operand *in, int n_tokens, float *out,
+                               size_t out_stride, bool add) {
+    multiply_blocks(multiply_table(weight->type), weight, first, last, in, n_tokens, out, out_stride, add);
+}

@@ -1,0 +1,38 @@
+/* The lanes of the instruction set that a file is compiled for. */
+#ifndef BEE_SIMD_H
+#define BEE_SIMD_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+/* Inlining must be certain: an accumulator array that survives as an array lives on the stack. Loops whose count is
+ * a constant after inlining say so, or gcc gives up on the longest ones. Sanitizers would make so much of all that code
+ * that compiling it takes minutes. */
+#ifdef BEE_SANITIZED
+#define INLINE static __attribute__((unused))
+#define UNROLL
+#else
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+#if defined(BEE_ISA_AVX512) || defined(BEE_ISA_AVX512_VBMI)
+#include "simd_avx512.h"
+#elif defined(BEE_ISA_AVX2) || defined(BEE_ISA_AVXVNNI)
+#include "simd_avx2.h"
+#elif defined(BEE_ISA_NEON) || defined(BEE_ISA_NEON_DOTPROD)
+#include "simd_neon.h"
+#else
+#include "simd_portable.h"
+#endif
+
+/* Whether the packed form of grids is the planar one (kernels.h). */
+#ifndef PLANAR_GRIDS
+#define PLANAR_GRIDS 0
+#endif
+
+/* Keeps the compiler from dropping what nobody else reads, and from knowing what it reads. */
+INLINE void escape(const void *memory) { __asm__ volatile("" : : "r"(memory) : "memory"); }
+
+#endif
