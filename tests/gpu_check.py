@@ -298,7 +298,8 @@ def build_by_hand(folder: Path, nvcc: str, architecture: str, limit: float) -> B
     rooms = ("src", "types", "cpu", "cuda")
     sources = sorted(source for room in rooms for source in (libbee / room).rglob("*.c"))
     named = {source: "-".join(source.relative_to(libbee).parts) for source in sources}
-    on_host += [compiled(c, source, name) for source, name in named.items() if source.name != "kernels.c"]
+    once = {source: name for source, name in named.items() if source.name not in ("kernels.c", "planar_grids.c")}
+    on_host += [compiled(c, source, name) for source, name in once.items()]
     support = [compiled(c, native / f"{name}.c") for name in ("ggml_blocks", "tiny_model")]
     engine_tests = {name: compiled([*c, "-UNDEBUG"], native / f"{name}.c") for name in ENGINE_TESTS}
     run_all(jobs, end)
