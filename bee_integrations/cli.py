@@ -477,6 +477,13 @@ def bench(
             help="Measure shapes without a model, with random weights: qwen3-8b, llama-3.1-8b, dense-27b, ..."
         ),
     ] = None,
+    shapes: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure files of such shapes with random weights, which a peer can open, too: qwen3-1.7b, "
+            "qwen3-1.7b:IQ4_XS, ..."
+        ),
+    ] = None,
     prompts: Annotated[Path | None, typer.Option(help='A JSON list of {"name", "messages"}.')] = None,
     speculation: Annotated[
         str | None,
@@ -504,6 +511,13 @@ def bench(
             raise ParameterError("--synthetic measures no model, figures or peer: leave those options out")
         _check_outputs(json_file, markdown, None)
         report = _synthetic_report(_names(synthetic) or (), device, threads, instruction_set)
+        _write_bench(report, json_file, markdown, None)
+        return
+    if shapes is not None:
+        if model is not None or earlier is not None or rows is not None or figures or device == "cuda":
+            raise ParameterError("--shapes measures no model or figures, and the CPU alone: leave those options out")
+        _check_outputs(json_file, markdown, None)
+        report = _shapes_report(_names(shapes) or (), _names(peer) or (), peer_path, threads, instruction_set)
         _write_bench(report, json_file, markdown, None)
         return
     options = BenchOptions(
@@ -537,6 +551,20 @@ def _synthetic_report(
     options = SyntheticOptions(shapes, device=device, threads=threads, instruction_set=instruction_set)
     with _step_progress() as report_step:
         return run_synthetic(options, report_step)
+
+
+def _shapes_report(
+    shapes: tuple[str, ...],
+    peers: tuple[str, ...],
+    peer_path: Path | None,
+    threads: int | None,
+    instruction_set: str | None,
+) -> dict[str, Any]:
+    from .bench.shapes import ShapesOptions, run_shapes
+
+    options = ShapesOptions(shapes, peers=peers, peer_path=peer_path, threads=threads, instruction_set=instruction_set)
+    with _step_progress() as report_step:
+        return run_shapes(options, report_step)
 
 
 def _names(value: str | None) -> tuple[str, ...] | None:
@@ -581,6 +609,7 @@ def _write_bench(report: dict[str, Any], json_file: Path | None, markdown: Path 
     from .bench.markdown import write_markdown
     from .bench.plot import plot_report
     from .bench.report import print_report
+    from .bench.shapes import print_shapes
     from .bench.synthetic import print_synthetic
 
     # Files first: stdout may be a pipe that nobody reads to its end. Printing last, whatever became of them.
@@ -594,7 +623,7 @@ def _write_bench(report: dict[str, Any], json_file: Path | None, markdown: Path 
     finally:
         console = Console()
         # A pipe has no width of its own: room for the tables.
-        show = print_synthetic if "synthetic" in report else print_report
+        show = print_synthetic if "synthetic" in report else print_shapes if "shapes" in report else print_report
         show(report, console if console.is_terminal else Console(width=_TABLE_WIDTH))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import ModelFileError
 from .report import FIGURE_COLUMNS, describe_run, figure_cells, number
+from .shapes import shapes_markdown
 from .synthetic import synthetic_markdown
 
 __all__ = ["BEGIN", "END", "markdown_of", "write_markdown"]
@@ -21,6 +22,8 @@ def markdown_of(report: Mapping[str, Any]) -> str:
     """The figures, passes and speeds that the report has, each as a table."""
     if "synthetic" in report:
         return synthetic_markdown(report)
+    if "shapes" in report:
+        return shapes_markdown(report)
     parts = [describe_run(report).replace("; ", ";\n") + "."]
     if report["figures"]:
         cells = [_marked(figure) for figure in report["figures"]]

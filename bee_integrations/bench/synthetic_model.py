@@ -1,15 +1,19 @@
-"""Model files of a given shape without weights: real headers before a hole as large as the weights would be.
+"""Model files of a given shape: real headers before random weights, or before a hole as large as those would be.
 
-An engine opens them with `made_up_weights`, which never reads the hole. What such a model costs is what any of its
+An engine opens one with a hole with `made_up_weights`, which never reads it. What such a model costs is what any of its
 shape costs; what it says is noise.
 """
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
+
+from ..library import check, ffi, lib, new_error
 
 __all__ = ["BLOCK_SIZE", "SHAPES", "WEIGHT_TYPES", "Shape", "shape_named", "write_drafter", "write_target"]
 
@@ -77,6 +81,7 @@ SHAPES: dict[str, Shape] = {
     "llama-3.1-8b": Shape("llama", 32, 4096, 14336, 32, 8, 128, 128256, "Q4_K", "Q6_K", "Q6_K"),
     "dense-27b": Shape("qwen3", 64, 5120, 20480, 40, 8, 128, 248320, "Q5_K", "Q6_K", "Q5_K"),
     "qwen3-1.7b": Shape("qwen3", 28, 2048, 6144, 16, 8, 128, 151936, "Q4_K", "Q6_K", "Q6_K"),
+    "qwen3-4b": Shape("qwen3", 36, 2560, 9728, 32, 8, 128, 151936, "Q4_K", "Q6_K", "Q6_K"),
     "dense-31b": Shape("qwen3", 60, 5376, 21504, 32, 16, 256, 262144, "Q4_K", "Q6_K", "Q6_K"),
     "qwen3.6-27b": Shape("qwen35", 64, 5120, 17408, 24, 4, 256, 248320, "Q5_K", "Q6_K", "Q5_K", DeltaNet(16, 48)),
     "hybrid-2b": Shape("qwen35", 24, 2048, 6144, 8, 2, 256, 248320, "Q4_K", "Q6_K", "Q6_K", DeltaNet(16, 16)),
@@ -106,8 +111,11 @@ class _Tensor:
         return self.columns * max(self.rows, 1) // columns * size
 
 
-def write_target(shape: Shape, path: Path) -> Path:
-    """A target of that shape, with an embedding and a head of its own."""
+def write_target(shape: Shape, path: Path, *, with_weights: bool = False) -> Path:
+    """A target of that shape, with an embedding and a head of its own.
+
+    with_weights: random ones are in the file, which other programs can open as well.
+    """
     tensors = [
         _Tensor("token_embd.weight", shape.n_embd, shape.n_vocab, shape.kind),
         _Tensor("output.weight", shape.n_embd, shape.n_vocab, shape.head_kind),
@@ -116,7 +124,12 @@ def write_target(shape: Shape, path: Path) -> Path:
     for index in range(shape.n_layer):
         kind = shape.more_kind if _has_more_bits(index, shape.n_layer) else shape.kind
         tensors += _layer(shape, index, more_kind=kind, with_norms=shape.architecture != "llama")
-    return _write(path, _metadata(shape, shape.architecture, shape.n_layer), tensors)
+    metadata = _metadata(shape, shape.architecture, shape.n_layer)
+    if with_weights:  # llama.cpp wants a whole vocabulary
+        metadata["tokenizer.ggml.model"] = _text("gpt2")
+        metadata["tokenizer.ggml.pre"] = _text("qwen2")
+        metadata["tokenizer.ggml.merges"] = struct.pack("<IIQ", _ARRAY, _STRING, 0)
+    return _write(path, metadata, tensors, with_weights=with_weights)
 
 
 def write_drafter(shape: Shape, path: Path) -> Path:
@@ -257,7 +270,7 @@ def _metadata(shape: Shape, prefix: str, n_layer: int) -> dict[str, bytes]:
     }
 
 
-def _write(path: Path, metadata: dict[str, bytes], tensors: Sequence[_Tensor]) -> Path:
+def _write(path: Path, metadata: dict[str, bytes], tensors: Sequence[_Tensor], *, with_weights: bool = False) -> Path:
     header = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata))]
     header += [_string(key) + value for key, value in metadata.items()]
     offset = 0
@@ -269,7 +282,30 @@ def _write(path: Path, metadata: dict[str, bytes], tensors: Sequence[_Tensor]) -
     with path.open("wb") as file:
         begin = _aligned(file.write(b"".join(header)))
         file.truncate(begin + offset)
+        file.seek(begin)
+        for tensor in tensors if with_weights else ():
+            _write_weights(file, tensor)
     return path
+
+
+def _write_weights(file: BinaryIO, tensor: _Tensor) -> None:
+    """The same random blocks again and again; a norm's gains are 1."""
+    if not tensor.rows:
+        file.write(struct.pack("<f", 1.0) * tensor.columns)
+    else:
+        blocks = _random_blocks(tensor.kind)
+        for written in range(0, tensor.size, len(blocks)):
+            file.write(blocks[: tensor.size - written])
+    file.seek(_aligned(file.tell()))
+
+
+@functools.cache
+def _random_blocks(kind: str) -> bytes:
+    """About a megabyte of them."""
+    number, _, size = _TYPES[kind]
+    blocks, error = ffi.new("uint8_t[]", (1 << 20) // size * size), new_error()
+    check(lib.bee_random_weights(number, blocks, len(blocks), error), error)
+    return bytes(ffi.buffer(blocks))
 
 
 def _aligned(size: int) -> int:

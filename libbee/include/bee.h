@@ -414,6 +414,10 @@ BEE_API bee_status bee_session_features(const bee_session *session, int32_t from
 BEE_API bee_status bee_session_draft(bee_session *session, int32_t last_token, int32_t n, int32_t *drafts,
                                      float *logits, bee_error *error);
 
+/* Fills `out` with random blocks of a weight type (ggml's number): weights with a mean of 0 and a deviation of 1/64,
+ * for files whose size and speed are those of a model. */
+BEE_API bee_status bee_random_weights(int32_t type, void *out, size_t bytes, bee_error *error);
+
 /* Seconds of one target pass over `n_rows` tokens at position `n_past` of a scratch session, and of one draft
  * of n_rows - 1 tokens, to which the projection of two committed tokens' features belongs (0 without a drafter, for
  * one row, and beyond the drafter's block_size): medians over `repeats`. */

@@ -1,0 +1,103 @@
+"""`bee bench --shapes`: files of real shapes with random weights, measured beside a peer."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bee_integrations import Engine, GenerationParams
+from bee_integrations.bench import shapes
+from bee_integrations.bench.markdown import markdown_of
+from bee_integrations.bench.shapes import ShapesOptions, run_shapes
+from bee_integrations.bench.synthetic_model import shape_named, write_target
+from bee_integrations.errors import ParameterError, UnsupportedModelError
+from bee_integrations.models.file import ModelFile
+
+
+def quick(*names: str, **more: Any) -> ShapesOptions:
+    return ShapesOptions(names, threads=1, context=16, prompt=24, rounds=1, **more)
+
+
+def test_a_row_has_passes_bounds_and_sizes() -> None:
+    report = run_shapes(quick("tiny", "tiny:IQ3_S"))
+    for row, bits in zip(report["shapes"], (4.9, 3.5), strict=True):
+        assert list(row["pass_ms"]) == list(row["bound_ms"]) == ["1", "4", "8", "16"]
+        assert all(0 < row["bound_ms"][rows] < math.inf and row["pass_ms"][rows] > 0 for rows in row["pass_ms"])
+        assert 8 * row["file_bytes"] / row["n_weights"] == pytest.approx(bits, rel=0.1)
+        assert row["memory_bytes"] < 1.15 * row["file_bytes"]
+        assert row["peer"] is None
+        assert row["peer_pass_ratios"] == {}
+        assert row["peer_prompt_ratio"] is None
+    assert "| tiny:IQ3_S |" in markdown_of(report)
+
+
+class StubPeer:
+    """As fast as it is told, so that ratios can be told from anything else."""
+
+    name, version, repack = "llama-cpp-python", "0", True
+
+    def __init__(self, file: Path, **_: Any) -> None:
+        assert file.exists()
+
+    def pass_seconds(self, n_rows: int, n_past: int, repeats: int) -> float:
+        return 1e3 * n_rows
+
+    def generate(self, tokens: Any, max_tokens: int, stop_tokens: Any) -> Any:
+        return type("Run", (), {"time_to_first_token_s": 5e3})
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_ratios_are_the_peers_time_over_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "PeerProcess", StubPeer)
+    (row,) = run_shapes(quick("tiny", peers=("llama-cpp-python",)))["shapes"]
+    for rows in ("1", "4", "8", "16"):
+        assert row["peer_pass_ms"][rows] == pytest.approx(1e6 * int(rows))
+        assert row["peer_pass_ratios"][rows] == pytest.approx(1e6 * int(rows) / row["pass_ms"][rows])
+    assert row["peer_prompt_ratio"] == pytest.approx(5e3 * row["prompt_tokens_per_s"] / 24)
+
+
+def test_a_peer_that_cannot_open_the_file_is_left_out_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: Path, **_: Any) -> None:
+        raise UnsupportedModelError(f"the peer cannot load {file}")
+
+    monkeypatch.setattr(shapes, "PeerProcess", refuse)
+    report = run_shapes(quick("tiny", peers=("llama-cpp-python",)))
+    assert report["shapes"][0]["peer_refusal"] == "the peer cannot load the file"
+    assert "Left out: tiny: the peer cannot load the file." in markdown_of(report)
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "IQ2_S", "MXFP4", "F16"])
+def test_files_hold_weights_of_usual_size(kind: str, tmp_path: Path) -> None:
+    shape = shape_named(f"tiny:{kind}")
+    assert shape is not None
+    file = write_target(shape, tmp_path / "model.gguf", with_weights=True)
+    with ModelFile(file) as opened:
+        last = max(opened.tensors, key=lambda tensor: tensor.offset)
+        assert file.stat().st_size >= last.offset + last.size
+        assert {tensor.type_name for tensor in opened.tensors} == {kind, "F32"}
+    with Engine(file, drafter=None, n_ctx=64, device="cpu", threads=1) as engine:
+        answer = engine.complete([1, 2, 3], GenerationParams(max_tokens=8, temperature=0.0, logprobs=True))
+        assert len(answer.tokens) == 8
+        chances = np.array([token.logprob for token in answer.logprobs])
+        assert np.isfinite(chances).all()
+        assert (chances < -0.01).all()  # nothing is so sure of itself, and nothing is NaN
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shapes": ("huge",)}, "there is no shape 'huge'"),
+        ({"shapes": ("tiny:Q9",)}, "there is no shape 'tiny:Q9'"),
+        ({"shapes": ()}, "no shape is named"),
+        ({"shapes": ("tiny",), "peers": ("another",)}, "there is no peer 'another'"),
+    ],
+)
+def test_names_that_do_not_exist(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        ShapesOptions(**options)
