@@ -1,5 +1,6 @@
 /* Every kernel of the CPU backend, written once against sixteen lanes and compiled once per instruction set. */
 #include "kernels.h"
+#include "planar_grids.h"
 #include "products.h"
 #include "simd.h"
 

@@ -1,9 +1,9 @@
-/* From the file's tensor types to the packed forms of kernels.h. No type loses precision on the way. */
+/* From the file's tensor types to the packed forms of packed.h. No type loses precision on the way. */
 #ifndef BEE_PACK_H
 #define BEE_PACK_H
 
 #include "file/gguf.h"
-#include "kernels.h"
+#include "packed.h"
 
 /* Bytes that the packed matrix takes. */
 size_t packed_size(TensorType type, int rows, int columns);

@@ -1,5 +1,6 @@
 /* Products of weights from grids for processors that look bytes up in registers: as kernels.c has them, of another
  * packed form. */
+#include "planar_grids.h"
 #include "products.h"
 
 GRID_TYPES(MAKE_CODES)

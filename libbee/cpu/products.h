@@ -3,7 +3,7 @@
 #ifndef BEE_PRODUCTS_H
 #define BEE_PRODUCTS_H
 
-#include "kernels.h"
+#include "packed.h"
 #include "simd.h"
 
 /* Weights are multiplied STEP_ROWS rows of a block at a time: as many as let 32 columns of them stay in registers while

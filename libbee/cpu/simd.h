@@ -27,7 +27,7 @@
 #include "simd_portable.h"
 #endif
 
-/* Whether the packed form of grids is the planar one (kernels.h). */
+/* Whether the packed form of grids is the planar one (packed.h). */
 #ifndef PLANAR_GRIDS
 #define PLANAR_GRIDS 0
 #endif

@@ -1,4 +1,4 @@
-/* Tests of the packing: every weight of every type is found again, exactly, at the place that kernels.h describes. */
+/* Tests of the packing: every weight of every type is found again, exactly, at the place that packed.h describes. */
 #include "check.h"
 #include "cpu/pack.h"
 #include "file/tensor.h"
@@ -12,7 +12,7 @@ static double float16_value(const uint8_t *p) { /* a float16 is the F16 type's b
 
 static double single_value(const uint8_t *p) { return exact_weight(&block_types[0], p, 0).scaled; }
 
-/* What kernels.h says of each type: planes of the code, or what takes their place; bytes of a span and its pairs. */
+/* What packed.h says of each type: planes of the code, or what takes their place; bytes of a span and its pairs. */
 typedef enum Codes { PLANES, TABLE, ENTRIES, BASE_3 } Codes;
 typedef enum Scales { HALF, SMALL, NIBBLES, ODD_NIBBLES, ONE, BYTE } Scales;
 static const struct {

@@ -1,0 +1,116 @@
+/* The packed forms of weights and activations.
+ *
+ * Weights. Rows are packed in blocks of 16, columns in pairs of 32-column groups, both padded with zeros. One pair is a
+ * span, or of types with SPAN as many as have a block's columns: 1, 2 or 4.
+ *
+ *   block 0 (rows 0-15)                    block 1 ...
+ *   | span 0 | span 1 | ... |
+ *
+ *   one span:
+ *   | codes, pair 0 | pair 1 ... | small scales, pair 0 | pair 1 ... | scales of the span | to a multiple of 64 |
+ *
+ *   codes of a pair: planes of 4, 2 and 1 bits, those whose sum is the number of bits, lowest bits first; of row r,
+ *   column 4 j + i of a group:
+ *     4 bits: 8 x 64 bytes, byte 64 j + 4 r + i: group 0 in the low half, group 1 in the high one
+ *     2 bits: 2 x 64 bytes per group, bits 2 (j % 4) of byte 4 r + i of vector j / 4
+ *     1 bit:  64 bytes per group, bit j of byte 4 r + i. A single bit says 0 or 2 (Q1_0)
+ *   8 bits: 8 x 64 bytes per group instead. NIBBLE_TABLE: the nibbles to look up.
+ *   GRID_INDICES: | low 8 bits: 16 bytes for each entry, both groups | for each row its entries' higher bits, from the
+ *     lowest on, of EIGHTHS with the sign behind them: 0, 1, 2 or 4 bytes | SIGNS: 64 bytes per group, as codes of 1
+ * bit | or, of the planar form, as registers of 64 entries, four of each row, of eight columns in the order 0, 2, 1, 3:
+ *     | low 8 bits: 64 bytes for each register | its higher bits: a mask of 64 bits for each | SIGNS: 64 bytes per
+ * group, where bit 4 h + k of byte 4 r + i is column 16 h + 4 i + k's | Its codes come 16 columns at a time, k's column
+ * of each four in one word: activations are put in that order. DIGITS: the span's columns 4 k to 4 k + 3 are digit k %
+ * 5 of bytes 4 r + i of vector k / 5.
+ *
+ *   scales of a pair: weight = scale * (code - zero) + minimum, one scale and minimum per row and group
+ *   | 16 scales, group 0 | group 1 | 16 minima, group 0 | group 1 |                       all float16
+ *   or, with HALVES, | group 0: 16 of columns 0-15 | 16 of columns 16-31 | group 1 ... |, and of one byte (EXPONENT,
+ *   SMALL_FLOAT: 0x7f is a number like others here)
+ *   SUPER, whose scales are products of a small number and one for the row's block:
+ *   | 16 or 2 x 16 (HALVES) int8, group 0 | group 1 | minima: 16 int8, group 0 | group 1 |
+ *     HALVES and MINIMUM: nibbles, the scale in the low one, the minimum in the high one
+ *     ODD: nibbles, of which n says 2 n + 1: | 16 x groups 0 and 1 |, or, HALVES, | 16 x halves of group 0 | of group 1
+ * | of the span, SUPER and WHOLE: | 16 float16 for the scales | 16 float16 for the minima |
+ *
+ *   float types: column by column, the 16 rows side by side.
+ *
+ * Activations (`Operand`): one record of 96 bytes for 64 columns of one token, so that threads which write different
+ * tokens write different lines of the cache, and a kernel broadcasts from addresses that differ by constants:
+ *
+ *   tile 0 (tokens 0-15)                                       tile 1 ...
+ *   | pair 0: token 0 | token 1 | ... | token 15 | pair 1: ... | */
+#ifndef BEE_PACKED_H
+#define BEE_PACKED_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "types/types.h"
+
+enum { BLOCK_ROWS = 16, GROUP = 32, PAIR = 64, TILE = 16 };
+
+static inline int span_pairs(WeightTraits t) { return t.flags & SPAN ? t.columns / PAIR : 1; }
+
+/* Of a grid: bits beside the low 8 of each entry. */
+static inline int high_bits(WeightTraits t) { return t.index_bits - 8 + (t.flags & EIGHTHS ? 1 : 0); }
+
+/* Parts of a span, in bytes: of each pair its codes and small scales, of all its scales. */
+static inline int code_bytes(WeightTraits t) {
+    switch (t.kind) {
+    case NIBBLE_TABLE: return PAIR * BLOCK_ROWS / 2;
+    case DIGITS: return 13 * 64 / 4;
+    case GRID_INDICES:
+        return PAIR / t.entry * BLOCK_ROWS * (8 + high_bits(t)) / 8 + (t.flags & SIGNS ? PAIR * BLOCK_ROWS / 8 : 0);
+    default: return PAIR * BLOCK_ROWS * t.bits / 8;
+    }
+}
+
+static inline int small_scale_bytes(WeightTraits t) {
+    const int scales = 2 * BLOCK_ROWS * (t.flags & HALVES ? 2 : 1), minima = t.flags & MINIMUM ? scales : 0;
+    if (t.flags & WHOLE) return 0;
+    if (t.flags & ODD) return scales / 2;
+    if (t.flags & (EXPONENT | SMALL_FLOAT)) return scales;
+    if (t.flags & SUPER) return scales + (t.flags & HALVES ? 0 : minima);
+    return 2 * (scales + minima);
+}
+
+static inline int scale_bytes(WeightTraits t) {
+    return t.flags & (SUPER | WHOLE) ? 2 * BLOCK_ROWS * (t.flags & MINIMUM ? 2 : 1) : 0;
+}
+
+static inline int span_bytes(WeightTraits t) {
+    return (span_pairs(t) * (code_bytes(t) + small_scale_bytes(t)) + scale_bytes(t) + 63) / 64 * 64;
+}
+
+typedef struct Weight {
+    TensorType type;
+    int rows, columns;
+    int n_blocks; /* of 16 rows */
+    int n_pairs;  /* of groups, whole spans; unused by float types */
+    size_t block_bytes;
+    bool planar_grids; /* of GRID_INDICES: their form */
+    uint8_t *data;     /* 64-byte aligned */
+} Weight;
+
+/* 64 columns of one token for quantised types: x = scale[group] * code, |code| <= 127. */
+typedef struct OperandPair {
+    int8_t codes[PAIR];
+    float scale[2];
+    float sum[2];     /* scale * (sum of the group's codes): what a minimum multiplies */
+    int32_t total[2]; /* sum of the group's codes: what a zero point multiplies */
+    int16_t half[4];  /* the same over each 16 columns */
+} OperandPair;
+
+/* Activations of up to `max_tokens` tokens as quantised types and float types want them. */
+typedef struct Operand {
+    int columns;
+    int n_pairs;
+    int max_tokens;
+    OperandPair *pairs;  /* [tile][pair][16 tokens]; NULL unless a quantised type reads it */
+    float *values;       /* [tile][column][16 tokens]; NULL unless a float type reads it */
+    struct Operand *own; /* a copy per worker, of one tile, for what each worker computes for itself; may be NULL */
+} Operand;
+
+#endif
