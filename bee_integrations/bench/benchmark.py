@@ -25,7 +25,7 @@ from .contenders import Progress, Steps
 from .figures import GROUPS, PREFILL_TOKENS, measure_figures
 from .llama_cpp_peer import PeerProcess
 from .passes import PASS_ROWS
-from .prompts import load_prompts
+from .prompts import load_prompts, prompt_text
 from .report import summarise
 from .run import Run
 
@@ -136,7 +136,7 @@ def _open_run(options: BenchOptions, progress: Progress | None, stack: ExitStack
         )
     )
     modes = _modes(options, engine)
-    tokens = {prompt.name: engine.encode_prompt(engine.render_chat(prompt.messages)) for prompt in prompts}
+    tokens = {prompt.name: engine.encode_prompt(prompt_text(engine, prompt.messages)) for prompt in prompts}
     on_cpu = engine.info["device"] == CPU
     threads = engine.info["n_threads"] if on_cpu else options.threads or _available_cores()
     peer = None

@@ -9,7 +9,7 @@ from typing import Any
 from .contenders import Answers, BeeContender, answer_in_turn
 from .llama_cpp_peer import PeerProcess
 from .passes import bound_speed_up, measure_cycle_costs
-from .prompts import load_prompts
+from .prompts import load_prompts, prompt_text
 from .run import NO_PEER, Figure, Run
 
 __all__ = ["repeat_figures", "speculation_figures"]
@@ -128,7 +128,7 @@ def repeat_figures(run: Run) -> list[Figure]:
     """Texts that the prompt asks to repeat or to edit lightly."""
     modes = ("off", "auto", "copy")
     tokens = {
-        prompt.name: run.engine.encode_prompt(run.engine.render_chat(prompt.messages))
+        prompt.name: run.engine.encode_prompt(prompt_text(run.engine, prompt.messages))
         for prompt in load_prompts(bundled="repeat")
     }
     if max(map(len, tokens.values())) + REPEAT_TOKENS > run.engine.n_ctx:

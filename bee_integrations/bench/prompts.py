@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ..engine.engine import Engine
 from ..errors import ModelFileError, ParameterError
+from ..text.chat_template import plain_text
 
-__all__ = ["Prompt", "load_prompts"]
+__all__ = ["Prompt", "load_prompts", "prompt_text"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,11 @@ class Prompt:
     name: str
     messages: list[dict[str, Any]]
     schema: dict[str, Any] | None = None  # of the answer
+
+
+def prompt_text(engine: Engine, messages: Sequence[Mapping[str, Any]]) -> str:
+    """A conversation as the engine's model takes it: by its template, or as plain text where it has none."""
+    return engine.render_chat(messages) if engine.chat_template else plain_text(messages)
 
 
 def load_prompts(path: str | os.PathLike[str] | None = None, *, bundled: str = "benchmark") -> list[Prompt]:

@@ -12,7 +12,7 @@ from ..constraints.phases import AnswerPhases, LazyGrammar
 from ..engine.engine import Engine, GenerationParams
 from ..tools.hermes import HermesFormat
 from ..tools.tool_format import Tool, Trigger
-from .prompts import Prompt, load_prompts
+from .prompts import Prompt, load_prompts, prompt_text
 from .run import Figure, Run
 
 __all__ = ["structured_figures"]
@@ -82,7 +82,7 @@ def _schema(prompt: Prompt) -> JsonSchema:
 
 
 def _answer(run: Run, prompt: Prompt, mode: str, times: dict[tuple[str, str], list[float]]) -> Any:
-    tokens = run.engine.encode_prompt(run.engine.render_chat(prompt.messages))
+    tokens = run.engine.encode_prompt(prompt_text(run.engine, prompt.messages))
     params = GenerationParams(max_tokens=ANSWER_TOKENS, speculation=mode, constraint=_schema(prompt))
     seconds, answer = _seconds(run.engine, tokens, params, None)
     times.setdefault((prompt.name, mode), []).append(seconds)

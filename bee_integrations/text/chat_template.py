@@ -107,6 +107,11 @@ class ChatTemplate:
         return render_template(self._template, variables, template_process.MAX_SECONDS)
 
 
+def plain_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Messages as a model without a chat template takes them: nothing but their text."""
+    return "\n".join(message["content"] for message in messages)
+
+
 def _runs_here(source: str) -> bool:
     if is_known(source) or is_bounded(source):
         return True

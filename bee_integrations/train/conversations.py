@@ -13,7 +13,7 @@ import multiprocessing.synchronize
 import random
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import BeeError, UnsupportedModelError
 from ..models.file import ModelFile
-from ..text.chat_template import ChatTemplate
+from ..text.chat_template import ChatTemplate, plain_text
 from ..text.tokenizer import Tokenizer
 from .pool import GREEDY, Pool, Sampling
 from .questions import HeldOut, opening
@@ -50,11 +50,6 @@ class ConversationParams:
     top_p: float = 0.9
     """Of the questions."""
     seed: int = 0
-
-
-def plain_text(messages: Sequence[Mapping[str, str]]) -> str:
-    """Messages as a model without a chat template takes them: nothing but their text."""
-    return "\n".join(message["content"] for message in messages)
 
 
 class Frame:

@@ -17,7 +17,6 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from .batches import Batches
-from .conversations import plain_text
 from .fit import Checkpoint
 from .shards import Conversation
 from .target import Target
@@ -60,15 +59,14 @@ def measure(
     threads: int = 1,
 ) -> list[Score]:
     """Generate greedily with libbee from the prompts of a JSON file (a list of {"name", "messages"}), count cycles."""
+    from ..bench.prompts import prompt_text
     from ..engine.engine import Engine, GenerationParams  # here, so that replaying needs no libbee
 
     params = GenerationParams(max_tokens=max_tokens, speculation="dflash", draft_length=draft_length)
     scores = []
     with Engine(model, drafter=drafter, threads=threads, n_parallel=1) as engine:
         for prompt in json.loads(prompts.read_text(encoding="utf-8")):
-            messages = prompt["messages"]
-            text = engine.render_chat(messages) if engine.chat_template else plain_text(messages)
-            stats = engine.complete(text, params).stats
+            stats = engine.complete(prompt_text(engine, prompt["messages"]), params).stats
             # The prompt's pass gives the first token, the cycles give the others.
             scores.append(Score(prompt["name"], stats.output_tokens - 1, stats.cycles))
     return scores
