@@ -126,8 +126,10 @@ class Writer:
         self.shard.close()
 
     def _ask(self, slot: int) -> None:
-        self._questions[slot] = opening(self._rng)
-        start = self._frame.question_start(self._questions[slot])
+        start: list[int] = []
+        while not start:  # without template and beginning token, the model needs a word to go on from
+            self._questions[slot] = opening(self._rng)
+            start = self._frame.question_start(self._questions[slot])
         params = self._params
         sampling = Sampling(params.temperature, params.top_p, self._rng.getrandbits(64))
         self._begin(slot, start, params.question_length, sampling)

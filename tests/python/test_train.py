@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tiny_model
+from gguf_document import text
 
 torch = pytest.importorskip("torch", reason="training needs the extra 'train'")
 pytest.importorskip("gguf", reason="training needs the extra 'train'")
@@ -403,14 +405,32 @@ def test_a_drafter_for_another_vocabulary_is_refused(
 # ---- evaluation ----------------------------------------------------------------------------------------------------
 
 
-def test_replaying_counts_as_libbee_does(tiny_path: Path, data: Path, prompts: Path, tmp_path: Path) -> None:
+def check_replaying(model: Path, data: Path, prompts: Path, folder: Path) -> None:
     # A trained drafter, so that some drafts are accepted. PyTorch works in bfloat16 and libbee in 8 bits, so single
     # drafts may differ.
-    checkpoint = fit(tiny_path, data, tmp_path, PLAN, replace(QUICK, max_steps=60))
-    target = Target(tiny_path)
-    export(checkpoint, target, tmp_path / "drafter.gguf", name="test")
-    replayed = simulate(checkpoint, target, answers(tiny_path, TAPS, prompts, max_tokens=60), BLOCK - 1)
-    measured = measure(tiny_path, tmp_path / "drafter.gguf", prompts, draft_length=BLOCK - 1, max_tokens=60)
+    checkpoint = fit(model, data, folder, PLAN, replace(QUICK, max_steps=60))
+    target = Target(model)
+    export(checkpoint, target, folder / "drafter.gguf", name="test")
+    replayed = simulate(checkpoint, target, answers(model, TAPS, prompts, max_tokens=60), BLOCK - 1)
+    measured = measure(model, folder / "drafter.gguf", prompts, draft_length=BLOCK - 1, max_tokens=60)
     assert [score.output_tokens for score in replayed] == [score.output_tokens for score in measured]
     for ours, theirs in zip(replayed, measured, strict=True):
         assert abs(ours.cycles - theirs.cycles) <= 0.1 * theirs.cycles + 1
+
+
+def test_replaying_counts_as_libbee_does(tiny_path: Path, data: Path, prompts: Path, tmp_path: Path) -> None:
+    check_replaying(tiny_path, data, prompts, tmp_path)
+
+
+def test_a_target_that_scales_its_embedding_and_has_no_template(prompts: Path, tmp_path: Path) -> None:
+    document = tiny_model.model()
+    del document.tensors["output.weight"], document.metadata["tokenizer.chat_template"]
+    document.metadata = {key.replace("llama.", "gemma."): value for key, value in document.metadata.items()}
+    document.metadata["general.architecture"] = text("gemma")
+    model = document.write(tmp_path / "gemma.gguf")
+    assert Target(model).shape.embedding_scale == math.sqrt(tiny_model.N_EMBD)
+    params = ConversationParams(answer_tokens=600, sessions=4, question_length=12, answer_length=40)
+    generate(model, tmp_path / "data", TAPS, params, held_out=HeldOut.from_file(prompts))
+    check_replaying(model, tmp_path / "data", prompts, tmp_path)
+    scale = Weights(tmp_path / "drafter.gguf").metadata["dflash.embedding_scale"]
+    assert scale == math.sqrt(tiny_model.N_EMBD)
