@@ -387,10 +387,16 @@ typedef int (*Multiply)(const Weight *weight, const uint8_t *w, const Operand *i
     MAKE(name, 2, 2, TYPE)               \
     MAKE(name, 4, 4, TYPE)               \
     static const Multiply name[TILE] = {name##_1, name##_2, name##_2, [3 ... TILE - 1] = name##_4};
+#if ONE_TILE /* a function of its own for one token would gain nothing, and take as long to compile */
+#define ANY_TILES(MAKE, name, TYPE) \
+    MAKE(name, any, left, TYPE)     \
+    static const Multiply name[TILE] = {[0 ... TILE - 1] = name##_any};
+#else
 #define ANY_TILES(MAKE, name, TYPE) \
     MAKE(name, 1, 1, TYPE)          \
     MAKE(name, any, left, TYPE)     \
     static const Multiply name[TILE] = {name##_1, [1 ... TILE - 1] = name##_any};
+#endif
 #endif
 
 #define MAKE_CODES(NAME, name, number) ANY_TILES(CODES, multiply_##name, NAME)

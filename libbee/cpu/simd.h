@@ -27,6 +27,11 @@
 #include "simd_portable.h"
 #endif
 
+/* Whether all numbers of tokens share one function of products. */
+#ifndef ONE_TILE
+#define ONE_TILE 0
+#endif
+
 /* Whether the packed form of grids is the planar one (packed.h). */
 #ifndef PLANAR_GRIDS
 #define PLANAR_GRIDS 0

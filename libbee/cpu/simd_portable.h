@@ -7,6 +7,7 @@
 #define ISA_KERNELS bee_kernels_portable
 #define STEP_ROWS 16
 #define REGISTER_TOKENS 4
+#define ONE_TILE 1
 #define TWO_CHAINS_BELOW 0
 #define CHAINS 2
 #define FLOAT_SUMS 6
