@@ -289,9 +289,9 @@ def _write(path: Path, metadata: dict[str, bytes], tensors: Sequence[_Tensor], *
 
 
 def _write_weights(file: BinaryIO, tensor: _Tensor) -> None:
-    """The same random blocks again and again; a norm's gains are 1."""
+    """The same random blocks again and again; a norm's gains are 1, and what states decay by is below 0."""
     if not tensor.rows:
-        file.write(struct.pack("<f", 1.0) * tensor.columns)
+        file.write(struct.pack("<f", -1.0 if tensor.name.endswith("ssm_a") else 1.0) * tensor.columns)
     else:
         blocks = _random_blocks(tensor.kind)
         for written in range(0, tensor.size, len(blocks)):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf_document import read
 
 from bee_integrations import cli
 from bee_integrations.bench.markdown import markdown_of
@@ -113,6 +114,12 @@ def test_a_hybrid_is_measured() -> None:
     )["synthetic"]
     assert row["weight_bytes"] > 0
     assert row["pass_ms"]["16"] > 0
+
+
+def test_states_of_hybrids_with_weights_do_not_grow(tmp_path: Path) -> None:
+    document = read(write_target(SHAPES["tiny-hybrid"], tmp_path / "target.gguf", with_weights=True))
+    assert (document.tensors["blk.0.ssm_a"].values() == -1).all()
+    assert (document.tensors["blk.0.ssm_norm.weight"].values() == 1).all()
 
 
 @pytest.mark.parametrize("name", ["qwen3.6-27b", "tiny-hybrid"])
