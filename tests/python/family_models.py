@@ -366,6 +366,33 @@ def _nemotron_h(layers: str, *, mixture: bool = False, **keys: Any) -> Document:
     return model.ends()
 
 
+def _latent(architecture: str, *, layers: int = 3, query_rank: int = 24, **keys: Any) -> Document:
+    """Heads that share one compressed row of 32 numbers and 16 that are rotated."""
+    rank, rotated, unrotated, value = 32, 16, 32, 12
+    model = Model(
+        architecture, layers, kv=1, size=rank + rotated, attention__value_length=rank,
+        attention__key_length_mla=unrotated + rotated, attention__value_length_mla=value,
+        attention__kv_lora_rank=rank, attention__q_lora_rank=query_rank or None, rope__dimension_count=rotated,
+        leading_dense_block_count=1, expert_count=N_EXPERTS, expert_used_count=3, expert_feed_forward_length=40,
+        expert_shared_count=2, expert_weights_norm=True, expert_weights_scale=2.5, expert_gating_func=2, **keys,
+    )  # fmt: skip
+    model.layer_tensors(PRE)
+    model.layer_tensors(GATED, [0])
+    model.experts(range(1, layers), ff=40, shared=80, chooser=True)
+    whole = model.heads * (unrotated + rotated)
+    for i in range(layers):
+        if query_rank:
+            model.add(f"blk.{i}.attn_q_a.weight", query_rank, model.embd)
+            model.add(f"blk.{i}.attn_q_a_norm.weight", None, query_rank, kind="norm")
+        model.add(f"blk.{i}.attn_q{'_b' if query_rank else ''}.weight", whole, query_rank or model.embd)
+        model.add(f"blk.{i}.attn_kv_a_mqa.weight", rank + rotated, model.embd)
+        model.add(f"blk.{i}.attn_kv_a_norm.weight", None, rank, kind="norm")
+        model.add(f"blk.{i}.attn_k_b.weight", rank, unrotated, depth=model.heads)
+        model.add(f"blk.{i}.attn_v_b.weight", value, rank, depth=model.heads)
+        model.add(f"blk.{i}.attn_output.weight", model.embd, model.heads * value)
+    return model.ends()
+
+
 LONG_FACTORS = ("rope_factors_long.weight", "rope_factors_short.weight")
 ALL_BIASES = (
     "attn_q+bias",
@@ -495,12 +522,19 @@ CASES: dict[str, Callable[[], Document]] = {
         expert_shared_feed_forward_length=48,
     ),
     "qwen2moe-default-widths": mixture("qwen2moe", [*PRE, *QKV], ff=32, shared=96, share=True),
+    "deepseek2": lambda: _latent("deepseek2"),
+    "deepseek2-yarn": lambda: _latent("deepseek2", rope__scaling__yarn_log_multiplier=0.05, **YARN),
+    "deepseek2-yarn-default": lambda: _latent("deepseek2", **YARN),
+    "mistral4": lambda: _latent(
+        "mistral4", attention__temperature_scale=0.3, attention__temperature_length=24,
+        rope__scaling__yarn_log_multiplier=0.1, **YARN,
+    ),
     "olmoe": mixture("olmoe", [*PRE, *QKV, "q_row_norm", "k_row_norm"], ff=112, kv=4, feed_forward_length=112),
 }  # fmt: skip
 # With a context that windows do not remember: the logits of the last positions.
 LONG_CASES = ("gemma3", "gemma4-embeddings-shared-caches", "cohere2")
-# Numbers that are no weights of products, and F32 in any file.
-FLOATS = ("ffn_gate_inp", ".bias", "ssm_conv1d", "ssm_a", "ssm_d", "ssm_norm", "shortconv.conv")
+# Numbers that are no weights of products, and F32 in any file; and matrices that llama.cpp does not multiply as F16.
+FLOATS = ("attn_k_b", "ffn_gate_inp", ".bias", "ssm_conv1d", "ssm_a", "ssm_d", "ssm_norm", "shortconv.conv")
 
 
 def make(name: str, type_name: str = "F32", n_ctx: int = N_CTX) -> Document:

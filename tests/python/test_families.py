@@ -637,6 +637,20 @@ BROKEN = {
         lambda d: d.tensors.update({"blk.0.ffn_gate_inp_shexp.weight": Stored.of(np.zeros(32, np.float32))}),
         "blk.0.ffn_gate_inp_shexp.weight",
     ),
+    "a file of the former kind": (
+        "deepseek2", without("deepseek2.attention.key_length_mla"), "attention.key_length_mla",
+    ),
+    "a row of an odd size": ("deepseek2", key("deepseek2.attention.kv_lora_rank", integer(24)), "kv_lora_rank"),
+    "a row that is too long": ("deepseek2", key("deepseek2.attention.kv_lora_rank", integer(1024)), "kv_lora_rank"),
+    "heads that are rotated whole": (
+        "deepseek2", key("deepseek2.attention.key_length_mla", integer(16)), "attention.key_length_mla",
+    ),
+    "experts in groups": ("deepseek2", key("deepseek2.expert_group_count", integer(2)), "expert_group_count"),
+    "a head without its keys": (
+        "deepseek2",
+        lambda d: d.tensors.update({"blk.0.attn_k_b.weight": Stored.of(np.zeros((3, 32, 32), np.float32))}),
+        "blk.0.attn_k_b.weight",
+    ),
     "half a shared expert": ("qwen2moe", without("blk.1.ffn_up_shexp.weight"), "blk.1.ffn_up_shexp.weight"),
     "a shared expert that nothing announces": (
         "granitemoe", without("granitemoe.expert_shared_feed_forward_length"), "shexp",

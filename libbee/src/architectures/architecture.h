@@ -26,6 +26,14 @@ typedef enum Extent {
     EXTENT_FF_SHARED,
     EXTENT_TOKEN, /* a layer's own embedding of a token */
     EXTENT_TWO_QUERY,
+    /* of latent attention */
+    EXTENT_QUERY_RANK,
+    EXTENT_WHOLE_QUERY, /* of all heads, before it meets the row */
+    EXTENT_UNROTATED,   /* of a head of it */
+    EXTENT_ROTATED,
+    EXTENT_LATENT, /* numbers of the row */
+    EXTENT_VALUE,  /* of a head */
+    EXTENT_VALUES,
     /* of a recurrent layer */
     EXTENT_CHANNELS, /* inputs that are convolved */
     EXTENT_THREE_CHANNELS,
@@ -49,6 +57,7 @@ typedef enum SlotKind {
     SLOT_COLUMNS, /* a float *: column by column */
     SLOT_DECAY,   /* a float *: row by row; random ones are -1, as states would grow of others */
     SLOT_EXPERTS, /* a Matrix *: one of each expert, of a tensor of three dimensions */
+    SLOT_HEADS,   /* the same of heads */
 } SlotKind;
 
 typedef enum Condition {
@@ -61,6 +70,8 @@ typedef enum Condition {
     RECURRENT_OPTIONAL, /* and even then the file may lack it */
     OWN_CACHE,          /* the layer has keys and values of its own */
     OWN_CACHE_OPTIONAL, /* the same, and even then the file may lack it */
+    LOW_RANK,           /* queries are the product of two matrices */
+    FULL_RANK,          /* they are not */
     DENSE,              /* the layer has no experts */
     MIXTURE,            /* it has */
     MIXTURE_OPTIONAL,   /* and even then the file may lack it */

@@ -26,6 +26,7 @@ void add_to_stream(const Pass *pass, const Matrix *matrix, const Operand *in, co
 /* ---- the halves: each adds to the residual stream ------------------------------------------------- */
 
 void attention(const Pass *pass, int layer);
+void latent_attention(const Pass *pass, int layer);
 void recurrence(const Pass *pass, int layer);
 void convolution(const Pass *pass, int layer);
 void gated_feed_forward(const Pass *pass, int layer);

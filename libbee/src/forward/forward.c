@@ -5,6 +5,7 @@
 /* ---- the loop, the same for target and drafter ---------------------------------------------------- */
 
 static void (*const mixers[MIXER_COUNT])(const Pass *, int layer) = {[MIXER_ATTENTION] = attention,
+                                                                     [MIXER_LATENT_ATTENTION] = latent_attention,
                                                                      [MIXER_RECURRENCE] = recurrence,
                                                                      [MIXER_CONVOLUTION] = convolution,
                                                                      [MIXER_NONE] = NULL};

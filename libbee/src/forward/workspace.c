@@ -13,8 +13,9 @@ static int formats_of(const Ops *ops, const Model *m, Extent columns) {
             const void *field = (const char *)&m->layers[i] + a->slots[j].field;
             const Matrix *matrix = field;
             const TensorSlot *slot = &a->slots[j];
-            if (slot->kind == SLOT_EXPERTS) matrix = *(Matrix *const *)field;
-            const bool is_matrix = slot->kind == SLOT_MATRIX || slot->kind == SLOT_EXPERTS;
+            const bool several = slot->kind == SLOT_EXPERTS || slot->kind == SLOT_HEADS;
+            if (several) matrix = *(Matrix *const *)field;
+            const bool is_matrix = slot->kind == SLOT_MATRIX || several;
             if (is_matrix && slot->columns == columns && matrix && matrix->weight)
                 formats |= ops->operand_format(matrix->weight);
         }
@@ -55,6 +56,30 @@ static bool recurrences_new(const Ops *ops, Backend *backend, const Model *m, Wo
     w->result_in = ops->operand_new(backend, shape_widest(s, result_columns), BEE_MAX_PASS_ROWS,
                                     formats_of(ops, m, EXTENT_RESULTS) | OPERAND_OWN);
     return ok && w->inputs && w->gates && w->results && w->result_in;
+}
+
+static bool latent_new(const Ops *ops, Backend *backend, const Model *m, Workspace *w) {
+    const Shape *s = &m->shape;
+    const int low = shape_widest(s, query_rank_of), values = shape_widest(s, value_columns);
+    const size_t rows = BEE_MAX_PASS_ROWS;
+    bool ok = true;
+    if (!values) return true;
+    w->low_stride = padded(low);
+    w->whole_query_stride = padded(shape_widest(s, whole_query_columns)) + padded(1); /* the last head is read padded */
+    w->value_stride = padded(values);
+    w->whole_queries = ops->buffer_new(backend, rows * w->whole_query_stride);
+    w->values = ops->buffer_new(backend, rows * w->value_stride);
+    w->part_in = ops->operand_new(backend, shape_widest(s, unrotated_columns), BEE_MAX_PASS_ROWS,
+                                  formats_of(ops, m, EXTENT_UNROTATED));
+    w->row_in = ops->operand_new(backend, m->shape.layers[0].heads.head_size, BEE_MAX_PASS_ROWS,
+                                 formats_of(ops, m, EXTENT_LATENT));
+    w->value_in = ops->operand_new(backend, values, BEE_MAX_PASS_ROWS, formats_of(ops, m, EXTENT_VALUES));
+    if (low) {
+        ok = (w->low = ops->buffer_new(backend, rows * w->low_stride)) && ok;
+        ok = (w->low_in = ops->operand_new(backend, low, BEE_MAX_PASS_ROWS, formats_of(ops, m, EXTENT_QUERY_RANK))) &&
+             ok;
+    }
+    return ok && w->whole_queries && w->values && w->part_in && w->row_in && w->value_in;
 }
 
 static bool experts_new(const Ops *ops, Backend *backend, const Model *m, Workspace *w) {
@@ -118,7 +143,7 @@ bool workspace_new(const Ops *ops, Backend *backend, const Model *model, int n_t
     if (features && !model->features_in.weight)
         ok = (w->features = ops->buffer_new(backend, rows * w->feature_stride)) && ok;
     if (ok && operands_new(ops, backend, model, features, w) && recurrences_new(ops, backend, model, w) &&
-        experts_new(ops, backend, model, w))
+        latent_new(ops, backend, model, w) && experts_new(ops, backend, model, w))
         return true;
     workspace_free(ops, backend, w);
     return false;
@@ -130,6 +155,9 @@ void workspace_free(const Ops *ops, Backend *backend, Workspace *w) {
                         w->head_gates,
                         w->pair,
                         w->hidden,
+                        w->low,
+                        w->whole_queries,
+                        w->values,
                         w->inputs,
                         w->gates,
                         w->results,
@@ -145,7 +173,8 @@ void workspace_free(const Ops *ops, Backend *backend, Workspace *w) {
                         (float *)w->experts.places,
                         w->experts.weights,
                         w->experts.each};
-    Operand *operands[] = {w->embd_in,  w->query_in,         w->ff_in,           w->feature_in,
+    Operand *operands[] = {w->low_in,   w->part_in,          w->row_in,          w->value_in,
+                           w->embd_in,  w->query_in,         w->ff_in,           w->feature_in,
                            w->token_in, w->experts.gathered, w->experts.between, w->result_in};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) ops->buffer_free(backend, buffers[i]);
     for (int i = 0; i < MAX_ROPES; i++) ops->buffer_free(backend, w->angles[i]);

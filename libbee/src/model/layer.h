@@ -8,10 +8,14 @@
 typedef struct Layer {
     float *attn_norm;
     Matrix q, k, v, attn_output;
-    Matrix head_gates;      /* of what heads give, side by side like queries */
-    float *sinks;           /* [n_head] */
-    float *q_norm, *k_norm; /* gains of a head, or of the whole row */
-    float *attn_post_norm;  /* of what attention adds */
+    /* of latent attention: k and v are the rotated part of the row, and its others */
+    Matrix q_down, q_up; /* in the place of q: the second reads what the first gives, normed */
+    float *q_down_norm, *latent_norm;
+    Matrix *head_keys, *head_values; /* [n_head] unrotated queries to the row, and from it to values */
+    Matrix head_gates;               /* of what heads give, side by side like queries */
+    float *sinks;                    /* [n_head] */
+    float *q_norm, *k_norm;          /* gains of a head, or of the whole row */
+    float *attn_post_norm;           /* of what attention adds */
     /* of a recurrent layer */
     Matrix inputs, rates,
         steps;             /* what it reads: side by side, the steps behind the inputs where they have no matrix */

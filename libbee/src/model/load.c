@@ -32,6 +32,13 @@ static int64_t extent_of(Extent extent, const Shape *s, const LayerShape *l) {
     case EXTENT_TWO_FF_EXPERT: return 2 * (int64_t)l->n_ff_expert;
     case EXTENT_FF_SHARED: return l->n_ff_shared;
     case EXTENT_TOKEN: return s->n_token;
+    case EXTENT_QUERY_RANK: return l->latent.query_rank;
+    case EXTENT_WHOLE_QUERY: return whole_query_columns(l);
+    case EXTENT_UNROTATED: return unrotated_columns(l);
+    case EXTENT_ROTATED: return l->latent.n_rotated;
+    case EXTENT_LATENT: return l->latent.rank;
+    case EXTENT_VALUE: return l->latent.value_size;
+    case EXTENT_VALUES: return value_columns(l);
     case EXTENT_TWO_QUERY: return 2 * (int64_t)query_columns(l);
     case EXTENT_CHANNELS: return l->recurrence.channels;
     case EXTENT_THREE_CHANNELS: return 3 * (int64_t)l->recurrence.channels;
@@ -77,6 +84,8 @@ static bool is_wanted(const Loader *l, const TensorSlot *slot, const Shape *s, i
     case RECURRENT_OPTIONAL: return recurrent && present;
     case OWN_CACHE: return own_cache;
     case OWN_CACHE_OPTIONAL: return own_cache && present;
+    case LOW_RANK: return s->layers[index].latent.query_rank;
+    case FULL_RANK: return !s->layers[index].latent.query_rank;
     case DENSE: return feed_forward == FEED_FORWARD_GATED;
     case MIXTURE: return mixture;
     case MIXTURE_OPTIONAL: return mixture && present;
@@ -111,6 +120,7 @@ static void load_slot(Loader *l, const TensorSlot *slot, const Shape *s, int ind
     switch (slot->kind) {
     case SLOT_MATRIX: load_matrix(l, name.text, part, columns, !slot->unscaled, (Matrix *)field); break;
     case SLOT_EXPERTS: load_experts(l, name.text, part, columns, shape->routing.n_experts, (Matrix **)field); break;
+    case SLOT_HEADS: load_experts(l, name.text, part, columns, shape->heads.n_head, (Matrix **)field); break;
     case SLOT_VECTOR: *(float **)field = load_vector(l, full.text, columns); break;
     case SLOT_NUMBER: *(float *)field = load_number(l, full.text, 1); break;
     case SLOT_ROWS:
@@ -155,6 +165,8 @@ static void layer_free(const Ops *ops, Backend *backend, const Architecture *arc
                        Layer *layer) {
     for (int i = 0; i < architecture->n_slots; i++) {
         char *field = (char *)layer + architecture->slots[i].field;
+        if (architecture->slots[i].kind == SLOT_HEADS)
+            experts_free(ops, backend, *(Matrix **)field, shape->heads.n_head);
         if (architecture->slots[i].kind == SLOT_EXPERTS)
             experts_free(ops, backend, *(Matrix **)field, shape->routing.n_experts);
         if (architecture->slots[i].kind == SLOT_MATRIX) matrix_free(ops, backend, (Matrix *)field);
@@ -449,9 +461,9 @@ bee_pass_needs model_needs(const Ops *ops, const Model *m) {
             const TensorSlot *slot = &s->architecture->slots[j];
             const Matrix *matrix = (const Matrix *)((const char *)&m->layers[i] + slot->field);
             int times = 1;
-            if (slot->kind == SLOT_EXPERTS) { /* of those that a row goes to */
+            if (slot->kind == SLOT_EXPERTS || slot->kind == SLOT_HEADS) { /* of those that a row goes to */
                 matrix = *(Matrix *const *)(const void *)matrix;
-                times = shape->routing.n_used;
+                times = slot->kind == SLOT_HEADS ? shape->heads.n_head : shape->routing.n_used;
             } else if (slot->kind != SLOT_MATRIX) {
                 continue;
             }

@@ -32,11 +32,34 @@ static uint64_t workspace_bytes(const Device *device, const Model *m, int n_feat
     const CacheShape cache = shape_cache(s);
     const int inputs = cache.n_states ? shape_widest(s, input_columns) : 0;
     const int results = cache.n_states ? shape_widest(s, result_columns) : 0;
-    const int rows[] = {s->n_embd,      s->n_embd, query, key,    key,     n_features, n_features,
-                        m->n_head_rows, token,     token, inputs, results, results,    shape_widest(s, gate_columns)};
-    const int operands[] = {
-        s->n_embd, query, shape_widest(s, ff_columns), n_features ? n_features : 1, s->n_token ? s->n_token : 1,
-        results};
+    const int values = shape_widest(s, value_columns), low = shape_widest(s, query_rank_of);
+    const int rows[] = {low,
+                        shape_widest(s, whole_query_columns) + (values ? 1 : 0),
+                        values,
+                        s->n_embd,
+                        s->n_embd,
+                        query,
+                        key,
+                        key,
+                        n_features,
+                        n_features,
+                        m->n_head_rows,
+                        token,
+                        token,
+                        inputs,
+                        results,
+                        results,
+                        shape_widest(s, gate_columns)};
+    const int operands[] = {low,
+                            values,
+                            values ? shape_widest(s, unrotated_columns) : 0,
+                            values ? key : 0,
+                            s->n_embd,
+                            query,
+                            shape_widest(s, ff_columns),
+                            n_features ? n_features : 1,
+                            s->n_token ? s->n_token : 1,
+                            results};
     uint64_t bytes = expert_bytes(device, s);
     for (int i = 0; i < s->n_ropes; i++) bytes += rows_of_floats(device, s->ropes[i].n_rotated);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) bytes += rows_of_floats(device, rows[i]);

@@ -104,8 +104,8 @@ static void read_heads(MetadataReader *r, Shape *shape, bool *recurrent) {
     }
 }
 
-/* `recurrent` as for read_heads. Layers may have no feed-forward where `least_ff` is 0. */
-static void read_sizes(MetadataReader *r, Shape *shape, const char *eps, bool *recurrent, int least_ff) {
+/* Layers may have no feed-forward where `least_ff` is 0. */
+static void read_widths(MetadataReader *r, Shape *shape, const char *eps, int least_ff) {
     int n_ff[MAX_LAYERS];
     shape->n_ctx_train = (int)read_int(r, "context_length", true, 1, 1, 1 << 26);
     shape->n_embd = (int)read_int(r, "embedding_length", true, 1, 1, 65536);
@@ -113,8 +113,12 @@ static void read_sizes(MetadataReader *r, Shape *shape, const char *eps, bool *r
     shape->n_vocab = (int)read_int(r, "vocab_size", false, 0, 1, 1 << 24);
     shape->eps = (float)read_float(r, eps, true, 1e-5);
     if (!r->status && !(shape->eps > 0 && shape->eps < 1)) refuse(r, eps, "must lie between 0 and 1");
-    read_heads(r, shape, recurrent);
     for (int i = 0; i < shape->n_layer; i++) shape->layers[i].n_ff = n_ff[i];
+}
+
+static void read_sizes(MetadataReader *r, Shape *shape, const char *eps, bool *recurrent, int least_ff) {
+    read_widths(r, shape, eps, least_ff);
+    read_heads(r, shape, recurrent);
 }
 
 void read_decoder_with_eps(MetadataReader *r, Shape *shape, const char *eps) { read_sizes(r, shape, eps, NULL, 1); }
@@ -175,6 +179,58 @@ RopeShape *read_rope(MetadataReader *r, Shape *shape, bool neox) {
         refuse(r, "rope.scaling.type", "the types are 'none', 'linear', 'yarn' and 'longrope'");
     for (int i = 0; i < shape->n_layer; i++) shape->layers[i].rope = shape->n_ropes - 1;
     return rope;
+}
+
+/* Products are written in blocks of 16 rows, and a head's unrotated part is read in groups of 32 columns. */
+static void check_latent(MetadataReader *r, const Latent *l) {
+    if (l->n_rotated % 16) refuse(r, "rope.dimension_count", "must be a multiple of 16");
+    if (l->rank % 16) refuse(r, "attention.kv_lora_rank", "must be a multiple of 16");
+    if (l->rank + l->n_rotated > MAX_HEAD_SIZE)
+        refuse(r, "attention.kv_lora_rank", "must not exceed 1024 together with rope.dimension_count");
+    if (l->query_size <= l->n_rotated || (l->query_size - l->n_rotated) % 32)
+        refuse(r, "attention.key_length_mla", "must be rope.dimension_count and a multiple of 32 more");
+}
+
+/* Scores are scaled by the size of whole queries, and by the square of what YaRN's numerator is. With its logarithm's
+ * multiplier, a tenth in files, angles are not; without, they are as usual. */
+static void read_latent_rope(MetadataReader *r, Shape *shape) {
+    RopeShape *rope = read_rope(r, shape, false);
+    const Latent *latent = &shape->layers[0].latent;
+    const double factor = read_positive(r, "rope.scaling.attn_factor", 1);
+    const double multiplier = read_float(r, "rope.scaling.yarn_log_multiplier", false, 0) / 0.1;
+    double magnitude = factor;
+    if (rope->yarn_context) {
+        magnitude *= 1 + 0.1 * (multiplier != 0 ? multiplier : 1) * log(rope->scale);
+        if (multiplier != 0) rope->magnitude = (float)factor;
+    }
+    for (int i = 0; i < shape->n_layer; i++)
+        shape->layers[i].heads.scale = (float)(magnitude * magnitude / sqrt(latent->query_size));
+}
+
+void read_latent_decoder(MetadataReader *r, Shape *shape) {
+    int n_head[MAX_LAYERS];
+    read_widths(r, shape, "attention.layer_norm_rms_epsilon", 1);
+    read_layer_ints(r, shape, "attention.head_count", true, 1, 1, 4096, n_head);
+    if (!has_key(r, "attention.key_length_mla"))
+        refuse(r, "attention.key_length_mla", "is missing: files of the former kind must be converted anew");
+    const Latent latent = {
+        .rank = (int)read_int(r, "attention.kv_lora_rank", true, 16, 16, MAX_HEAD_SIZE),
+        .n_rotated = (int)read_int(r, "rope.dimension_count", true, 16, 2, MAX_HEAD_SIZE),
+        .query_rank = (int)read_int(r, "attention.q_lora_rank", false, 0, 0, 65536),
+        .query_size = (int)read_int(r, "attention.key_length_mla", true, 48, 1, MAX_HEAD_SIZE),
+        .value_size = (int)read_int(r, "attention.value_length_mla", true, 16, 1, MAX_HEAD_SIZE),
+    };
+    check_latent(r, &latent);
+    for (int i = 0; i < shape->n_layer && !r->status; i++) {
+        LayerShape *layer = &shape->layers[i];
+        layer->mixer = MIXER_LATENT_ATTENTION;
+        layer->latent = latent;
+        layer->heads.n_head = n_head[i];
+        layer->heads.n_head_kv = 1;
+        layer->heads.head_size = latent.rank + latent.n_rotated;
+        layer->heads.eps = shape->eps;
+    }
+    read_latent_rope(r, shape);
 }
 
 void read_sections(MetadataReader *r, RopeShape *rope) {

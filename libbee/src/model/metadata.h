@@ -28,6 +28,8 @@ void read_layer_ints(MetadataReader *r, const Shape *shape, const char *suffix, 
 
 /* Sizes, the eps of norms (from the key `eps`), heads and feed-forward. */
 void read_decoder_with_eps(MetadataReader *r, Shape *shape, const char *eps);
+/* The same with latent attention (MLA), which mistral4 has, too: heads and their rotation. */
+void read_latent_decoder(MetadataReader *r, Shape *shape);
 void read_decoder(MetadataReader *r, Shape *shape); /* eps of RMS norms */
 /* The same, where files need not have a width of feed-forwards that are no experts. */
 void read_decoder_of_experts(MetadataReader *r, Shape *shape);

@@ -8,7 +8,14 @@
 typedef struct Architecture Architecture;
 
 /* What mixes a position with those before it. */
-typedef enum Mixer { MIXER_ATTENTION, MIXER_RECURRENCE, MIXER_CONVOLUTION, MIXER_NONE, MIXER_COUNT } Mixer;
+typedef enum Mixer {
+    MIXER_ATTENTION,
+    MIXER_LATENT_ATTENTION,
+    MIXER_RECURRENCE,
+    MIXER_CONVOLUTION,
+    MIXER_NONE,
+    MIXER_COUNT
+} Mixer;
 
 /* GATED: down(activation(gate x) * (up x)), or without `gate` down(activation(up x)). EXPERTS: the weighted sum of a
  * few such, and of one for all rows where n_ff_shared is above 0. */
@@ -19,6 +26,16 @@ typedef enum FeedForward {
     FEED_FORWARD_COUNT
 } FeedForward;
 
+/* Attention whose keys and values are one compressed row of `rank` numbers for all heads, and `n_rotated` that know
+ * positions (arXiv 2405.04434). As Heads have it, a head is the rotated numbers and then those of the row; what it
+ * gives is decompressed to `value_size`. */
+typedef struct Latent {
+    int rank, n_rotated;
+    int query_rank; /* of a product of two matrices; 0: queries are one */
+    int query_size; /* of a head, before it meets the row: the rotated numbers are the last of them */
+    int value_size;
+} Latent;
+
 typedef struct LayerShape {
     Mixer mixer;
     FeedForward feed_forward;
@@ -28,6 +45,7 @@ typedef struct LayerShape {
     bool whole_norms;      /* queries and keys are normed as whole rows, not head by head */
     bool gated_heads;      /* what heads give is multiplied by gates of its own */
     Recurrence recurrence; /* of layers that do not attend; its numbers are the layer's */
+    Latent latent;         /* of latent attention */
     int n_norm_groups;     /* its results are normed in so many parts of a row, each with gains of its own; 0: not */
     int n_ff;              /* of a gated feed-forward */
     Activation activation;
@@ -86,6 +104,10 @@ void shape_free(Shape *shape);
 int shape_widest(const Shape *shape, int (*number)(const LayerShape *layer));
 static inline int query_columns(const LayerShape *l) { return l->heads.n_head * l->heads.head_size; }
 static inline int key_columns(const LayerShape *l) { return l->heads.n_head_kv * l->heads.head_size; }
+static inline int whole_query_columns(const LayerShape *l) { return l->heads.n_head * l->latent.query_size; }
+static inline int value_columns(const LayerShape *l) { return l->heads.n_head * l->latent.value_size; }
+static inline int query_rank_of(const LayerShape *l) { return l->latent.query_rank; }
+static inline int unrotated_columns(const LayerShape *l) { return l->latent.query_size - l->latent.n_rotated; }
 static inline int ff_columns(const LayerShape *l) { return l->n_ff > l->n_ff_shared ? l->n_ff : l->n_ff_shared; }
 static inline int expert_columns(const LayerShape *l) { return l->n_ff_expert; }
 static inline int n_experts_of(const LayerShape *l) { return l->routing.n_experts; }
