@@ -97,9 +97,9 @@ typedef struct GridDigits {
 
 INLINE GridDigits grid_digits(TensorType type) {
     const NibbleTable iq2 = {{0x00564433u}}, iq1 = {{0x00100800u}}, iq3_xxs = {{0x5a524a42u, 0x7c726a62u}},
-                      iq3_s = {{0x16141210u, 0x1e1c1a18u}};
+                      none = {{0}};
     switch (type) {
-    case TYPE_IQ3_S: return (GridDigits){iq3_s_digits, iq3_s_digits + 512, iq3_s};
+    case TYPE_IQ3_S: return (GridDigits){iq3_s_digits, iq3_s_digits + 512, none};
     case TYPE_IQ3_XXS: return (GridDigits){iq3_xxs_digits, iq3_xxs_digits + 256, iq3_xxs};
     case TYPE_IQ2_S: return (GridDigits){iq2_s_digits, iq2_s_digits + 1024, iq2};
     case TYPE_IQ2_XS: return (GridDigits){iq2_xs_digits, iq2_xs_digits + 512, iq2};
@@ -116,8 +116,11 @@ INLINE void load_four_entries(TensorType type, const uint8_t *index, const uint8
     const RCODES first = codes_from_table(grid.first, t.index_bits, places, masks),
                  second = codes_from_table(grid.second, t.index_bits, places, masks);
     if (t.entry == 4) {
-        UNROLL for (int k = 0; k < 4; k++) codes[k] =
-            codes_look_up(grid.numbers.words, codes_bits(k < 2 ? first : second, k % 2 * 4, 15));
+        UNROLL for (int k = 0; k < 4; k++) {
+            const RCODES halves = k < 2 ? first : second;
+            codes[k] = type == TYPE_IQ3_S ? codes_bits_and(halves, k % 2 * 4, 15, 16) /* its digits are doubled */
+                                          : codes_look_up(grid.numbers.words, codes_bits(halves, k % 2 * 4, 15));
+        }
         return;
     }
     UNROLL for (int half = 0; half < 2; half++) {
@@ -277,6 +280,7 @@ INLINE void multiply_group(TensorType type, int n, int group, int step, Pair at,
 #if PLANAR_GRIDS
         int8_t by_place[GROUP];
         transpose_fours(x, by_place);
+        escape(by_place); /* or it takes every four out of the register, which costs more than reading them */
         x = by_place;
 #endif
         const RF token_scale = rf_set(a[i].scale[group]);

@@ -150,6 +150,11 @@ INLINE RCODES codes_from_table(const uint8_t *table, int bits, RCODES index, con
 INLINE RCODES codes_bits(RCODES codes, int shift, int mask) {
     return _mm512_and_si512(_mm512_srli_epi16(codes, (unsigned)shift), _mm512_set1_epi8((char)mask));
 }
+/* (codes >> shift) & mask | more */
+INLINE RCODES codes_bits_and(RCODES codes, int shift, int mask, int more) {
+    return _mm512_ternarylogic_epi64(_mm512_srli_epi16(codes, (unsigned)shift), _mm512_set1_epi8((char)mask),
+                                     _mm512_set1_epi8((char)more), 0xEA);
+}
 /* Bytes 0 of a and b, bytes 2, ...; bytes 1, 3, ... */
 INLINE RCODES codes_even(RCODES a, RCODES b) {
     return _mm512_mask_blend_epi8(0xAAAAAAAAAAAAAAAAu, a, _mm512_slli_epi16(b, 8));

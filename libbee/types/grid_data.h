@@ -36,9 +36,12 @@ GRID iq3_xxs_grid[256] = {IQ3_XXS_BOOK(IQ3_XXS_ENTRY)};
 GRID iq3_s_grid[512] = {IQ3_S_BOOK(IQ3_S_ENTRY)};
 
 #if !defined(__cplusplus)
-/* Digits of the first half of each entry, then of the second: two nibbles, or four of two bits. */
+/* Digits of the first half of each entry, then of the second: two nibbles, or four of two bits. Those of IQ3_S, whose
+ * numbers are 1 + 2 digit, are doubled. */
 #define FIRST_TWO_OF_3(e) (uint8_t)(((e) & 7) | ((e) >> 3 & 7) << 4),
 #define LAST_TWO_OF_3(e) (uint8_t)(((e) >> 6 & 7) | ((e) >> 9 & 7) << 4),
+#define FIRST_TWO_DOUBLED(e) (uint8_t)(((e) & 7) << 1 | ((e) >> 3 & 7) << 5),
+#define LAST_TWO_DOUBLED(e) (uint8_t)(((e) >> 6 & 7) << 1 | ((e) >> 9 & 7) << 5),
 #define FIRST_FOUR_OF_2(e) (uint8_t)((e) & 255),
 #define LAST_FOUR_OF_2(e) (uint8_t)((e) >> 8),
 
@@ -47,7 +50,7 @@ const uint8_t iq2_xs_digits[1024] = {IQ2_XS_BOOK(FIRST_FOUR_OF_2) IQ2_XS_BOOK(LA
 const uint8_t iq2_s_digits[2048] = {IQ2_S_BOOK(FIRST_FOUR_OF_2) IQ2_S_BOOK(LAST_FOUR_OF_2)};
 const uint8_t iq1_digits[4096] = {IQ1_BOOK(FIRST_FOUR_OF_2) IQ1_BOOK(LAST_FOUR_OF_2)};
 const uint8_t iq3_xxs_digits[512] = {IQ3_XXS_BOOK(FIRST_TWO_OF_3) IQ3_XXS_BOOK(LAST_TWO_OF_3)};
-const uint8_t iq3_s_digits[1024] = {IQ3_S_BOOK(FIRST_TWO_OF_3) IQ3_S_BOOK(LAST_TWO_OF_3)};
+const uint8_t iq3_s_digits[1024] = {IQ3_S_BOOK(FIRST_TWO_DOUBLED) IQ3_S_BOOK(LAST_TWO_DOUBLED)};
 #endif
 
 #endif
