@@ -64,7 +64,7 @@ cuda-test: $(VENV)/.installed-test $(VENV)/.installed-dev ## the CUDA backend's 
 gpu-check: ## tests and measurements on the card of this machine; writes docs/gpu/report-*.md
 	$(PYTHON) tests/gpu_check.py $(ARGS)
 
-native-test: $(VENV)/.installed-dev ## the C tests under ASan and UBSan, and those of threads under TSan
+native-test: $(VENV)/.installed-dev ## the C tests under ASan and UBSan, those of threads under TSan, with clang its UBSan
 	$(CMAKE) -S libbee -B build-asan -DBEE_TESTS=ON -DBEE_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=Debug
 	$(CMAKE) --build build-asan --parallel $(JOBS)
 	@# The other sums of tensor cores are for cuda-test: under sanitizers they would take minutes.
@@ -72,6 +72,13 @@ native-test: $(VENV)/.installed-dev ## the C tests under ASan and UBSan, and tho
 	$(CMAKE) -S libbee -B build-tsan -DBEE_TESTS=ON -DBEE_SANITIZE=thread -DCMAKE_BUILD_TYPE=Debug
 	$(CMAKE) --build build-tsan --parallel $(JOBS)
 	cd build-tsan && $(CTEST) --output-on-failure -R 'thread|session|cycle' -E cuda
+	@# Where clang is installed: its UBSan asks more than gcc's.
+	if command -v clang > /dev/null; then \
+	    $(CMAKE) -S libbee -B build-ubsan -DBEE_TESTS=ON -DBEE_SANITIZE=undefined -DCMAKE_BUILD_TYPE=Debug \
+	        -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ && \
+	    $(CMAKE) --build build-ubsan --parallel $(JOBS) && \
+	    cd build-ubsan && $(CTEST) --output-on-failure --label-exclude engine_on_card -E cuda; \
+	fi
 
 lint: $(VENV)/.installed-dev ## ruff and clang-format, changing nothing
 	$(BIN)/ruff check .
@@ -87,7 +94,7 @@ format: $(VENV)/.installed-dev ## bring all files into the form that lint asks f
 	$(BIN)/clang-format -i $(C_FILES)
 
 clean: ## remove build trees and the environment
-	rm -rf build build-asan build-tsan build-emulated dist $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf build build-asan build-tsan build-ubsan build-emulated dist $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 
 # ---- the environment -------------------------------------------------------------------------------------------------
 # The package is installed as a user would get it: a wheel, built from these files, and rebuilt when one of them changes.

@@ -196,7 +196,8 @@ static void test_bad_requests(void) {
     REFUSED(s, prompt, NULL, BEE_ERROR_ARGUMENT, "prompt is empty");
     REFUSED(s, n_prompt, 33, BEE_ERROR_CONTEXT, "33 tokens, but the context holds 32");
     REFUSED(s, max_tokens, 0, BEE_ERROR_ARGUMENT, "max_tokens is 0; it must be at least 1");
-    REFUSED(s, speculation, (bee_speculation)4, BEE_ERROR_ARGUMENT, "speculation is 4");
+    REFUSED(s, speculation, (bee_speculation)5, BEE_ERROR_ARGUMENT, "speculation is 5");
+    REFUSED(s, speculation, BEE_SPECULATION_MTP, BEE_ERROR_ARGUMENT, "no block of the model's file drafts here");
     REFUSED(plain, speculation, BEE_SPECULATION_DFLASH, BEE_ERROR_ARGUMENT, "the engine has no drafter");
     bee_request request = good;
     const struct {
