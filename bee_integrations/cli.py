@@ -113,7 +113,7 @@ def _options(
 
 Model = Annotated[str | None, typer.Option("--model", "-m", help="A name (docs/models.md) or a GGUF file.")]
 Drafter = Annotated[
-    str, typer.Option(help="A DFlash GGUF file or name, 'auto' (the one that belongs to the model) or 'none'.")
+    str, typer.Option(help="A DFlash or MTP GGUF file or name, 'auto' (what belongs to the model) or 'none'.")
 ]
 NCtx = Annotated[int | None, typer.Option("--n-ctx", help="Tokens of context, prompt and answer together.")]
 Threads = Annotated[int | None, typer.Option("--threads", "-t", help="CPU threads; all cores if left out.")]

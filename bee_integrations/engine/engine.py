@@ -88,8 +88,9 @@ class Engine:
         model: a name (docs/models.md): a registered one, hf:owner/repo:Q4_K_M, ollama:model:tag,
             lmstudio:publisher/model, or the path of a GGUF file or of a folder with one; None is the default model.
             What is not here is downloaded on first use. `info` has in "model_note" why this file was chosen.
-        drafter: the path or name of a DFlash GGUF, None, or "auto": the first that fits of those beside the model, of
-            the same repository, and of this package; `info` has in "drafter_note" which, and why not another.
+        drafter: the path or name of a DFlash GGUF or of one that holds the model's block that predicts further tokens
+            ("mtp-*.gguf"), None, or "auto": the first that fits of those beside the model, of the same repository, and
+            of this package; `info` has in "drafter_note" which, and why not another.
         n_ctx: tokens of context per request, prompt and answer together; None: what the model was trained for, at
             most 8192; 0: all of that. Memory for it is taken as it fills.
         threads: None: the cores that this process may use.
@@ -140,7 +141,7 @@ class Engine:
             plan = file.plan()  # says what an unsupported file lacks before anything is read from it
             if plan.is_drafter:
                 raise UnsupportedModelError(
-                    f"{self.model_path} is a DFlash drafter, not a model: give it as drafter= with the model it is for"
+                    f"{self.model_path} is a drafter, not a model: give it as drafter= with the model it is for"
                 )
             self.tokenizer: Tokenizer = model_tokenizer(file, plan)
             self._template, self._template_error = _read_template(file, self.tokenizer, located)
@@ -375,8 +376,8 @@ class Engine:
         mode, length = params.speculation, params.draft_length
         if mode == "mtp" and not self.info["predicts"]:
             raise ParameterError(
-                "speculation is 'mtp', but no block of this model's file predicts further tokens here (with a "
-                "drafter, or on a card, none is used): use 'auto'"
+                "speculation is 'mtp', but no block of this model predicts further tokens here (with a DFlash drafter, "
+                "or on a card, none is used): use 'auto', or give the block's file ('mtp-*.gguf') as drafter="
             )
         if mode == "dflash" and not self.info["has_drafter"]:
             raise ParameterError(

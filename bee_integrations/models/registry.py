@@ -251,7 +251,7 @@ def named_drafter(drafter: str | os.PathLike[str]) -> Path:
     place, colon, rest = str(drafter).partition(":")
     if isinstance(drafter, str) and colon and place in PLACES:
         return _in_place(place, rest, True, False, None).path
-    return _existing_file(drafter, "drafter", "give the path of a DFlash GGUF file, 'auto' or None")
+    return _existing_file(drafter, "drafter", "give the path of a DFlash or MTP GGUF file, 'auto' or None")
 
 
 def bundled_drafter(model_path: Path) -> Path | None:

@@ -113,6 +113,8 @@ def _left_out(file: ModelFile, plan: Plan) -> dict[str, int] | None:
         return None
     names = tuple(f"blk.{plan.n_layer + index}." for index in range(plan.n_left_out))
     tensors = [tensor for tensor in file.tensors if tensor.name.startswith(names)]
+    if not tensors:  # the metadata count them, but they were left out of the file
+        return None
     return {
         "first_block": plan.n_layer,
         "blocks": plan.n_left_out,
@@ -194,7 +196,7 @@ def print_model_report(report: Mapping[str, Any], console: Console) -> None:
         said = f"Tools: {report['tools']['format']} ({report['tools']['reason']})"
         console.print(plain_text(said), soft_wrap=True)
     if report["runnable"] and report["kind"] == "drafter":
-        console.print("A DFlash drafter that can run here: give it with its target, as --drafter.", style="green")
+        console.print("A drafter that can run here: give it with its target, as --drafter.", style="green")
     elif report["runnable"]:
         console.print("This model can run here.", style="green")
     else:

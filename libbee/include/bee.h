@@ -116,7 +116,7 @@ typedef struct bee_plan {
     int32_t n_embd;
     int32_t n_left_out; /* blocks "blk.<n_layer>" and on, which predict further tokens (MTP), and are not run */
     bool predicts;      /* there is such a block, and it drafts where the engine has no drafter: on the CPU */
-    bool is_drafter;    /* architecture "dflash": give it to an engine as the drafter */
+    bool is_drafter;    /* "dflash", or such a block alone: give it to an engine as the drafter */
 } bee_plan;
 
 BEE_API bee_status bee_file_plan(const bee_file *file, bee_plan *out, bee_error *error);
@@ -203,7 +203,7 @@ typedef struct bee_engine_info {
     int32_t n_taps;
     int32_t taps[16]; /* entry i means the input of that target layer */
     bool has_drafter;
-    bool predicts;               /* a block of the model's own file drafts; the next two are then its own */
+    bool predicts;               /* the model's own block drafts; the next two are then of it */
     int32_t block_size;          /* of the drafter: the largest number of tokens it drafts is one less; 0 without one */
     int32_t n_draft_vocab;       /* rows of the drafter's head; 0 without one */
     int32_t mask_token;          /* -1 without a drafter */
@@ -215,7 +215,7 @@ typedef struct bee_engine_info {
     char device_note[256];
 } bee_engine_info;
 
-/* `drafter_path` may be NULL; `params` may be NULL for the defaults. */
+/* `drafter_path`: DFlash, or the model's block that predicts further tokens (MTP); both may be NULL. */
 BEE_API bee_engine *bee_engine_open(const char *model_path, const char *drafter_path, const bee_engine_params *params,
                                     bee_error *error);
 BEE_API void bee_engine_close(bee_engine *engine); /* its sessions must be closed before */
@@ -300,7 +300,7 @@ typedef enum bee_speculation {
     BEE_SPECULATION_AUTO = 1,   /* each cycle what promises most per second: the drafter, a copy, or nothing */
     BEE_SPECULATION_DFLASH = 2, /* the drafter, which the engine must have */
     BEE_SPECULATION_COPY = 3,   /* what followed the last tokens where they stood before, in prompt or output */
-    BEE_SPECULATION_MTP = 4     /* the block that predicts further tokens, which the model's file must have */
+    BEE_SPECULATION_MTP = 4     /* the block that predicts further tokens, which the model must have */
 } bee_speculation;
 
 typedef struct bee_request {

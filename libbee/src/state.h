@@ -18,7 +18,7 @@ struct bee_engine {
     char device_note[256];
     bee_file *file, *drafter_file;
     Model *target, *drafter; /* drafter may be NULL */
-    bool predicts;           /* the drafter is a block of the target's file */
+    bool predicts;           /* the drafter is a block of the target, of its file or of one of its own */
     Workspace work, draft_work;
     int32_t taps[BEE_MAX_TAPS];
     int n_taps;

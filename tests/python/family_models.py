@@ -157,6 +157,15 @@ class Model:
             self.add(f"blk.{i}.ssm_d", heads, 1, kind="bias")
             self.add(f"blk.{i}.ssm_norm.weight", 2, inner // 2, kind="norm")
 
+    def nextn(self, *, own_ends: bool = False) -> None:
+        """The block behind the layers, with a norm of its own; or with an embedding and a head, as GLM's has them."""
+        place = f"blk.{self.layers - 1}.nextn."
+        self.add(place + "eh_proj.weight", self.embd, 2 * self.embd)
+        for name in ("enorm", "hnorm") if own_ends else ("enorm", "hnorm", "shared_head_norm"):
+            self.add(place + f"{name}.weight", None, self.embd, kind="norm")
+        for name in ("embed_tokens", "shared_head_head") if own_ends else ():
+            self.add(place + f"{name}.weight", N_VOCAB, self.embd)
+
     def ends(self, *, tied: bool = False, bias: bool = False) -> Document:
         self.add("token_embd.weight", N_VOCAB, self.embd)
         self.add("output_norm.weight", None, self.embd, kind="norm")
@@ -286,10 +295,48 @@ def _delta_nets(
     for i in blocks if shared else ():
         model.add(f"blk.{i}.ffn_gate_inp_shexp.weight", None, model.embd, kind="bias")
     if predicted:
-        model.add(f"blk.{layers}.nextn.eh_proj.weight", model.embd, 2 * model.embd)
-        for name in ("enorm", "hnorm", "shared_head_norm"):
-            model.add(f"blk.{layers}.nextn.{name}.weight", None, model.embd, kind="norm")
+        model.nextn()
     return model.ends(tied=tied)
+
+
+def _glm4moe_predicting() -> Document:
+    """A layer without experts, one with, and the block, which has them."""
+    model = Model(
+        "glm4moe", 3, nextn_predict_layers=1, expert_count=N_EXPERTS, expert_used_count=3,
+        expert_feed_forward_length=48, expert_shared_count=2, leading_dense_block_count=1, rope__dimension_count=12,
+        expert_weights_norm=True, expert_weights_scale=1.5,
+    )  # fmt: skip
+    model.layer_tensors(["attn_norm", "post_attention_norm", *BIASED_QKV, *HEAD_NORMS])
+    model.layer_tensors(GATED, [0])
+    model.experts([1, 2], ff=48, shared=96, chooser=True)
+    model.nextn(own_ends=True)
+    return model.ends()
+
+
+def block_alone(document: Document) -> Document:
+    """What llama.cpp's converter writes with `--mtp`: the metadata and the vocabulary of the whole, and of its tensors
+    the block's, the embedding, the last norm and the head."""
+    architecture = document.metadata["general.architecture"].content
+    block = f"blk.{document.metadata[f'{architecture}.block_count'].content - 1}."
+    return Document(
+        dict(document.metadata),
+        {name: stored for name, stored in document.tensors.items() if name.startswith((block, "token_embd", "output"))},
+    )
+
+
+def without_block(document: Document) -> Document:
+    """... and with `--no-mtp`."""
+    architecture = document.metadata["general.architecture"].content
+    layers = document.metadata[f"{architecture}.block_count"].content - 1
+    metadata = {**document.metadata, f"{architecture}.block_count": integer(layers)}
+    del metadata[f"{architecture}.nextn_predict_layers"]
+    listed = metadata.get(f"{architecture}.attention.recurrent_layers")
+    if listed is not None:
+        metadata[f"{architecture}.attention.recurrent_layers"] = Value(ARRAY, listed.content[:layers], listed.element)
+    return Document(
+        metadata,
+        {name: stored for name, stored in document.tensors.items() if not name.startswith(f"blk.{layers}.")},
+    )
 
 
 def _lfm2(heads: list[int], *, dense: int | None = None, **keys: Any) -> Document:
@@ -531,6 +578,17 @@ CASES: dict[str, Callable[[], Document]] = {
     ),
     "olmoe": mixture("olmoe", [*PRE, *QKV, "q_row_norm", "k_row_norm"], ff=112, kv=4, feed_forward_length=112),
 }  # fmt: skip
+# With a block behind the layers that predicts a further token.
+PREDICTING: dict[str, Callable[[], Document]] = {
+    "qwen35-listed-predicting": CASES["qwen35-listed-predicting"],
+    "qwen35moe-predicting": lambda: _delta_nets(
+        "qwen35moe", [True, False], values=4, shared=24, predicted=1, full_attention_interval=2
+    ),
+    "qwen3next-predicting": lambda: _delta_nets(
+        "qwen3next", [True, False], values=4, shared=24, predicted=1, full_attention_interval=2
+    ),
+    "glm4moe-predicting": _glm4moe_predicting,
+}
 # With a context that windows do not remember: the logits of the last positions.
 LONG_CASES = ("gemma3", "gemma4-embeddings-shared-caches", "cohere2")
 # Numbers that are no weights of products, and F32 in any file; and matrices that llama.cpp does not multiply as F16.
@@ -539,7 +597,7 @@ FLOATS = ("attn_k_b", "ffn_gate_inp", ".bias", "ssm_conv1d", "ssm_a", "ssm_d", "
 
 def make(name: str, type_name: str = "F32", n_ctx: int = N_CTX) -> Document:
     """A case, with matrices of a type."""
-    document = CASES[name]()
+    document = (CASES | PREDICTING)[name]()
     architecture = document.metadata["general.architecture"].content
     document.metadata[f"{architecture}.context_length"] = integer(n_ctx)
     for tensor, stored in document.tensors.items():

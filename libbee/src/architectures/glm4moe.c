@@ -23,4 +23,5 @@ static const TensorSlot slots[] = {
     SHARED_EXPERT_SLOTS,
 };
 
-const Architecture glm4moe = {.about = {"glm4moe", "GLM 4.5, 4.6", false}, .read = read, SLOTS(slots)};
+const Architecture glm4moe = {
+    .about = {"glm4moe", "GLM 4.5, 4.6", false}, .read = read, SLOTS(slots), .predicts = true};

@@ -1,4 +1,4 @@
-/* Drafts by the block that comes with the target and predicts a further token (MTP).
+/* Drafts by the block that belongs to the target and predicts a further token (MTP).
  *
  * It reads the embedding of a token beside what the target made of the token before, and attends to what it read of the
  * text so far. Row p of its cache belongs to the pair of what the target made at position p and the token at p + 1: the

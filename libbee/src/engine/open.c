@@ -5,6 +5,7 @@
 #include "architectures/architecture.h"
 #include "calibrate.h"
 #include "error.h"
+#include "model/drafter.h"
 #include "model/load.h"
 #include "model/memory_plan.h"
 
@@ -26,10 +27,10 @@ static bee_status open_target(bee_engine *e, const char *path, const bee_engine_
     const bee_status status = shape_read(e->file, &shape, error);
     if (status) return status;
     shape_free(&shape); /* the numbers stay */
-    if (shape.architecture->about.is_drafter)
+    const char *kind = drafter_kind(e->file, &shape);
+    if (kind)
         return bee_fail(error, BEE_ERROR_UNSUPPORTED,
-                        "'%s' is a DFlash drafter, not a model: give it as the drafter of the model it was trained for",
-                        path);
+                        "'%s' is %s, not a model: give it as the drafter of the model it was trained for", path, kind);
     for (int i = 0; i < params->n_taps; i++)
         if (params->taps[i] < 0 || params->taps[i] > shape.n_layer)
             return bee_fail(error, BEE_ERROR_ARGUMENT,
@@ -52,12 +53,16 @@ static bee_status open_drafter(bee_engine *e, const char *path, const bee_engine
     const bee_status status = shape_read(e->drafter_file, &shape, error);
     if (status) return status;
     shape_free(&shape);
-    if (!shape.architecture->about.is_drafter)
-        return bee_fail(error, BEE_ERROR_MISMATCH, "'%s' is not a DFlash drafter (its architecture is not 'dflash')",
-                        path);
+    if (!drafter_kind(e->drafter_file, &shape))
+        return bee_fail(
+            error, BEE_ERROR_MISMATCH,
+            "'%s' is not a DFlash drafter (its architecture is not 'dflash'), nor a model's block alone that "
+            "predicts further tokens (MTP)",
+            path);
     e->drafter = model_load(e->device, e->ops, e->backend, e->drafter_file, e->target, e->file, params->made_up_weights,
                             progress, error);
     if (!e->drafter) return error->status;
+    e->predicts = e->drafter->embedding_norm;
     e->n_taps = e->drafter->shape.n_taps;
     memcpy(e->taps, e->drafter->shape.taps, sizeof e->taps);
     return BEE_OK;
@@ -68,9 +73,9 @@ static bee_status open_predictor(bee_engine *e, const bee_engine_params *params,
                                  bee_error *error) {
     bee_error local;
     if (!error) error = &local;
-    if (!model_predicts(&e->target->shape) || e->n_taps || e->ops->device) return BEE_OK;
-    e->drafter = model_load_predictor(e->device, e->ops, e->backend, e->file, e->target, params->made_up_weights,
-                                      progress, error);
+    if (!model_predicts(e->file, &e->target->shape) || e->n_taps || e->ops->device) return BEE_OK;
+    e->drafter = model_load(e->device, e->ops, e->backend, e->file, e->target, e->file, params->made_up_weights,
+                            progress, error);
     if (!e->drafter) return error->status;
     e->predicts = true;
     e->n_taps = 1;

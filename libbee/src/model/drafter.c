@@ -92,19 +92,27 @@ static int32_t *load_draft_tokens(Loader *l, Model *m, int n_vocab) {
     return tokens;
 }
 
+/* The target's head, or its embedding where that serves as one. */
+static Tensor target_head(Loader *l, const Model *target, const bee_file *target_file) {
+    Tensor rows = target->embedding;
+    if (gguf_has_tensor(target_file, "output.weight") && !l->status)
+        l->status = gguf_tensor(target_file, "output.weight", &rows, l->error);
+    if (l->made_up && !l->status && !make_up(l->made_up, &rows)) fail_memory(l, "output.weight");
+    return rows;
+}
+
+/* A head of its own; else its embedding, or else the target's head, or rows of these. */
 static void load_draft_head(Loader *l, Model *m, const int32_t *draft_tokens, const Model *target,
                             const bee_file *target_file) {
     if (gguf_has_tensor(l->file, "output.weight")) {
         m->owns_head = true;
         const int rows = !target && !draft_tokens ? -1 : m->n_head_rows;
         load_whole_matrix(l, "output", rows, m->shape.n_embd, &m->head);
-    } else if (target && draft_tokens) { /* the target's own rows */
-        Tensor rows = target->embedding;
-        if (gguf_has_tensor(target_file, "output.weight") && !l->status)
-            l->status = gguf_tensor(target_file, "output.weight", &rows, l->error);
-        if (l->made_up && !l->status && !make_up(l->made_up, &rows)) fail_memory(l, "output.weight");
+    } else if (m->owns_table || (target && draft_tokens)) {
+        const Tensor rows = m->owns_table ? m->embedding : target_head(l, target, target_file);
+        const char *name = m->owns_table ? "token_embd.weight" : "output.weight";
         m->owns_head = true;
-        m->head = (Matrix){.weight = load_weight(l, "output.weight", &rows, draft_tokens, m->n_head_rows), .scale = 1};
+        m->head = (Matrix){.weight = load_weight(l, name, &rows, draft_tokens, m->n_head_rows), .scale = 1};
     } else if (target) {
         m->head = target->head;
     }
@@ -116,6 +124,7 @@ void load_drafter(Loader *l, Model *m, const Model *target, const bee_file *targ
     m->n_head_rows = m->shape.n_vocab = n_vocab;
     if (gguf_has_tensor(l->file, "token_embd.weight")) {
         load_embedding(l, m);
+        m->n_head_rows = m->shape.n_vocab;
     } else if (target) {
         m->embedding = target->embedding;
         m->table = target->table;
@@ -133,62 +142,143 @@ void load_drafter(Loader *l, Model *m, const Model *target, const bee_file *targ
  * whole head would be most of a draft. */
 enum { PREDICTED_ROWS = 32768 };
 
-bool predictor_shape(const Shape *target, Shape *out) {
-    const LayerShape *like = NULL;
-    for (int i = 0; i < target->n_layer; i++)
-        if (target->layers[i].mixer == MIXER_ATTENTION) like = &target->layers[i];
-    LayerShape *layer = like ? malloc(sizeof *layer) : NULL;
+/* The last one that attends: a block is such a layer. */
+static const LayerShape *attending_layer(const Shape *s) {
+    for (int i = s->n_layer - 1; i >= 0; i--)
+        if (s->layers[i].mixer == MIXER_ATTENTION) return &s->layers[i];
+    return NULL;
+}
+
+static void block_name(int block, const char *name, char out[80]) { snprintf(out, 80, "blk.%d.nextn.%s", block, name); }
+
+static bool has_block(const bee_file *file, const Shape *s) {
+    char name[80];
+    block_name(s->n_layer, "eh_proj.weight", name);
+    return s->n_blocks > s->n_layer && gguf_has_tensor(file, name);
+}
+
+bool model_predicts(const bee_file *file, const Shape *s) {
+    return s->architecture->predicts && s->n_blocks == s->n_layer + 1 && attending_layer(s) && has_block(file, s);
+}
+
+bool is_block_alone(const bee_file *file, const Shape *s) {
+    return has_block(file, s) && !gguf_has_tensor(file, "blk.0.attn_norm.weight");
+}
+
+const char *drafter_kind(const bee_file *file, const Shape *s) {
+    if (s->architecture->about.is_drafter) return "a DFlash drafter";
+    if (s->first_block || is_block_alone(file, s)) return "the block alone that predicts further tokens (MTP)";
+    return NULL;
+}
+
+static bool predictor_shape(const Shape *model, Shape *out) {
+    LayerShape *layer = malloc(sizeof *layer);
     if (!layer) return false;
-    *out = *target;
-    *layer = *like;
+    *layer = *attending_layer(model);
     layer->cache_of = 0;
+    *out = *model;
     out->layers = layer;
-    out->n_layer = 1;
-    out->first_block = target->n_layer;
+    out->n_layer = out->n_blocks = 1;
+    out->first_block = model->n_layer;
     out->block_size = PREDICTED_BLOCK;
     out->n_taps = 1;
-    out->taps[0] = target->n_layer;
+    out->taps[0] = model->n_layer;
     out->causal = true;
     shape_place_caches(out);
     return true;
 }
 
-static void predictor_name(const Shape *s, const char *name, char out[80]) {
-    snprintf(out, 80, "blk.%d.nextn.%s", s->first_block, name);
+/* Whether a file of its own is of this target's block. */
+static void check_block(Loader *l, const Shape *model, const Model *target, const bee_file *target_file) {
+    const Shape *s = &target->shape;
+    if (!l->status && model->architecture != s->architecture)
+        l->status = bee_fail(l->error, BEE_ERROR_MISMATCH,
+                             "the drafter does not fit this target: it is the block that predicts further tokens of a "
+                             "model of the architecture '%s', and the target is of '%s'",
+                             model->architecture->about.name, s->architecture->about.name);
+    if (model->n_embd != s->n_embd) mismatch(l, "embedding_length", model->n_embd, s->n_embd);
+    if (model->n_layer != s->n_layer) mismatch(l, "block_count without its own block", model->n_layer, s->n_layer);
+    if (!l->status) check_vocabulary(l, target_file, s->n_vocab);
 }
 
-static void load_predicting_head(Loader *l, Model *m, const Model *target) {
+bool read_block(Loader *l, Shape *out, const Model *target, const bee_file *target_file) {
+    Shape model;
+    l->status = shape_read(l->file, &model, l->error);
+    if (l->status) return false;
+    if (!model_predicts(l->file, &model))
+        l->status =
+            bee_fail(l->error, BEE_ERROR_UNSUPPORTED,
+                     "the file holds a block that predicts further tokens (%s.nextn_predict_layers), but how to "
+                     "run it is not known for this architecture, or for several",
+                     model.architecture->about.name);
+    if (target && l->file != target_file) check_block(l, &model, target, target_file);
+    if (!l->status && !predictor_shape(&model, out)) fail_memory(l, "nextn.eh_proj.weight");
+    shape_free(&model);
+    if (!l->status && target) out->n_vocab = target->shape.n_vocab;
+    return !l->status;
+}
+
+/* What a file of the block alone repeats of its target, which may go unused. */
+static void check_repeated(Loader *l, Model *m) {
+    Tensor tensor;
+    const int n_vocab = m->shape.n_vocab;
+    if (gguf_has_tensor(l->file, "output_norm.weight"))
+        find_tensor(l, "output_norm.weight", 1, m->shape.n_embd, &tensor);
+    if (gguf_has_tensor(l->file, "token_embd.weight") &&
+        find_tensor(l, "token_embd.weight", n_vocab ? n_vocab : -1, m->shape.n_embd, &tensor))
+        m->shape.n_vocab = (int)tensor.rows;
+    if (gguf_has_tensor(l->file, "output.weight"))
+        find_tensor(l, "output.weight", m->shape.n_vocab, m->shape.n_embd, &tensor);
+}
+
+/* The block's own head, the file's, or the target's. False where there is none, as without a target there may be. */
+static bool find_head(Loader *l, const Model *m, const Model *target, const bee_file *target_file, char name[80],
+                      Tensor *out) {
+    block_name(m->shape.first_block, "shared_head_head.weight", name);
+    if (!gguf_has_tensor(l->file, name)) snprintf(name, 80, "output.weight");
+    if (gguf_has_tensor(l->file, name)) return find_tensor(l, name, m->shape.n_vocab, m->shape.n_embd, out);
+    if (!target) return false;
+    *out = target_head(l, target, target_file);
+    return !l->status;
+}
+
+static void load_predicting_head(Loader *l, Model *m, const Model *target, const bee_file *target_file) {
     char name[80];
-    Tensor tensor = target->embedding;
-    const int n_vocab = target->shape.n_vocab;
-    predictor_name(&m->shape, "shared_head_head.weight", name);
-    if (!gguf_has_tensor(l->file, name)) snprintf(name, sizeof name, "output.weight");
-    if (gguf_has_tensor(l->file, name) && !find_tensor(l, name, n_vocab, m->shape.n_embd, &tensor)) return;
+    Tensor tensor;
+    const int n_vocab = m->shape.n_vocab;
     m->n_head_rows = n_vocab > 2 * PREDICTED_ROWS ? PREDICTED_ROWS : n_vocab;
+    if (!find_head(l, m, target, target_file, name, &tensor)) return;
     tensor = tensor_rows(&tensor, 0, m->n_head_rows);
     m->owns_head = true;
     m->head = (Matrix){.weight = load_weight(l, name, &tensor, NULL, m->n_head_rows), .scale = 1};
 }
 
-void load_predictor(Loader *l, Model *m, const Model *target) {
+static float *load_block_norm(Loader *l, const Model *m, const char *name) {
+    char full[80];
+    block_name(m->shape.first_block, name, full);
+    return load_vector(l, full, m->shape.n_embd);
+}
+
+void load_predictor(Loader *l, Model *m, const Model *target, const bee_file *target_file) {
     const int64_t n_embd = m->shape.n_embd;
     char name[80];
     Tensor tensor;
-    m->embedding = target->embedding;
-    m->table = target->table;
-    predictor_name(&m->shape, "embed_tokens.weight", name);
-    if (gguf_has_tensor(l->file, name) && find_tensor(l, name, target->shape.n_vocab, n_embd, &tensor)) {
+    if (l->file != target_file) check_repeated(l, m);
+    if (target) {
+        m->embedding = target->embedding;
+        m->table = target->table;
+        m->hidden_norm = target->output_norm;
+    }
+    block_name(m->shape.first_block, "embed_tokens.weight", name);
+    if (gguf_has_tensor(l->file, name) && find_tensor(l, name, m->shape.n_vocab, n_embd, &tensor)) {
         m->table = load_table(l, name, &tensor);
         m->owns_table = true;
     }
-    predictor_name(&m->shape, "eh_proj", name);
+    block_name(m->shape.first_block, "eh_proj", name);
     load_whole_matrix(l, name, n_embd, 2 * n_embd, &m->features_in);
-    predictor_name(&m->shape, "enorm.weight", name);
-    m->embedding_norm = load_vector(l, name, n_embd);
-    predictor_name(&m->shape, "hnorm.weight", name);
-    m->features_norm = load_vector(l, name, n_embd);
-    m->hidden_norm = load_vector(l, "output_norm.weight", n_embd);
-    predictor_name(&m->shape, "shared_head_norm.weight", name);
+    m->embedding_norm = load_block_norm(l, m, "enorm.weight");
+    m->features_norm = load_block_norm(l, m, "hnorm.weight");
+    block_name(m->shape.first_block, "shared_head_norm.weight", name);
     m->output_norm = load_vector(l, gguf_has_tensor(l->file, name) ? name : "output_norm.weight", n_embd);
-    load_predicting_head(l, m, target);
+    load_predicting_head(l, m, target, target_file);
 }

@@ -132,7 +132,8 @@ static void load_slot(Loader *l, const TensorSlot *slot, const Shape *s, int ind
 /* Gate and up of experts are computed together. */
 static void check_gates(Loader *l, const Shape *s, int index) {
     Tensor gate, up;
-    const Name gates = layer_name(index, "ffn_gate_exps.weight"), ups = layer_name(index, "ffn_up_exps.weight");
+    const Name gates = layer_name(s->first_block + index, "ffn_gate_exps.weight"),
+               ups = layer_name(s->first_block + index, "ffn_up_exps.weight");
     if (l->status || !l->device->gates_alike || s->layers[index].feed_forward != FEED_FORWARD_EXPERTS ||
         !gguf_has_tensor(l->file, gates.text))
         return;
@@ -298,14 +299,26 @@ static void check_leftovers(Loader *l, const Shape *s) {
     }
 }
 
+/* Of what a device may lack. */
+static bool needs_recurrences(const Shape *s) {
+    for (int i = 0; i < s->n_layer; i++)
+        if (is_recurrent(&s->layers[i]) || s->layers[i].gated_heads) return true;
+    return false;
+}
+
+static bool layers_new(Loader *l, Model *m) {
+    m->layers = calloc((size_t)m->shape.n_layer, sizeof *m->layers);
+    l->bound = calloc(bee_file_tensor_count(l->file) + 1, sizeof *l->bound);
+    if (!m->layers || !l->bound) fail_memory(l, "blk.0");
+    return !l->status;
+}
+
 static void load_model(Loader *l, Model *m, const Model *target, const bee_file *target_file) {
     const Shape *s = &m->shape;
-    m->layers = calloc((size_t)s->n_layer, sizeof *m->layers);
-    l->bound = calloc(bee_file_tensor_count(l->file) + 1, sizeof *l->bound);
-    if (!m->layers || !l->bound) {
-        fail_memory(l, "blk.0");
-        return;
-    }
+    if (l->ops && needs_recurrences(s) && !l->ops->recur)
+        l->status = bee_fail(l->error, BEE_ERROR_UNSUPPORTED,
+                             "recurrent layers and gated heads cannot run on this device yet; use the CPU");
+    if (l->status || !layers_new(l, m)) return;
     if (s->architecture->about.is_drafter)
         load_drafter(l, m, target, target_file);
     else
@@ -318,11 +331,34 @@ static void load_model(Loader *l, Model *m, const Model *target, const bee_file 
     m->weight_bytes = l->weight_bytes;
 }
 
-/* Of what a device may lack. */
-static bool needs_recurrences(const Shape *s) {
-    for (int i = 0; i < s->n_layer; i++)
-        if (is_recurrent(&s->layers[i]) || s->layers[i].gated_heads) return true;
-    return false;
+static void load_block(Loader *l, Model *m, const Model *target, const bee_file *target_file) {
+    const bool alone = l->file != target_file;
+    if (alone && l->device->own_memory)
+        l->status = bee_fail(l->error, BEE_ERROR_UNSUPPORTED,
+                             "drafts by a block that predicts further tokens (MTP) are made on the CPU alone: use it, "
+                             "or no drafter");
+    if (l->status || !read_block(l, &m->shape, target, target_file) || !layers_new(l, m)) return;
+    load_predictor(l, m, target, target_file);
+    if (!l->status) load_layer(l, &m->shape, 0, &m->layers[0]);
+    load_ropes(l, m);
+    if (alone) check_leftovers(l, &m->shape);
+    m->weight_bytes = l->weight_bytes;
+}
+
+/* What the file holds; of a target's own file, the block that predicts. */
+static void load_file(Loader *l, Model *m, const Model *target, const bee_file *target_file) {
+    bool block = target && l->file == target_file;
+    if (!block) {
+        l->status = shape_read(l->file, &m->shape, l->error);
+        block = !l->status && is_block_alone(l->file, &m->shape);
+        if (block) shape_free(&m->shape);
+    }
+    if (!l->status && block)
+        load_block(l, m, target, target_file);
+    else if (!l->status)
+        load_model(l, m, target, target_file);
+    free(l->bound);
+    free(l->buffer);
 }
 
 Model *model_load(const Device *device, const Ops *ops, Backend *backend, const bee_file *file, const Model *target,
@@ -339,72 +375,10 @@ Model *model_load(const Device *device, const Ops *ops, Backend *backend, const 
                 .made_up = made_up ? &m->made_up : NULL,
                 .progress = progress,
                 .error = error};
-    l.status = shape_read(file, &m->shape, error);
-    if (!l.status && needs_recurrences(&m->shape) && !ops->recur)
-        l.status = bee_fail(error, BEE_ERROR_UNSUPPORTED,
-                            "recurrent layers and gated heads cannot run on this device yet; use the CPU");
-    if (!l.status) load_model(&l, m, target, target_file);
-    free(l.bound);
-    free(l.buffer);
+    load_file(&l, m, target, target_file);
     if (!l.status) return m;
     model_free(ops, backend, m);
     return NULL;
-}
-
-bool model_predicts(const Shape *s) {
-    return s->architecture->predicts && s->n_blocks == s->n_layer + 1 && shape_cache(s).n_head > 0;
-}
-
-static void load_predictor_model(Loader *l, Model *m, const Model *target) {
-    if (!predictor_shape(&target->shape, &m->shape)) {
-        fail_memory(l, "nextn.eh_proj.weight");
-        return;
-    }
-    m->layers = calloc(1, sizeof *m->layers);
-    l->bound = calloc(bee_file_tensor_count(l->file) + 1, sizeof *l->bound);
-    if (!m->layers || !l->bound) {
-        fail_memory(l, "nextn.eh_proj.weight");
-        return;
-    }
-    load_predictor(l, m, target);
-    if (!l->status) load_layer(l, &m->shape, 0, &m->layers[0]);
-    load_ropes(l, m);
-    m->weight_bytes = l->weight_bytes;
-}
-
-Model *model_load_predictor(const Device *device, const Ops *ops, Backend *backend, const bee_file *file,
-                            const Model *target, bool made_up, LoadProgress *progress, bee_error *error) {
-    Model *m = calloc(1, sizeof *m);
-    if (!m) {
-        bee_fail(error, BEE_ERROR_MEMORY, "out of memory");
-        return NULL;
-    }
-    Loader l = {.ops = ops,
-                .backend = backend,
-                .file = file,
-                .device = device,
-                .made_up = made_up ? &m->made_up : NULL,
-                .progress = progress,
-                .error = error};
-    load_predictor_model(&l, m, target);
-    free(l.bound);
-    free(l.buffer);
-    if (!l.status) return m;
-    model_free(ops, backend, m);
-    return NULL;
-}
-
-bee_status model_plan_predictor(const bee_file *file, const Device *device, const Model *target, Model *out,
-                                bee_error *error) {
-    *out = (Model){0};
-    Loader l = {.file = file, .device = device, .error = error};
-    load_predictor_model(&l, out, target);
-    free(l.bound);
-    free(l.buffer);
-    free(out->layers);
-    out->layers = NULL;
-    if (l.status) shape_free(&out->shape);
-    return l.status;
 }
 
 void model_free(const Ops *ops, Backend *backend, Model *m) {
@@ -418,7 +392,6 @@ void model_free(const Ops *ops, Backend *backend, Model *m) {
     if (m->token_table) ops->table_free(backend, m->token_table);
     ops->buffer_free(backend, m->features_norm);
     ops->buffer_free(backend, m->embedding_norm);
-    ops->buffer_free(backend, m->hidden_norm);
     ops->buffer_free(backend, m->output_norm);
     ops->buffer_free(backend, m->draft_tokens);
     for (int i = 0; i < m->shape.n_ropes; i++) {
@@ -436,10 +409,7 @@ bee_status model_plan(const bee_file *file, const Device *device, const Model *t
                       Model *out, bee_error *error) {
     *out = (Model){0};
     Loader l = {.file = file, .device = device, .error = error};
-    l.status = shape_read(file, &out->shape, error);
-    if (!l.status) load_model(&l, out, target, target_file);
-    free(l.bound);
-    free(l.buffer);
+    load_file(&l, out, target, target_file);
     free(out->layers);
     out->layers = NULL;
     if (l.status) shape_free(&out->shape);
@@ -482,9 +452,9 @@ bee_status bee_file_plan(const bee_file *file, bee_plan *out, bee_error *error) 
     bee_status status = model_plan(file, device, NULL, NULL, &m, error);
     if (status) return status;
     const CacheShape cache = shape_cache(&m.shape);
-    const bool predicts = model_predicts(&m.shape);
+    const bool predicts = model_predicts(file, &m.shape);
     Model predictor = {0};
-    if (predicts) status = model_plan_predictor(file, device, &m, &predictor, error);
+    if (predicts) status = model_plan(file, device, &m, file, &predictor, error);
     if (status) {
         shape_free(&m.shape);
         return status;
@@ -500,7 +470,7 @@ bee_status bee_file_plan(const bee_file *file, bee_plan *out, bee_error *error) 
         .n_ctx_train = m.shape.n_ctx_train,
         .n_layer = m.shape.n_layer,
         .n_embd = m.shape.n_embd,
-        .is_drafter = m.shape.architecture->about.is_drafter,
+        .is_drafter = drafter_kind(file, &m.shape) != NULL,
     };
     shape_free(&predictor.shape);
     shape_free(&m.shape);

@@ -6,17 +6,10 @@
 #include "tensors.h"
 
 /* Loads the weights. `target` is NULL for a target; a drafter takes from it, and from `target_file`, what its own file
- * lacks, after a check that the two fit. made_up: weights are random, not the file's. Returns NULL with the reason.
- */
+ * lacks, after a check that the two fit. A target's own file, given once more, is its block that predicts a further
+ * token, as a drafter. made_up: weights are random, not the file's. Returns NULL with the reason. */
 Model *model_load(const Device *device, const Ops *ops, Backend *backend, const bee_file *file, const Model *target,
                   const bee_file *target_file, bool made_up, LoadProgress *progress, bee_error *error);
-/* Whether the file has a block that predicts a further token, and how to run it is known. */
-bool model_predicts(const Shape *shape);
-/* Loads that block, as a drafter. */
-Model *model_load_predictor(const Device *device, const Ops *ops, Backend *backend, const bee_file *file,
-                            const Model *target, bool made_up, LoadProgress *progress, bee_error *error);
-bee_status model_plan_predictor(const bee_file *file, const Device *device, const Model *target, Model *out,
-                                bee_error *error);
 /* The same walk over the tensors without a backend, for what the device would hold: shape, number of head rows
  * and weight_bytes are filled in, everything else stays NULL. `target` may be NULL for a drafter, too: what it would
  * take from its target is then left out. The shape is to be freed. */

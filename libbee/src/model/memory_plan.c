@@ -2,6 +2,7 @@
 
 #include "architectures/architecture.h"
 #include "devices.h"
+#include "drafter.h"
 #include "error.h"
 #include "forward/forward.h"
 #include "load.h"
@@ -121,15 +122,16 @@ bee_status bee_plan_memory(const bee_file *target_file, const bee_file *drafter_
     const Device *device = device_of(kind);
     if (!device) return bee_fail(error, BEE_ERROR_ARGUMENT, "device is %d; a plan is for the CPU or CUDA", (int)kind);
     bee_status status = model_plan(target_file, device, NULL, NULL, &target, error);
-    if (!status && target.shape.architecture->about.is_drafter)
-        status = bee_fail(error, BEE_ERROR_UNSUPPORTED, "the plan's target is a DFlash drafter, not a model");
+    if (!status && drafter_kind(target_file, &target.shape))
+        status = bee_fail(error, BEE_ERROR_UNSUPPORTED, "the plan's target is %s, not a model",
+                          drafter_kind(target_file, &target.shape));
     if (!status && drafter_file) {
         status = model_plan(drafter_file, device, &target, target_file, &drafter, error);
-        if (!status && !drafter.shape.architecture->about.is_drafter)
-            status = bee_fail(error, BEE_ERROR_MISMATCH, "the plan's drafter is not a DFlash drafter");
+        if (!status && !drafter_kind(drafter_file, &drafter.shape))
+            status = bee_fail(error, BEE_ERROR_MISMATCH, "the plan's drafter is a model, not a drafter");
     }
-    const bool predicts = !status && !drafter_file && !device->own_memory && model_predicts(&target.shape);
-    if (predicts) status = model_plan_predictor(target_file, device, &target, &drafter, error);
+    const bool predicts = !status && !drafter_file && !device->own_memory && model_predicts(target_file, &target.shape);
+    if (predicts) status = model_plan(target_file, device, &target, target_file, &drafter, error);
     if (!status && (n_ctx < 0 || n_ctx > target.shape.n_ctx_train))
         status = bee_fail(error, BEE_ERROR_ARGUMENT, "n_ctx is %d; it must lie between 0 and the model's %d", n_ctx,
                           target.shape.n_ctx_train);

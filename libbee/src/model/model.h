@@ -30,7 +30,7 @@ typedef struct Model {
     /* One that came with the target: the first half of fc's columns reads the embedding of a token, normed, the second
      * what the target made of the token before it, normed twice: as its own head reads it, and by features_norm. */
     float *embedding_norm; /* NULL: it is none */
-    float *hidden_norm;
+    float *hidden_norm;    /* the target's own */
     int32_t *draft_tokens; /* d2t: head row -> token; NULL: the row is the token */
     uint64_t weight_bytes;
     MadeUp *made_up; /* weights that are no file's; the embedding may point to them */
