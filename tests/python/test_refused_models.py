@@ -358,7 +358,9 @@ UNSUPPORTED_DRAFTERS = {
     "a window without a pattern": (
         key("dflash.attention.sliding_window", integer(64)), "dflash.attention.sliding_window_pattern",
     ),
-    "scaled values": (key("dflash.attention.value_scale", number(0.5)), "dflash.attention.value_scale"),
+    "sections that are not turned": (
+        key("dflash.rope.dimension_sections", Value(ARRAY, [4, 2, 1, 1], INT32)), "dflash.rope.dimension_sections",
+    ),
     "activation": (key("dflash.hidden_activation", text("relu")), "dflash.hidden_activation"),
     "markov head": (tensor("markov_w1.weight", N_VOCAB, 8), "'markov_w1.weight'"),
 }  # fmt: skip

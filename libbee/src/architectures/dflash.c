@@ -1,4 +1,5 @@
 /* DFlash drafters (arXiv 2602.06036), as llama.cpp stores them: docs/drafter.md. */
+#include <stdio.h>
 #include <string.h>
 
 #include "architecture.h"
@@ -29,6 +30,8 @@ static void read_positions(MetadataReader *r, Shape *shape) {
     int n = 0;
     RopeShape *rope = read_rope(r, shape, true);
     if (!r->status) r->status = gguf_ints(r->file, "dflash.rope.dimension_sections", false, sections, 4, &n, r->error);
+    if (sections[3])
+        refuse(r, "rope.dimension_sections", "the fourth section of a drafter must be 0: text turns all pairs");
     if (sections[0] || sections[1] || sections[2]) rope->factors = NULL;
     if (read_int(r, "attention.sliding_window", false, 0, 0, INT32_MAX) > 0) read_windows(r, shape, 0, -1);
 }
@@ -48,7 +51,14 @@ static void read_scale(MetadataReader *r, Shape *shape) {
     if (embedding != 0) shape->embedding_scale = (float)embedding;
     for (int i = 0; scale != 0 && i < shape->n_layer; i++) shape->layers[i].heads.scale = (float)scale;
     const double value = read_float(r, "attention.value_scale", false, 0);
-    if (value != 0 && value != 1) refuse(r, "attention.value_scale", "drafters with scaled values cannot be run");
+    for (int i = 0; value != 0 && i < shape->n_layer; i++) shape->layers[i].attention_scale = (float)value;
+}
+
+/* A layer without values of its own: the keys are, before their norm and rotation, normed without gains. */
+static bool shares_keys(const MetadataReader *r, int layer) {
+    char name[40];
+    snprintf(name, sizeof name, "blk.%d.attn_v.weight", layer);
+    return !gguf_has_tensor(r->file, name);
 }
 
 static void read(MetadataReader *r, Shape *shape) {
@@ -58,13 +68,18 @@ static void read(MetadataReader *r, Shape *shape) {
     read_block(r, shape);
     read_activation(r, shape);
     read_scale(r, shape);
+    for (int i = 0; i < shape->n_layer; i++) shape->layers[i].heads.norm_values = shares_keys(r, i);
     refuse_experts(r);
 }
 
 static const TensorSlot slots[] = {
     PRE_NORM_SLOTS,
-    QKV_SLOTS,
+    MATRIX("attn_q", q, EXTENT_QUERY, EXTENT_EMBD),
+    MATRIX("attn_k", k, EXTENT_KEY, EXTENT_EMBD),
+    MATRIX("attn_v", v, EXTENT_KEY, EXTENT_EMBD, .when = OPTIONAL),
+    MATRIX("attn_output", attn_output, EXTENT_EMBD, EXTENT_QUERY),
     HEAD_NORM_SLOTS,
+    VECTOR("attn_sinks", sinks, EXTENT_HEADS, .when = OPTIONAL),
     GATED_SLOTS,
     VECTOR("post_attention_norm", attn_post_norm, EXTENT_EMBD, .when = OPTIONAL),
     VECTOR("post_ffw_norm", ffn_post_norm, EXTENT_EMBD, .when = OPTIONAL),

@@ -69,7 +69,8 @@ bee_status shape_read(const bee_file *file, Shape *shape, bee_error *error) {
     for (int i = 0; i < shape->n_layer; i++)
         shape->layers[i] = (LayerShape){.heads = {.n_head = 1, .n_head_kv = 1, .head_size = 16},
                                         .rope = -1,
-                                        .cache_of = i}; /* until they are read */
+                                        .cache_of = i,
+                                        .attention_scale = 1}; /* until they are read */
     shape->architecture->read(&r, shape);
     shape_place_caches(shape);
     if (r.status) shape_free(shape);

@@ -151,6 +151,7 @@ static void load_layer(Loader *l, const Shape *s, int index, Layer *layer) {
     layer->output_scale = 1;
     for (int i = 0; i < s->architecture->n_slots && !l->status; i++)
         load_slot(l, &s->architecture->slots[i], s, index, layer);
+    layer->attn_output.scale *= s->layers[index].attention_scale;
     check_gates(l, s, index);
 }
 

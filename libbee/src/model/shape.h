@@ -43,6 +43,7 @@ typedef struct LayerShape {
     int rope;              /* which of Shape.ropes turns the heads; -1: none */
     int cache_of;          /* the layer whose keys and values it attends to: its own number, or one before */
     bool whole_norms;      /* queries and keys are normed as whole rows, not head by head */
+    float attention_scale; /* of what attention adds to the stream */
     bool gated_heads;      /* what heads give is multiplied by gates of its own */
     Recurrence recurrence; /* of layers that do not attend; its numbers are the layer's */
     Latent latent;         /* of latent attention */
