@@ -36,8 +36,8 @@ class BeeParameters(BaseModel):
     model: str = DEFAULT_MODEL
     """A registered name or the path of a GGUF file. None: the default model, downloaded on first use."""
     drafter: str | None = "auto"
-    """The drafter, DFlash or the model's block that predicts further tokens ("mtp-*.gguf"): a path, "auto" (the one that
-    belongs to the model, if any) or None."""
+    """The drafter, DFlash or the model's block that predicts further tokens ("mtp-*.gguf"): a path, "auto" (the one
+    that belongs to the model, if any) or None."""
     speculation: Literal["auto", "dflash", "mtp", "copy", "off"] = "auto"
     """"auto" drafts what pays, "dflash" a whole block every cycle, "mtp" what a block of the model's own predicts,
     "copy" what the text so far repeats, "off" nothing. The text is the same."""
