@@ -7,8 +7,9 @@ shape costs; what it says is noise.
 from __future__ import annotations
 
 import functools
+import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -18,12 +19,12 @@ from ..library import check, ffi, lib, new_error
 __all__ = ["BLOCK_SIZE", "SHAPES", "WEIGHT_TYPES", "Shape", "shape_named", "write_drafter", "write_target"]
 
 BLOCK_SIZE = 16  # of the drafters: the last token and 15 drafts
-CONTEXT_LENGTH = 8192
 
 _DRAFT_LAYERS = 5
 _TAPS = 5
 _ALIGNMENT = 32
-_UINT32, _INT32, _FLOAT32, _STRING, _ARRAY = 4, 5, 6, 8, 9
+_FACTORS = "rope_freqs.weight"
+_UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
 # ggml's number of a type, columns of a block, bytes of a block
 _TYPES = {
     "F32": (0, 1, 4), "F16": (1, 1, 2), "BF16": (30, 1, 2), "Q8_0": (8, 32, 34), "Q4_0": (2, 32, 18),
@@ -57,14 +58,35 @@ class DeltaNet:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """Feed-forwards of which each row takes a few."""
+
+    count: int
+    used: int
+    n_ff: int
+    kind: str | None = None  # of their weights; None: as the others'
+    shared: int = 0  # columns of one more, of which every row takes a share
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Layers that see the last positions alone. One in `interval` sees all, with heads of its own sizes."""
+
+    size: int
+    interval: int
+    full_head_kv: int
+    full_head_size: int
+
+
+@dataclass(frozen=True)
 class Shape:
     """A model's sizes, and how it is quantised: `kind` everywhere, but `head_kind` for the head, `more_kind` for half
-    of the layers' attn_v and ffn_down."""
+    of the layers' values and last matrices of feed-forwards."""
 
-    architecture: str  # "llama", "qwen3" or, with `delta`, "qwen35"
+    architecture: str  # one of _LAYERS
     n_layer: int
     n_embd: int
-    n_ff: int
+    n_ff: int  # where there are experts: of the drafter alone
     n_head: int
     n_head_kv: int
     head_size: int
@@ -73,9 +95,12 @@ class Shape:
     head_kind: str
     more_kind: str
     delta: DeltaNet | None = None
+    experts: Experts | None = None
+    windows: Windows | None = None
+    n_ctx: int = 8192  # that it is said to be trained for
 
 
-# Those of docs/gpu/model.py, and one for tests.
+# Those of docs/gpu/model.py, and some for tests.
 SHAPES: dict[str, Shape] = {
     "qwen3-8b": Shape("qwen3", 36, 4096, 12288, 32, 8, 128, 151936, "Q4_K", "Q6_K", "Q6_K"),
     "llama-3.1-8b": Shape("llama", 32, 4096, 14336, 32, 8, 128, 128256, "Q4_K", "Q6_K", "Q6_K"),
@@ -83,11 +108,36 @@ SHAPES: dict[str, Shape] = {
     "qwen3-1.7b": Shape("qwen3", 28, 2048, 6144, 16, 8, 128, 151936, "Q4_K", "Q6_K", "Q6_K"),
     "qwen3-4b": Shape("qwen3", 36, 2560, 9728, 32, 8, 128, 151936, "Q4_K", "Q6_K", "Q6_K"),
     "dense-31b": Shape("qwen3", 60, 5376, 21504, 32, 16, 256, 262144, "Q4_K", "Q6_K", "Q6_K"),
-    "qwen3.6-27b": Shape("qwen35", 64, 5120, 17408, 24, 4, 256, 248320, "Q5_K", "Q6_K", "Q5_K", DeltaNet(16, 48)),
+    "qwen3.6-27b": Shape(
+        "qwen35", 64, 5120, 17408, 24, 4, 256, 248320, "Q5_K", "Q6_K", "Q5_K", DeltaNet(16, 48), n_ctx=262144
+    ),
+    "qwen3.6-35b-a3b": Shape(
+        "qwen35moe", 40, 2048, 6144, 16, 2, 256, 248320, "Q4_K", "Q6_K", "Q6_K", DeltaNet(16, 32),
+        Experts(256, 8, 512, shared=512), n_ctx=262144,
+    ),
+    "gemma4-31b": Shape(
+        "gemma4", 60, 5376, 21504, 32, 16, 256, 262144, "Q4_K", "Q6_K", "Q6_K", windows=Windows(1024, 6, 4, 512),
+        n_ctx=262144,
+    ),
+    "gpt-oss-20b": Shape(
+        "gpt-oss", 24, 2880, 2880, 64, 8, 64, 201088, "Q8_0", "Q8_0", "Q8_0", experts=Experts(32, 4, 2880, "MXFP4"),
+        windows=Windows(128, 2, 8, 64), n_ctx=131072,
+    ),
     "hybrid-2b": Shape("qwen35", 24, 2048, 6144, 8, 2, 256, 248320, "Q4_K", "Q6_K", "Q6_K", DeltaNet(16, 16)),
     "tiny": Shape("qwen3", 2, 256, 512, 4, 2, 64, 320, "Q4_K", "Q6_K", "Q6_K"),
     "tiny-hybrid": Shape("qwen35", 4, 256, 512, 4, 2, 64, 320, "Q4_K", "Q6_K", "Q6_K", DeltaNet(2, 8, state_size=32)),
-}
+    "tiny-hybrid-mixture": Shape(
+        "qwen35moe", 4, 256, 512, 4, 2, 64, 320, "Q4_K", "Q6_K", "Q6_K", DeltaNet(2, 8, state_size=32),
+        Experts(8, 2, 256, shared=256),
+    ),
+    "tiny-windows": Shape(
+        "gemma4", 6, 256, 512, 4, 2, 64, 320, "Q4_K", "Q6_K", "Q6_K", windows=Windows(64, 6, 1, 128)
+    ),
+    "tiny-mixture": Shape(
+        "gpt-oss", 2, 320, 320, 4, 2, 64, 320, "Q8_0", "Q8_0", "Q8_0", experts=Experts(8, 2, 320, "MXFP4"),
+        windows=Windows(64, 2, 2, 64),
+    ),
+}  # fmt: skip
 
 
 def shape_named(name: str) -> Shape | None:
@@ -95,7 +145,11 @@ def shape_named(name: str) -> Shape | None:
     base, colon, kind = name.partition(":")
     if base not in SHAPES or (colon and kind not in _TYPES):
         return None
-    return replace(SHAPES[base], kind=kind, head_kind=kind, more_kind=kind) if colon else SHAPES[base]
+    shape = SHAPES[base]
+    if not colon:
+        return shape
+    experts = shape.experts and replace(shape.experts, kind=kind)
+    return replace(shape, kind=kind, head_kind=kind, more_kind=kind, experts=experts)
 
 
 @dataclass(frozen=True)
@@ -104,27 +158,37 @@ class _Tensor:
     columns: int
     rows: int  # 0: a vector
     kind: str
+    depth: int = 0  # matrices one behind the other; 0: one
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(size for size in (self.columns, self.rows, self.depth) if size)
 
     @property
     def size(self) -> int:
         _, columns, size = _TYPES[self.kind]
-        return self.columns * max(self.rows, 1) // columns * size
+        return math.prod(self.sizes) // columns * size
 
 
 def write_target(shape: Shape, path: Path, *, with_weights: bool = False) -> Path:
-    """A target of that shape, with an embedding and a head of its own.
+    """A target of that shape, with an embedding and, where its family has one, a head of its own.
 
     with_weights: random ones are in the file, which other programs can open as well.
     """
+    tied = shape.architecture == "gemma4"
     tensors = [
-        _Tensor("token_embd.weight", shape.n_embd, shape.n_vocab, shape.kind),
-        _Tensor("output.weight", shape.n_embd, shape.n_vocab, shape.head_kind),
+        _Tensor("token_embd.weight", shape.n_embd, shape.n_vocab, shape.head_kind if tied else shape.kind),
         _Tensor("output_norm.weight", shape.n_embd, 0, "F32"),
     ]
+    if tied:
+        assert shape.windows is not None
+        tensors.append(_Tensor(_FACTORS, shape.windows.full_head_size // 2, 0, "F32"))
+    else:
+        tensors.append(_Tensor("output.weight", shape.n_embd, shape.n_vocab, shape.head_kind))
     for index in range(shape.n_layer):
         kind = shape.more_kind if _has_more_bits(index, shape.n_layer) else shape.kind
-        tensors += _layer(shape, index, more_kind=kind, with_norms=shape.architecture != "llama")
-    metadata = _metadata(shape, shape.architecture, shape.n_layer)
+        tensors += _LAYERS[shape.architecture](shape, index, kind)
+    metadata = _metadata(shape, shape.architecture, shape.n_layer) | _family_metadata(shape)
     if with_weights:  # llama.cpp wants a whole vocabulary
         metadata["tokenizer.ggml.model"] = _text("gpt2")
         metadata["tokenizer.ggml.pre"] = _text("qwen2")
@@ -139,7 +203,7 @@ def write_drafter(shape: Shape, path: Path) -> Path:
     metadata = {
         **_metadata(shape, "dflash", _DRAFT_LAYERS),
         "dflash.block_size": _integer(BLOCK_SIZE),
-        "dflash.target_layers": struct.pack(f"<IIQ{_TAPS}i", _ARRAY, _INT32, _TAPS, *taps),
+        "dflash.target_layers": _integers(taps),
         "tokenizer.ggml.mask_token_id": _integer(0),
     }
     tensors = [
@@ -148,7 +212,7 @@ def write_drafter(shape: Shape, path: Path) -> Path:
         _Tensor("output_norm.weight", shape.n_embd, 0, "F32"),
     ]
     for index in range(_DRAFT_LAYERS):
-        tensors += _layer(replace(shape, delta=None), index, more_kind=shape.kind, with_norms=True)
+        tensors += _normed_layer(replace(shape, experts=None), index, shape.kind)
     return _write(path, metadata, tensors)
 
 
@@ -158,75 +222,166 @@ def _has_more_bits(index: int, n_layer: int) -> bool:
     return index < eighth or index >= 7 * n_layer // 8 or (index - eighth) % 3 == 2
 
 
-def _layer(shape: Shape, index: int, *, more_kind: str, with_norms: bool) -> Iterator[_Tensor]:
-    if shape.delta is not None:
-        yield from _hybrid_layer(shape, shape.delta, index, more_kind=more_kind)
+Layer = Iterator[_Tensor]
+
+
+def _matrices(index: int, kind: str, **shapes: tuple[int, int]) -> Layer:
+    for name, (columns, rows) in shapes.items():
+        yield _Tensor(f"blk.{index}.{name}.weight", columns, rows, kind)
+
+
+def _vectors(index: int, **columns: int) -> Layer:
+    """Two underscores stand for a dot."""
+    for name, n in columns.items():
+        full = name.replace("__", ".")
+        yield _Tensor(f"blk.{index}.{full}{'' if '.' in full or full == 'ssm_a' else '.weight'}", n, 0, "F32")
+
+
+def _attention(shape: Shape, index: int, more_kind: str, *, gated: bool = False) -> Layer:
+    queries, keys = shape.n_head * shape.head_size, shape.n_head_kv * shape.head_size
+    wide = 2 * queries if gated else queries
+    yield from _matrices(index, shape.kind, attn_q=(shape.n_embd, wide), attn_k=(shape.n_embd, keys))
+    yield from _matrices(index, more_kind, attn_v=(shape.n_embd, keys))
+    yield from _matrices(index, shape.kind, attn_output=(queries, shape.n_embd))
+
+
+def _feed_forward(shape: Shape, index: int, more_kind: str) -> Layer:
+    experts, width = shape.experts, shape.n_embd
+    if experts is None:
+        yield from _matrices(index, shape.kind, ffn_gate=(width, shape.n_ff), ffn_up=(width, shape.n_ff))
+        yield from _matrices(index, more_kind, ffn_down=(shape.n_ff, width))
         return
+    kind, last = experts.kind or shape.kind, experts.kind or more_kind
+    yield from _matrices(index, "F32", ffn_gate_inp=(width, experts.count))
+    for name, columns, rows, of in (
+        ("gate", width, experts.n_ff, kind), ("up", width, experts.n_ff, kind), ("down", experts.n_ff, width, last),
+    ):  # fmt: skip
+        yield _Tensor(f"blk.{index}.ffn_{name}_exps.weight", columns, rows, of, experts.count)
+    if experts.shared:
+        yield from _matrices(index, kind, ffn_gate_shexp=(width, experts.shared), ffn_up_shexp=(width, experts.shared))
+        yield from _matrices(index, last, ffn_down_shexp=(experts.shared, width))
+        yield from _vectors(index, ffn_gate_inp_shexp=width)
+
+
+def _plain_layer(shape: Shape, index: int, more_kind: str) -> Layer:
+    yield from _attention(shape, index, more_kind)
+    yield from _feed_forward(shape, index, more_kind)
+    yield from _vectors(index, attn_norm=shape.n_embd, ffn_norm=shape.n_embd)
+
+
+def _normed_layer(shape: Shape, index: int, more_kind: str) -> Layer:
+    yield from _plain_layer(shape, index, more_kind)
+    yield from _vectors(index, attn_q_norm=shape.head_size, attn_k_norm=shape.head_size)
+
+
+def _hybrid_layer(shape: Shape, index: int, more_kind: str) -> Layer:
+    delta, width = shape.delta, shape.n_embd
+    assert delta is not None
+    yield from _feed_forward(shape, index, more_kind)
+    yield from _vectors(index, attn_norm=width, post_attention_norm=width)
+    if (index + 1) % delta.interval == 0:
+        yield from _attention(shape, index, more_kind, gated=True)
+        yield from _vectors(index, attn_q_norm=shape.head_size, attn_k_norm=shape.head_size)
+        return
+    rates = (width, delta.value_heads)
+    yield from _matrices(index, more_kind, attn_qkv=(width, delta.channels))
+    yield from _matrices(index, shape.kind, attn_gate=(width, delta.results), ssm_out=(delta.results, width))
+    yield from _matrices(index, shape.kind, ssm_beta=rates, ssm_alpha=rates)
+    yield from _matrices(index, "F32", ssm_conv1d=(delta.kernel, delta.channels))
+    yield from _vectors(index, ssm_a=delta.value_heads, ssm_dt__bias=delta.value_heads, ssm_norm=delta.state_size)
+
+
+def _sees_all(windows: Windows, index: int) -> bool:
+    return (index + 1) % windows.interval == 0
+
+
+def _gemma_layer(shape: Shape, index: int, more_kind: str) -> Layer:
+    """A layer that sees all has heads of its own size, and no values: its keys are."""
+    windows, width = shape.windows, shape.n_embd
+    assert windows is not None
+    whole = _sees_all(windows, index)
+    if whole:
+        shape = replace(shape, n_head_kv=windows.full_head_kv, head_size=windows.full_head_size)
+    for tensor in _normed_layer(shape, index, more_kind):
+        if not whole or ".attn_v." not in tensor.name:
+            yield tensor
+    yield from _vectors(index, post_attention_norm=width, post_ffw_norm=width, layer_output_scale=1)
+
+
+def _gpt_oss_layer(shape: Shape, index: int, more_kind: str) -> Layer:
+    experts, width = shape.experts, shape.n_embd
     queries, keys = shape.n_head * shape.head_size, shape.n_head_kv * shape.head_size
-    matrices = {
-        "attn_q": (shape.n_embd, queries),
-        "attn_k": (shape.n_embd, keys),
-        "attn_v": (shape.n_embd, keys),
-        "attn_output": (queries, shape.n_embd),
-        "ffn_gate": (shape.n_embd, shape.n_ff),
-        "ffn_up": (shape.n_embd, shape.n_ff),
-        "ffn_down": (shape.n_ff, shape.n_embd),
-    }
-    vectors = {"attn_norm": shape.n_embd, "ffn_norm": shape.n_embd}
-    if with_norms:
-        vectors |= {"attn_q_norm": shape.head_size, "attn_k_norm": shape.head_size}
-    for name, (columns, rows) in matrices.items():
-        kind = more_kind if name in ("attn_v", "ffn_down") else shape.kind
-        yield _Tensor(f"blk.{index}.{name}.weight", columns, rows, kind)
-    for name, columns in vectors.items():
-        yield _Tensor(f"blk.{index}.{name}.weight", columns, 0, "F32")
+    assert experts is not None
+    yield from _attention(shape, index, more_kind)
+    yield from _feed_forward(shape, index, more_kind)
+    yield from _vectors(index, attn_norm=width, post_attention_norm=width, attn_sinks=shape.n_head)
+    yield from _vectors(index, attn_q__bias=queries, attn_k__bias=keys, attn_v__bias=keys, attn_output__bias=width)
+    yield from _vectors(index, ffn_gate_inp__bias=experts.count)
+    for name, n in (("gate", experts.n_ff), ("up", experts.n_ff), ("down", width)):
+        yield _Tensor(f"blk.{index}.ffn_{name}_exps.bias", n, experts.count, "F32")
 
 
-def _hybrid_layer(shape: Shape, delta: DeltaNet, index: int, *, more_kind: str) -> Iterator[_Tensor]:
-    queries, keys = shape.n_head * shape.head_size, shape.n_head_kv * shape.head_size
-    attends = (index + 1) % delta.interval == 0
-    matrices = {
-        "ffn_gate": (shape.n_embd, shape.n_ff),
-        "ffn_up": (shape.n_embd, shape.n_ff),
-        "ffn_down": (shape.n_ff, shape.n_embd),
-    }
-    vectors = {"attn_norm.weight": shape.n_embd, "post_attention_norm.weight": shape.n_embd}
-    if attends:
-        matrices |= {
-            "attn_q": (shape.n_embd, 2 * queries),  # queries and gates
-            "attn_k": (shape.n_embd, keys),
-            "attn_v": (shape.n_embd, keys),
-            "attn_output": (queries, shape.n_embd),
-        }
-        vectors |= {"attn_q_norm.weight": shape.head_size, "attn_k_norm.weight": shape.head_size}
-    else:
-        matrices |= {
-            "attn_qkv": (shape.n_embd, delta.channels),
-            "attn_gate": (shape.n_embd, delta.results),
-            "ssm_beta": (shape.n_embd, delta.value_heads),
-            "ssm_alpha": (shape.n_embd, delta.value_heads),
-            "ssm_out": (delta.results, shape.n_embd),
-        }
-        vectors |= {"ssm_a": delta.value_heads, "ssm_dt.bias": delta.value_heads, "ssm_norm.weight": delta.state_size}
-        yield _Tensor(f"blk.{index}.ssm_conv1d.weight", delta.kernel, delta.channels, "F32")
-    for name, (columns, rows) in matrices.items():
-        kind = more_kind if name in ("attn_v", "attn_qkv", "ffn_down") else shape.kind
-        yield _Tensor(f"blk.{index}.{name}.weight", columns, rows, kind)
-    for name, columns in vectors.items():
-        yield _Tensor(f"blk.{index}.{name}", columns, 0, "F32")
+_LAYERS: dict[str, Callable[[Shape, int, str], Layer]] = {
+    "llama": _plain_layer,
+    "qwen3": _normed_layer,
+    "qwen35": _hybrid_layer,
+    "qwen35moe": _hybrid_layer,
+    "gemma4": _gemma_layer,
+    "gpt-oss": _gpt_oss_layer,
+}
 
 
-def _delta_metadata(prefix: str, rotated: int, delta: DeltaNet) -> dict[str, bytes]:
-    sections = (rotated // 6 + 1, rotated // 6 + 1, rotated // 2 - 2 * (rotated // 6 + 1), 0)
+def _family_metadata(shape: Shape) -> dict[str, bytes]:
+    """What a target has beyond the sizes that all have."""
+    found: dict[str, bytes] = {}
+    if shape.delta is not None:
+        found |= _delta_metadata(shape.head_size // 4, shape.delta)
+    if shape.experts is not None:
+        found |= _experts_metadata(shape.experts)
+    if shape.windows is not None:
+        found["attention.sliding_window"] = _integer(shape.windows.size)
+        found |= _gemma_metadata(shape, shape.windows) if shape.architecture == "gemma4" else {}
+    return {f"{shape.architecture}.{key}": value for key, value in found.items()}
+
+
+def _experts_metadata(experts: Experts) -> dict[str, bytes]:
     return {
-        f"{prefix}.rope.dimension_count": _integer(rotated),
-        f"{prefix}.rope.dimension_sections": struct.pack("<IIQ4i", _ARRAY, _INT32, 4, *sections),
-        f"{prefix}.full_attention_interval": _integer(delta.interval),
-        f"{prefix}.ssm.conv_kernel": _integer(delta.kernel),
-        f"{prefix}.ssm.state_size": _integer(delta.state_size),
-        f"{prefix}.ssm.group_count": _integer(delta.key_heads),
-        f"{prefix}.ssm.time_step_rank": _integer(delta.value_heads),
-        f"{prefix}.ssm.inner_size": _integer(delta.results),
+        "expert_count": _integer(experts.count),
+        "expert_used_count": _integer(experts.used),
+        "expert_feed_forward_length": _integer(experts.n_ff),
+        **({"expert_shared_feed_forward_length": _integer(experts.shared)} if experts.shared else {}),
+    }
+
+
+def _gemma_metadata(shape: Shape, windows: Windows) -> dict[str, bytes]:
+    whole = [_sees_all(windows, index) for index in range(shape.n_layer)]
+    heads = [windows.full_head_kv if sees_all else shape.n_head_kv for sees_all in whole]
+    return {
+        "attention.sliding_window_pattern": _booleans([not sees_all for sees_all in whole]),
+        "attention.head_count_kv": _integers(heads),
+        "attention.key_length": _integer(windows.full_head_size),
+        "attention.value_length": _integer(windows.full_head_size),
+        "attention.key_length_swa": _integer(shape.head_size),
+        "attention.value_length_swa": _integer(shape.head_size),
+        "rope.dimension_count": _integer(windows.full_head_size),
+        "rope.dimension_count_swa": _integer(shape.head_size),
+        "attention.shared_kv_layers": _integer(0),
+        "embedding_length_per_layer_input": _integer(0),
+    }
+
+
+def _delta_metadata(rotated: int, delta: DeltaNet) -> dict[str, bytes]:
+    return {
+        "rope.dimension_count": _integer(rotated),
+        "rope.dimension_sections": _integers(
+            [rotated // 6 + 1, rotated // 6 + 1, rotated // 2 - 2 * (rotated // 6 + 1), 0]
+        ),
+        "full_attention_interval": _integer(delta.interval),
+        "ssm.conv_kernel": _integer(delta.kernel),
+        "ssm.state_size": _integer(delta.state_size),
+        "ssm.group_count": _integer(delta.key_heads),
+        "ssm.time_step_rank": _integer(delta.value_heads),
+        "ssm.inner_size": _integer(delta.results),
     }
 
 
@@ -250,14 +405,20 @@ def _number(value: float) -> bytes:
     return struct.pack("<If", _FLOAT32, value)
 
 
+def _integers(values: Sequence[int]) -> bytes:
+    return struct.pack(f"<IIQ{len(values)}i", _ARRAY, _INT32, len(values), *values)
+
+
+def _booleans(values: Sequence[bool]) -> bytes:
+    return struct.pack(f"<IIQ{len(values)}?", _ARRAY, _BOOL, len(values), *values)
+
+
 def _metadata(shape: Shape, prefix: str, n_layer: int) -> dict[str, bytes]:
-    delta = shape.delta if prefix == shape.architecture else None
     words = b"".join(_string(f"w{token}") for token in range(shape.n_vocab))
     return {
-        **({} if delta is None else _delta_metadata(prefix, shape.head_size // 4, delta)),
         "general.architecture": _text(prefix),
         f"{prefix}.block_count": _integer(n_layer),
-        f"{prefix}.context_length": _integer(CONTEXT_LENGTH),
+        f"{prefix}.context_length": _integer(shape.n_ctx),
         f"{prefix}.embedding_length": _integer(shape.n_embd),
         f"{prefix}.feed_forward_length": _integer(shape.n_ff),
         f"{prefix}.attention.head_count": _integer(shape.n_head),
@@ -275,7 +436,7 @@ def _write(path: Path, metadata: dict[str, bytes], tensors: Sequence[_Tensor], *
     header += [_string(key) + value for key, value in metadata.items()]
     offset = 0
     for tensor in tensors:
-        sizes = (tensor.columns, tensor.rows) if tensor.rows else (tensor.columns,)
+        sizes = tensor.sizes
         header.append(_string(tensor.name) + struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes))
         header.append(struct.pack("<IQ", _TYPES[tensor.kind][0], offset))
         offset += _aligned(tensor.size)
@@ -283,14 +444,20 @@ def _write(path: Path, metadata: dict[str, bytes], tensors: Sequence[_Tensor], *
         begin = _aligned(file.write(b"".join(header)))
         file.truncate(begin + offset)
         file.seek(begin)
-        for tensor in tensors if with_weights else ():
-            _write_weights(file, tensor)
+        for tensor in tensors:
+            if with_weights or tensor.name == _FACTORS:  # a plan reads these
+                _write_weights(file, tensor)
+            else:
+                file.seek(_aligned(file.tell() + tensor.size))
     return path
 
 
 def _write_weights(file: BinaryIO, tensor: _Tensor) -> None:
     """The same random blocks again and again; a norm's gains are 1, and what states decay by is below 0."""
-    if not tensor.rows:
+    if tensor.name == _FACTORS:  # a quarter of the pairs turn, the others hardly
+        turning = tensor.columns // 4
+        file.write(struct.pack(f"<{tensor.columns}f", *[1.0] * turning, *[1e30] * (tensor.columns - turning)))
+    elif not tensor.rows:
         file.write(struct.pack("<f", -1.0 if tensor.name.endswith("ssm_a") else 1.0) * tensor.columns)
     else:
         blocks = _random_blocks(tensor.kind)

@@ -167,7 +167,8 @@ def describe_device_memory(
     stated: bytes of a card that need not be here; None takes what is free on the device.
     free: bytes that are free for the CPU; None where that is not known.
 
-    Where nothing is known of the device's memory, `available_bytes` and `fits` are None, and the advice says why.
+    Where nothing is known of the device's memory, `available_bytes`, `fits` and `largest_n_ctx` are None, and the
+    advice says why.
     Raises ParameterError for unknown devices, and what `plan_memory` raises.
     """
     check_device(device)
@@ -186,6 +187,8 @@ def describe_device_memory(
         target = stack.enter_context(ModelFile(model))
         second = None if drafter is None else stack.enter_context(ModelFile(drafter))
         plan = plan_memory(target, second, device, n_ctx)
+        largest = None if available is None else _longest(
+            lambda n: plan_memory(target, second, device, n), target.plan().n_ctx_train, available)  # fmt: skip
         advice: list[str] = []
         if available is None:
             reason = f"there is no such device here ({missing})" if missing is not None else "what is free is not known"
@@ -204,6 +207,7 @@ def describe_device_memory(
         "total_bytes": plan.total_bytes,
         "available_bytes": available,
         "fits": None if available is None else plan.total_bytes <= available,
+        "largest_n_ctx": largest,
         "advice": advice,
     }
 
@@ -241,6 +245,13 @@ def _largest_context(plan: Callable[[int], MemoryPlan], n_ctx: int, available: i
     return fitting * _CONTEXT_STEP or None
 
 
+def _longest(plan: Callable[[int], MemoryPlan], n_ctx_train: int, available: int) -> int | None:
+    """The longest context with which the plan fits, of all that the model was trained for; None where none does."""
+    if plan(n_ctx_train).total_bytes <= available:
+        return n_ctx_train
+    return _largest_context(plan, n_ctx_train, available)
+
+
 def print_device_memory(memory: Mapping[str, Any], console: Console) -> None:
     """The plan as a table, and below it whether it fits and what to change."""
     where = memory["device_name"] or {CPU: "the CPU", "cuda": "a CUDA card"}[memory["device"]]
@@ -262,7 +273,9 @@ def print_device_memory(memory: Mapping[str, Any], console: Console) -> None:
     if available is None:
         console.print(memory["advice"][0], markup=False)
     elif memory["fits"]:
-        console.print(f"It fits: {size_text(total)} of {size_text(available)}.", style="green", markup=False)
+        longest = f"and so would contexts of up to {memory['largest_n_ctx']} tokens"
+        verdict = f"It fits: {size_text(total)} of {size_text(available)}, {longest}."
+        console.print(verdict, style="green", markup=False, soft_wrap=True)
     else:
         verdict = f"It does not fit: it takes {size_text(total)}, and there are {size_text(available)}."
         console.print(f"{verdict} What would help:", style="bold red", markup=False)

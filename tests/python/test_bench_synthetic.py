@@ -24,6 +24,7 @@ from bee_integrations.bench.synthetic import (
     run_synthetic,
 )
 from bee_integrations.bench.synthetic_model import BLOCK_SIZE, SHAPES, write_drafter, write_target
+from bee_integrations.engine.device_plan import plan_memory
 from bee_integrations.errors import ParameterError, UnsupportedModelError
 from bee_integrations.library import check, ffi, lib, new_error
 from bee_integrations.models.file import ModelFile
@@ -108,12 +109,52 @@ def test_shares_that_no_block_of_16_reaches_are_refused(share: float) -> None:
 # ---- the files -------------------------------------------------------------------------------------------------------
 
 
-def test_a_hybrid_is_measured() -> None:
-    (row,) = run_synthetic(
-        SyntheticOptions(("tiny-hybrid",), device="cpu", threads=1, context=64, cycles=4, prefill=128)
-    )["synthetic"]
-    assert row["weight_bytes"] > 0
-    assert row["pass_ms"]["16"] > 0
+def test_hybrids_and_mixtures_are_measured() -> None:
+    shapes = ("tiny-hybrid", "tiny-hybrid-mixture", "tiny-windows", "tiny-mixture")
+    options = SyntheticOptions(shapes, device="cpu", threads=1, context=16, cycles=2, prefill=32)
+    for row in run_synthetic(options)["synthetic"]:
+        assert row["weight_bytes"] > 0
+        assert row["pass_ms"]["16"] > 0
+
+
+# Numbers of weights, and of the keys and values of a position, as the models' makers have it.
+PUBLISHED = {
+    "qwen3.6-27b": (26.9e9, 16 * 2 * 4 * 256),
+    "qwen3.6-35b-a3b": (34.7e9, 10 * 2 * 2 * 256),
+    "gemma4-31b": (30.7e9, 50 * 2 * 16 * 256 + 10 * 2 * 4 * 512),
+    "gpt-oss-20b": (20.9e9, 24 * 2 * 8 * 64),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_shapes_have_the_sizes_of_the_models(name: str, tmp_path: Path) -> None:
+    n_weights, numbers = PUBLISHED[name]
+    with (
+        ModelFile(write_target(SHAPES[name], tmp_path / "target.gguf")) as file,
+        ModelFile(write_drafter(SHAPES[name], tmp_path / "drafter.gguf")) as drafter,
+    ):
+        assert sum(math.prod(tensor.shape) for tensor in file.tensors) == pytest.approx(n_weights, rel=0.005)
+        assert file.plan().kv_bytes_per_token == 2 * numbers
+        for device in ("cpu", "cuda"):
+            plan = plan_memory(file, drafter, device, 8192)
+            assert plan.drafter_bytes < 0.1 * plan.target_bytes
+
+
+def test_weights_in_files_run(tmp_path: Path) -> None:
+    """What a peer opens, too: the mixtures have their router, biases and sinks, the windows their factors."""
+    for name in ("tiny-hybrid-mixture", "tiny-windows", "tiny-mixture"):
+        target = write_target(SHAPES[name], tmp_path / f"{name}.gguf", with_weights=True)
+        error, parameters = new_error(), ffi.new("bee_engine_params *", {"n_threads": 1})
+        handle = lib.bee_engine_open(os.fsencode(target), ffi.NULL, parameters, error)
+        check(handle, error)
+        session = lib.bee_session_open(handle, 4, False, error)
+        check(session, error)
+        logits = ffi.new("float[]", 4 * SHAPES[name].n_vocab)
+        check(lib.bee_session_evaluate(session, [1, 2, 3, 4], 4, 4, logits, error), error)
+        lib.bee_session_close(session)
+        lib.bee_engine_close(handle)
+        assert all(math.isfinite(value) for value in logits)
+        assert len({float(value) for value in logits}) > 100
 
 
 def test_states_of_hybrids_with_weights_do_not_grow(tmp_path: Path) -> None:

@@ -5,19 +5,31 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from contextlib import ExitStack
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_model
 from llama_index.core.llms import ChatMessage
+from rich.console import Console
 from test_cli import Bee
 
 from bee_integrations.bench import BenchOptions
 from bee_integrations.bench.report import describe_run
+from bee_integrations.bench.synthetic_model import SHAPES, write_drafter, write_target
 from bee_integrations.engine import Engine, device_plan, pass_costs
 from bee_integrations.engine import engine as engine_module
-from bee_integrations.engine.device_plan import Device, describe_card, parse_size, plan_memory, size_text
+from bee_integrations.engine.device_plan import (
+    Device,
+    describe_card,
+    describe_device_memory,
+    parse_size,
+    plan_memory,
+    print_device_memory,
+    size_text,
+)
 from bee_integrations.engine.pass_costs import PassCosts
 from bee_integrations.errors import DeviceError, DrafterMismatchError, ParameterError
 from bee_integrations.langchain import BeeLLM, ChatBee
@@ -264,6 +276,34 @@ def test_what_does_not_fit_comes_with_advice_that_helps(bee: Bee, tiny_path: Pat
     code, output, _ = bee(*arguments, "--memory", "1")
     assert code == 0
     assert "does not fit" in output
+
+
+@pytest.mark.parametrize(("name", "drafted", "longest"), [("qwen3.6-27b", True, 16384), ("gemma4-31b", False, 16384)])
+def test_what_large_models_take_of_a_card(name: str, drafted: bool, longest: int, tmp_path: Path) -> None:
+    """24 GiB hold a hybrid of 27 billion weights (Q5_K_S) with its drafter, and 31 billion (Q4_K_M) without one, with
+    more context than asked for; 12 GB hold neither with any."""
+    target = write_target(SHAPES[name], tmp_path / "target.gguf")
+    drafter = write_drafter(SHAPES[name], tmp_path / "drafter.gguf") if drafted else None
+    found = describe_device_memory(target, drafter, "cuda", 8192, stated=parse_size("24GiB"), free=None)
+    assert found["fits"]
+    assert longest < found["largest_n_ctx"] < 65536
+
+    def total(n_ctx: int) -> int:
+        with ModelFile(target) as file, ExitStack() as stack:
+            second = None if drafter is None else stack.enter_context(ModelFile(drafter))
+            return plan_memory(file, second, "cuda", n_ctx).total_bytes
+
+    assert total(found["largest_n_ctx"]) <= parse_size("24GiB") < total(found["largest_n_ctx"] + 128)
+    console = Console(width=150, record=True, file=StringIO())
+    print_device_memory(found, console)
+    assert f"up to {found['largest_n_ctx']} tokens" in console.export_text()
+
+    refused = describe_device_memory(target, drafter, "cuda", 8192, stated=parse_size("12GB"), free=None)
+    assert (refused["fits"], refused["largest_n_ctx"]) == (False, None)
+    (advice,) = refused["advice"]
+    assert size_text(refused["target_bytes"]) in advice
+    print_device_memory(refused, console)
+    assert f"it takes {size_text(refused['total_bytes'])}, and there are 12.00 GB" in console.export_text()
 
 
 def test_info_without_a_card_and_without_a_size(bee: Bee, tiny_path: Path) -> None:
