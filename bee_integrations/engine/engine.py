@@ -36,6 +36,7 @@ from ..errors import (
     ConstraintError,
     ContextLengthError,
     ModelFormatError,
+    OutOfMemoryError,
     ParameterError,
     TemplateError,
     UnsupportedModelError,
@@ -45,6 +46,7 @@ from ..library import check, ffi, lib, new_error
 from ..models import registry as models
 from ..models.drafters import Drafter, find_drafter
 from ..models.file import ModelFile, Plan
+from ..models.memory import available_memory, size_text
 from ..models.ollama_templates import known_form
 from ..models.sampling_defaults import sampling_defaults
 from ..parameter_checks import INT32_MAX, integer, token_ids
@@ -117,6 +119,7 @@ class Engine:
         self.model_name: str = located.name
         self.drafter_path: Path | None = found.path
         self._read_model_file(n_ctx, located)
+        self._check_states(device)
         handle = _open_engine(
             self.model_path,
             self.drafter_path,
@@ -151,6 +154,19 @@ class Engine:
             self.sampling: dict[str, Any] = sampling_defaults(file.metadata, located)
         self.n_ctx: int = context_length(n_ctx, plan.n_ctx_train)
         self._n_ctx_train = plan.n_ctx_train
+        self._state_bytes = plan.state_bytes
+
+    def _check_states(self, device: str) -> None:
+        """Keys and values take memory as they fill; the states of recurrent layers are there from the first token on.
+        A card is asked when the library plans for it."""
+        free = available_memory() if self._state_bytes else None
+        if free is None or self._state_bytes <= free:
+            return
+        if expected_place(device, self.model_path, self.drafter_path, self.n_ctx) == CPU:
+            raise OutOfMemoryError(
+                f"the states of this model's recurrent layers take {size_text(self._state_bytes)} for each session, "
+                f"whatever its context, and {size_text(free)} of memory are free: take a smaller model"
+            )
 
     @classmethod
     def shared(

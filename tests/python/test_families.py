@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import subprocess
+import sys
 import threading
 import zlib
 from collections.abc import Iterator
@@ -22,8 +25,11 @@ import numpy.typing as npt
 import pytest
 from family_models import CASES, LONG, LONG_CASES, N_CTX, N_VOCAB, WINDOW, make, tokens
 from gguf_document import ARRAY, BOOL, FLOAT32, INT32, STRING, Document, Stored, Value, integer, number, text
+from tiny_model import VOCABULARY as BYTES
 
-from bee_integrations.errors import BeeError
+from bee_integrations.engine import Engine
+from bee_integrations.engine import engine as engine_module
+from bee_integrations.errors import BeeError, OutOfMemoryError
 from bee_integrations.library import check, ffi, lib, new_error
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "families.npz"
@@ -182,6 +188,17 @@ VOCABULARY = Value(ARRAY, [f"token {i}" for i in range(N_VOCAB)], STRING)
 def target_of(name: str, n_ctx: int = N_CTX) -> Document:
     document = make(name, n_ctx=n_ctx)
     document.metadata["tokenizer.ggml.tokens"] = VOCABULARY
+    return document
+
+
+def spoken(name: str) -> Document:
+    """With a tokenizer, so that an engine opens it; it knows some of the bytes."""
+    document = target_of(name)
+    words = Value(ARRAY, [*BYTES[: N_VOCAB - 3], "a", "b", "ab"], STRING)
+    document.metadata |= {
+        "tokenizer.ggml.model": text("gpt2"), "tokenizer.ggml.pre": text("gpt-2"), "tokenizer.ggml.tokens": words,
+        "tokenizer.ggml.merges": Value(ARRAY, ["a b"], STRING),
+    }  # fmt: skip
     return document
 
 
@@ -396,6 +413,59 @@ def test_states_do_not_grow_with_the_context(tmp_path: Path) -> None:
     assert cache_bytes(path, 8192) == position * 8192 + states
 
 
+LARGE_STATES = """
+import resource, sys
+from pathlib import Path
+from bee_integrations.bench.synthetic_model import DeltaNet, Shape, write_target
+from bee_integrations.errors import OutOfMemoryError
+from bee_integrations.library import check, ffi, lib, new_error
+sizes = Shape("qwen35", 4, 256, 512, 4, 2, 64, 320, "Q4_K", "Q6_K", "Q6_K", DeltaNet(4, 64, state_size=512))
+path = write_target(sizes, Path(sys.argv[1]) / "model.gguf")
+error = new_error()
+params = ffi.new("bee_engine_params *", {"n_threads": 1, "made_up_weights": True})
+engine = lib.bee_engine_open(bytes(path), ffi.NULL, params, error)
+check(engine, error)
+held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+most = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (held + (300 << 20), most[1]))  # for the states, not for those that are saved
+try:
+    check(lib.bee_session_open(engine, 64, False, error), error)
+except OutOfMemoryError as refused:
+    print(refused)
+resource.setrlimit(resource.RLIMIT_AS, most)
+session = lib.bee_session_open(engine, 64, False, error)
+check(session, error)
+check(lib.bee_session_evaluate(session, [1, 2, 3], 3, 3, ffi.NULL, error), error)
+print("and it runs")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of memory are Linux's")
+def test_states_for_which_there_is_no_memory(tmp_path: Path) -> None:
+    """Three states of 67 MB, and room to save two of each: that is said before anything is computed, and an engine that
+    could not open a session is as good as before."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent.parent)}
+    ran = subprocess.run(
+        [sys.executable, "-c", LARGE_STATES, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert re.fullmatch(
+        r"out of memory for a context of 64 tokens; 0\.6\d GB of it are states .*\nand it runs\n", ran.stdout
+    ), ran.stderr[-2000:]
+
+
+def test_states_are_held_against_the_memory_that_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unlike keys and values they do not grow: that they do not fit is known before weights are read."""
+    path = spoken("qwen35").write(tmp_path / "model.gguf")
+    monkeypatch.setattr(engine_module, "available_memory", lambda: 200_000)
+    monkeypatch.setattr(engine_module, "_open_engine", None)  # is not come to
+    with pytest.raises(OutOfMemoryError, match=r"recurrent layers take 0\.\d MB .* 0\.2 MB of memory are free"):
+        Engine(path, device="cpu")
+
+
 # ---- bad input -------------------------------------------------------------------------------------------------------
 
 
@@ -555,6 +625,40 @@ BROKEN = {
         lambda d: d.tensors.update({"blk.0.ffn_gate_up_exps.weight": Stored.of(np.zeros((6, 48, 64), np.float32))}),
         "blk.0.ffn_gate_up_exps.weight",
     ),
+    "experts of another kind of output": (
+        "qwen3moe",
+        lambda d: d.tensors.update({"blk.0.ffn_down_exps.weight": Stored.of(np.zeros((6, 40, 64), np.float32))}),
+        "blk.0.ffn_down_exps.weight",
+    ),
+    "more experts used than there are, of GLM": (
+        "glm4moe", key("glm4moe.expert_used_count", integer(7)), "glm4moe.expert_used_count",
+    ),
+    "a bias that chooses of another number": (
+        "glm4moe",
+        lambda d: d.tensors.update({"blk.1.exp_probs_b.bias": Stored.of(np.zeros(5, np.float32))}),
+        "blk.1.exp_probs_b.bias",
+    ),
+    "a layer that is said not to attend, and does": (
+        "qwen35-listed-predicting",
+        key("qwen35.attention.recurrent_layers", booleans(True, True, True, False)),
+        r"blk.0.attn_qkv.weight",
+    ),
+    "a list that is of no booleans": (
+        "qwen35-listed-predicting",
+        key("qwen35.attention.recurrent_layers", Value(ARRAY, [0, 1, 2, 0], INT32)), "recurrent_layers",
+    ),
+    "a convolution that is too long": ("qwen35", key("qwen35.ssm.conv_kernel", integer(17)), "ssm.conv_kernel"),
+    "a short convolution of one row": ("lfm2", key("lfm2.shortconv.l_cache", integer(1)), "shortconv.l_cache"),
+    "a short convolution of another length": ("lfm2", key("lfm2.shortconv.l_cache", integer(4)), "shortconv.conv"),
+    "a state of an odd size, of Mamba": (
+        "granitehybrid", key("granitehybrid.ssm.state_size", integer(33)), "ssm.state_size",
+    ),
+    "a convolution of other channels": (
+        "nemotron_h",
+        lambda d: d.tensors.update({"blk.0.ssm_conv1d.weight": Stored.of(np.zeros((100, 4), np.float32))}),
+        "blk.0.ssm_conv1d.weight",
+    ),
+    "no state": ("granitehybrid", key("granitehybrid.ssm.state_size", integer(0)), "ssm.state_size"),
     "a part for pictures": ("qwen2", key("general.architecture", text("clip")), "vision"),
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from family_models import N_CTX, N_VOCAB, PREDICTING, block_alone, tokens, without_block
-from gguf_document import ARRAY, STRING, Document, Stored, Value, integer, text
+from gguf_document import ARRAY, STRING, Document, Stored, Value, integer
 from test_families import (
     DEVICES,
     ERROR,
@@ -22,9 +22,9 @@ from test_families import (
     evaluate,
     generate,
     session,
+    spoken,
     target_of,
 )
-from tiny_model import VOCABULARY as BYTES
 
 from bee_integrations import BeeLLM
 from bee_integrations.engine.device_plan import plan_memory
@@ -347,13 +347,7 @@ def test_a_whole_model_is_no_drafter(tmp_path: Path) -> None:
 
 def test_everything_that_takes_a_drafter_takes_the_block(tmp_path: Path) -> None:
     """By its path, and as "auto" finds it in the model's folder."""
-    document = target_of(LISTED)
-    words = [*BYTES[:61], "a", "b", "ab"]
-    document.metadata |= {
-        "tokenizer.ggml.model": text("gpt2"), "tokenizer.ggml.pre": text("gpt-2"),
-        "tokenizer.ggml.merges": Value(ARRAY, ["a b"], STRING),
-        "tokenizer.ggml.tokens": Value(ARRAY, words, STRING),
-    }  # fmt: skip
+    document = spoken(LISTED)
     model = without_block(document).write(tmp_path / "model.gguf")
     drafter = block_alone(document).write(tmp_path / "mtp-model.gguf")
     greedy = GenerationParams(max_tokens=20, temperature=0.0)

@@ -38,6 +38,18 @@ static void session_free(bee_session *s) {
     free(s);
 }
 
+static void fail_session(const bee_engine *e, int32_t n_ctx, bee_error *error) {
+    const CacheShape shape = shape_cache(&e->target->shape);
+    if (shape.n_states)
+        fail_to_make(e->ops, e->backend, error,
+                     "out of memory for a context of %d tokens; %.2f GB of it are states of recurrent layers, whatever "
+                     "n_ctx",
+                     n_ctx, 1e-9 * (double)cache_state_bytes(&shape));
+    else
+        fail_to_make(e->ops, e->backend, error, "out of memory for a context of %d tokens; ask for a smaller n_ctx",
+                     n_ctx);
+}
+
 bee_session *bee_session_open(bee_engine *engine, int32_t n_ctx, bool keep_features, bee_error *error) {
     if (!engine || n_ctx < 1 || n_ctx > engine->target->shape.n_ctx_train) {
         bee_fail(error, BEE_ERROR_ARGUMENT, "n_ctx is %d; it must lie between 1 and the model's context length, %d",
@@ -55,8 +67,7 @@ bee_session *bee_session_open(bee_engine *engine, int32_t n_ctx, bool keep_featu
     const bool ok = session_allocate(s, keep_features);
     if (!ok) {
         session_free(s);
-        fail_to_make(engine->ops, engine->backend, error,
-                     "out of memory for a context of %d tokens; ask for a smaller n_ctx", n_ctx);
+        fail_session(engine, n_ctx, error);
     }
     pthread_mutex_unlock(&engine->mutex);
     return ok ? s : NULL;
