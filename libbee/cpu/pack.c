@@ -44,6 +44,17 @@ static void place_nibbles(const Group *g, int j, uint32_t nibbles) {
     place(g->codes + 64 * j + 4 * g->row, nibbles, g->odd ? 4 : 0);
 }
 
+/* Three bits: two codes to a byte, and the parts of two more above them. */
+static void place_threes(const Group *g, int j, uint32_t codes) {
+    uint8_t *vectors = g->codes + 192 * g->odd + 4 * g->row;
+    if (j < 6) {
+        place(vectors + 64 * (j / 2), codes, 3 * (j % 2));
+    } else {
+        place(vectors + 128 * (j - 6), codes & 0x03030303, 6);
+        place(vectors + 64, codes >> 2 & 0x01010101, j);
+    }
+}
+
 static void place_integers(const Group *g) {
     const int bits = g->traits.bits;
     for (int j = 0; j < GROUP / 4; j++) {
@@ -51,6 +62,10 @@ static void place_integers(const Group *g) {
         uint8_t *at = g->codes;
         if (bits == 8) {
             place(at + 512 * g->odd + 64 * j + 4 * g->row, codes, 0);
+            continue;
+        }
+        if (bits == 3) {
+            place_threes(g, j, codes);
             continue;
         }
         if (bits == 1) codes >>= 1;
@@ -123,8 +138,10 @@ static void place_small_scale(const Group *g, int half, int n, const BlockScale 
     if (flags & ODD) {
         const int nibble = n == 2 ? half : g->odd;
         g->small[(n == 2 ? BLOCK_ROWS * g->odd : 0) + g->row] |= (uint8_t)(s->small / 2 << 4 * nibble);
-    } else if (flags & HALVES && flags & MINIMUM) {
-        g->small[at] = (uint8_t)(s->small | -s->small_minimum << 4);
+    } else if (joins_halves(g->traits) && flags & MINIMUM) {
+        g->small[4 * g->row + 2 * half + g->odd] = (uint8_t)(s->small | -s->small_minimum << 4);
+    } else if (joins_halves(g->traits)) {
+        g->small[2 * BLOCK_ROWS * g->odd + 2 * g->row + half] = (uint8_t)s->small;
     } else {
         g->small[at] = (uint8_t)s->small;
         if (flags & MINIMUM) g->small[2 * BLOCK_ROWS + BLOCK_ROWS * g->odd + g->row] = (uint8_t)s->small_minimum;

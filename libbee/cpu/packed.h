@@ -9,11 +9,13 @@
  *   one span:
  *   | codes, pair 0 | pair 1 ... | small scales, pair 0 | pair 1 ... | scales of the span | to a multiple of 64 |
  *
- *   codes of a pair: planes of 4, 2 and 1 bits, those whose sum is the number of bits, lowest bits first; of row r,
- *   column 4 j + i of a group:
+ *   codes of a pair: planes of 4, 2 and 1 bits, those whose sum is the number of bits, lowest bits first, but for three
+ *   bits; of row r, column 4 j + i of a group:
  *     4 bits: 8 x 64 bytes, byte 64 j + 4 r + i: group 0 in the low half, group 1 in the high one
  *     2 bits: 2 x 64 bytes per group, bits 2 (j % 4) of byte 4 r + i of vector j / 4
  *     1 bit:  64 bytes per group, bit j of byte 4 r + i. A single bit says 0 or 2 (Q1_0)
+ *     3 bits: 3 x 64 bytes per group; j from 0 to 5: bits 3 (j % 2) of byte 4 r + i of vector j / 2. What is left are
+ *     the other two: bits 6 and 7 of vectors 0 and 2, below bits 6 and 7 of vector 1
  *   8 bits: 8 x 64 bytes per group instead. NIBBLE_TABLE: the nibbles to look up.
  *   GRID_INDICES: | low 8 bits: 16 bytes for each entry, both groups | for each row its entries' higher bits, from the
  *     lowest on, of EIGHTHS with the sign behind them: 0, 1, 2 or 4 bytes | SIGNS: 64 bytes per group, as codes of 1
@@ -29,7 +31,8 @@
  *   SMALL_FLOAT: 0x7f is a number like others here)
  *   SUPER, whose scales are products of a small number and one for the row's block:
  *   | 16 or 2 x 16 (HALVES) int8, group 0 | group 1 | minima: 16 int8, group 0 | group 1 |
- *     HALVES and MINIMUM: nibbles, the scale in the low one, the minimum in the high one
+ *     joins_halves: | 16 x the int8 of both halves of group 0 | of group 1 |, or, with MINIMUM, 16 x four bytes: halves
+ *     0 of groups 0 and 1, then halves 1; each the scale in the low nibble, the minimum in the high one
  *     ODD: nibbles, of which n says 2 n + 1: | 16 x groups 0 and 1 |, or, HALVES, | 16 x halves of group 0 | of group 1
  * | of the span, SUPER and WHOLE: | 16 float16 for the scales | 16 float16 for the minima |
  *
@@ -52,6 +55,12 @@
 enum { BLOCK_ROWS = 16, GROUP = 32, PAIR = 64, TILE = 16 };
 
 static inline int span_pairs(WeightTraits t) { return t.flags & SPAN ? t.columns / PAIR : 1; }
+
+/* Whether products of a group's halves are joined as integers. */
+static inline bool joins_halves(WeightTraits t) { return t.kind == INTEGERS && t.flags & HALVES && t.flags & SPAN; }
+
+/* Whether a span has one scale, beside small integers. */
+static inline bool scaled_by_span(WeightTraits t) { return t.flags & WHOLE || joins_halves(t); }
 
 /* Of a grid: bits beside the low 8 of each entry. */
 static inline int high_bits(WeightTraits t) { return t.index_bits - 8 + (t.flags & EIGHTHS ? 1 : 0); }

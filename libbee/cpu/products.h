@@ -44,6 +44,13 @@ typedef struct Pair {
     int index;
 } Pair;
 
+INLINE void load_threes(const uint8_t *w, RCODES *codes) {
+    const RCODES vectors[3] = {codes_load(w), codes_load(w + 64), codes_load(w + 128)};
+    UNROLL for (int j = 0; j < 6; j++) codes[j] = codes_part(vectors[j / 2], -3 * (j % 2), 7);
+    UNROLL for (int j = 6; j < 8; j++) codes[j] =
+        codes_join(codes_part(vectors[2 * (j - 6)], -6, 3), vectors[1], 2 - j, 4);
+}
+
 /* The codes of one group, of the step's rows. */
 INLINE void load_integers(WeightTraits t, int group, int step, const uint8_t *w, RCODES *codes) {
     w += 4 * STEP_ROWS * step;
@@ -55,13 +62,22 @@ INLINE void load_integers(WeightTraits t, int group, int step, const uint8_t *w,
         UNROLL for (int j = 0; j < 8; j++) codes[j] = group ? codes_high(w + 64 * j) : codes_low(w + 64 * j);
         return;
     }
+    if (t.bits == 3) {
+        load_threes(w + 192 * group, codes);
+        return;
+    }
     const uint8_t *twos = w + (t.bits & 4 ? 512 : 0), *ones = twos + (t.bits & 2 ? 256 : 0);
     UNROLL for (int j = 0; j < 8; j++) {
-        codes[j] = !(t.bits & 4) ? codes_set(0) : group ? codes_upper(w + 64 * j) : codes_low(w + 64 * j);
-        const int two = t.bits & 4, one = t.bits == 1 ? 1 : t.bits & 6; /* the places of these bits */
-        if (t.bits & 2)
-            codes[j] = codes_join(codes[j], codes_load(twos + 128 * group + 64 * (j / 4)), two - 2 * (j % 4), 3 << two);
-        if (t.bits & 1) codes[j] = codes_join(codes[j], codes_load(ones + 64 * group), one - j, 1 << one);
+        if (t.bits & 4) codes[j] = group ? codes_upper(w + 64 * j) : codes_low(w + 64 * j);
+        if (t.bits & 2) {
+            const RCODES plane = codes_load(twos + 128 * group + 64 * (j / 4));
+            codes[j] =
+                t.bits & 4 ? codes_join(codes[j], plane, 4 - 2 * (j % 4), 0x30) : codes_part(plane, -2 * (j % 4), 3);
+        }
+        if (t.bits & 1) {
+            const RCODES plane = codes_load(ones + 64 * group);
+            codes[j] = t.bits == 1 ? codes_part(plane, 1 - j, 2) : codes_join(codes[j], plane, 4 - j, 16);
+        }
     }
 }
 
@@ -119,14 +135,14 @@ INLINE void load_four_entries(TensorType type, const uint8_t *index, const uint8
         UNROLL for (int k = 0; k < 4; k++) {
             const RCODES halves = k < 2 ? first : second;
             codes[k] = type == TYPE_IQ3_S ? codes_bits_and(halves, k % 2 * 4, 15, 16) /* its digits are doubled */
-                                          : codes_look_up(grid.numbers.words, codes_bits(halves, k % 2 * 4, 15));
+                                          : codes_look_up(grid.numbers.words, codes_part(halves, -(k % 2 * 4), 15));
         }
         return;
     }
     UNROLL for (int half = 0; half < 2; half++) {
         const RCODES digits = half ? codes_odd(first, second) : codes_even(first, second);
         UNROLL for (int k = 0; k < 4; k++) codes[4 * half + k] =
-            codes_look_up(grid.numbers.words, codes_bits(digits, 2 * k, 3));
+            codes_look_up(grid.numbers.words, codes_part(digits, -(2 * k), 3));
         if (!(t.flags & EIGHTHS)) continue;
         const RCODES eighths = codes_where_clear(masks + 8 * (high_bits(t) - 1), 2);
         const RCODES both = half ? codes_odd(eighths, eighths) : codes_even(eighths, eighths);
@@ -221,21 +237,11 @@ INLINE RF small_float_scales(const uint8_t *p) { /* as small_float_scale */
 
 INLINE RF odd_scales(RF super, RI nibbles) { return rf_mul(super, rf_from_ri(ri_add(ri_left(nibbles, 1), ri_set(1)))); }
 
-/* Scales whose small integers are nibbles. */
-INLINE GroupScales load_nibble_scales(WeightTraits t, int group, int row, Pair at) {
+INLINE GroupScales load_odd_scales(WeightTraits t, int group, int row, Pair at) {
     const float unit = value_of_bits((uint32_t)(127 + t.unit) << 23);
     RF super = rf_load_f16((const uint16_t *)(at.scales + 2 * row));
     if (t.unit) super = rf_mul(super, rf_set(unit));
     GroupScales g;
-    if (t.flags & MINIMUM) {
-        const RF minimum = rf_load_f16((const uint16_t *)(at.scales + 2 * BLOCK_ROWS + 2 * row));
-        UNROLL for (int half = 0; half < 2; half++) {
-            const RI both = ri_load_u8(at.small + BLOCK_ROWS * (2 * group + half) + row);
-            g.scale[half] = rf_mul(super, rf_from_ri(ri_bits(both, 0, 15)));
-            g.minimum[half] = rf_mul(minimum, rf_mul(rf_from_ri(ri_bits(both, 4, 15)), rf_set(-1)));
-        }
-        return g;
-    }
     const bool halves = t.flags & HALVES;
     const RI nibbles = ri_load_u8(at.small + (halves ? BLOCK_ROWS * group : 0) + row);
     g.scale[0] = odd_scales(super, ri_bits(nibbles, halves ? 0 : 4 * group, 15));
@@ -246,10 +252,8 @@ INLINE GroupScales load_nibble_scales(WeightTraits t, int group, int row, Pair a
 INLINE GroupScales load_scales(WeightTraits t, int group, int step, Pair at) {
     const int row = STEP_ROWS * step, halves = t.flags & HALVES ? 2 : 1;
     GroupScales g;
-    if (t.flags & ODD || (t.flags & HALVES && t.flags & MINIMUM)) return load_nibble_scales(t, group, row, at);
-    if (t.flags & WHOLE) {
-        g.scale[0] = rf_load_f16((const uint16_t *)(at.scales + 2 * row));
-    } else if (t.flags & SUPER) {
+    if (t.flags & ODD) return load_odd_scales(t, group, row, at);
+    if (t.flags & SUPER) {
         const uint8_t *super = at.scales + 2 * row, *small = at.small + row;
         UNROLL for (int half = 0; half < halves; half++) g.scale[half] =
             super_scale(super, small + BLOCK_ROWS * (halves * group + half));
@@ -266,6 +270,12 @@ INLINE GroupScales load_scales(WeightTraits t, int group, int step, Pair at) {
     /* the factor is a power of two: exact */
     if (leaves_factor(t) && group) g.scale[0] = rf_mul(g.scale[0], rf_set(1.0f / HIGH_NIBBLE));
     return g;
+}
+
+/* Few tokens leave the products waiting for each other: two chains of them. Sums are exact. */
+INLINE RI dot_group(int n, RI d, const RCODES *codes, const int8_t *x, int bits) {
+    if (n >= TWO_CHAINS_BELOW) return dot(d, codes, x, 8, bits);
+    return ri_add(dot(d, codes, x, 4, bits), dot(ri_set(0), codes + 4, x + 16, 4, bits));
 }
 
 /* One group of 32 columns: STEP_ROWS rows x n tokens. */
@@ -286,25 +296,72 @@ INLINE void multiply_group(TensorType type, int n, int group, int step, Pair at,
         const RF token_scale = rf_set(a[i].scale[group]);
         if (t.flags & HALVES) {
             UNROLL for (int half = 0; half < 2; half++) {
-                const int total = a[i].half[2 * group + half];
-                const RI d = dot(ri_set(-zero * total), codes + 4 * half, x + 16 * half, 4, t.bits);
+                const RI d =
+                    dot(ri_set(-zero * a[i].half[2 * group + half]), codes + 4 * half, x + 16 * half, 4, t.bits);
                 acc[i] = rf_fma(rf_from_ri(d), rf_mul(s.scale[half], token_scale), acc[i]);
-                if (t.flags & MINIMUM)
-                    acc[i] = rf_fma(s.minimum[half], rf_set(a[i].scale[group] * (float)total), acc[i]);
             }
             continue;
         }
-        RI d = ri_set(-zero * a[i].total[group]);
-        if (n < TWO_CHAINS_BELOW) { /* few tokens leave the products waiting for each other; sums are exact */
-            d = dot(d, codes, x, 4, t.bits);
-            d = ri_add(d, dot(ri_set(0), codes + 4, x + 16, 4, t.bits));
-        } else {
-            d = dot(d, codes, x, 8, t.bits);
-        }
+        const RI d = dot_group(n, ri_set(-zero * a[i].total[group]), codes, x, t.bits);
         acc[i] = rf_fma(rf_from_ri(d), rf_mul(s.scale[0], token_scale), acc[i]);
         if (t.flags & MINIMUM) acc[i] = rf_fma(s.minimum[0], rf_set(a[i].sum[group]), acc[i]);
     }
 }
+
+/* ---- types with one scale for a span: scaled_by_span ------------------------------------------------- */
+
+/* Of both halves of a group: the small scales, or the minima. */
+INLINE RI load_pairs(WeightTraits t, int group, int step, const uint8_t *small, bool minima) {
+    const int row = STEP_ROWS * step;
+    if (t.flags & MINIMUM) return ri_bits(ri_load(small + 4 * row), 8 * group + (minima ? 4 : 0), 0x000f000f);
+    return ri_load_pairs(small + 2 * BLOCK_ROWS * group + 2 * row);
+}
+
+/* As multiply_group, but the span's scale is left out. Integers stay below 2^24, and become floats without a rounding.
+ */
+INLINE void sum_group(TensorType type, int n, int group, int step, Pair at, const OperandPair *a, RF *sums) {
+    const WeightTraits t = traits_of(type);
+    const RI scales = joins_halves(t) ? load_pairs(t, group, step, at.small, false) : ri_set(0);
+    const RI zeros = joins_halves(t) ? ri_mul_pairs(scales, -t.zero) : scales;
+    RCODES codes[8];
+    load_codes(type, group, step, at, codes);
+    TOKEN_LOOP for (int i = 0; i < n; i++) {
+        const int8_t *x = a[i].codes + GROUP * group;
+        RI d;
+        if (joins_halves(t)) {
+            d = dot_halves(codes, x, scales, t.bits);
+            if (t.zero) d = ri_add(d, ri_pairs_dot(zeros, a[i].half + 2 * group));
+        } else {
+            d = dot_group(n, ri_set(-t.zero * a[i].total[group]), codes, x, t.bits);
+        }
+        sums[i] = rf_fma(rf_from_ri(d), rf_set(a[i].scale[group]), sums[i]);
+    }
+}
+
+INLINE void sum_minima(WeightTraits t, int n, int step, const uint8_t *small, const OperandPair *a, RF *sums) {
+    for (int p = 0; p < span_pairs(t); p++, small += small_scale_bytes(t), a += TILE)
+        UNROLL for (int group = 0; group < 2; group++) {
+            const RI minima = load_pairs(t, group, step, small, true);
+            TOKEN_LOOP for (int i = 0; i < n; i++) {
+                const RI d = ri_pairs_dot(minima, a[i].half + 2 * group);
+                sums[i] = rf_fma(rf_from_ri(d), rf_set(a[i].scale[group]), sums[i]);
+            }
+        }
+}
+
+/* Adds a span's sums, times its scale, and its minima; what was in `sums` is gone. */
+INLINE void finish_span(WeightTraits t, int n, int step, Pair at, const OperandPair *a, RF *sums, RF *acc) {
+    const uint16_t *scales = (const uint16_t *)at.scales + STEP_ROWS * step;
+    const RF scale = rf_load_f16(scales);
+    TOKEN_LOOP for (int i = 0; i < n; i++) acc[i] = rf_fma(scale, sums[i], acc[i]);
+    if (!(t.flags & MINIMUM)) return;
+    const RF minimum = rf_mul(rf_load_f16(scales + BLOCK_ROWS), rf_set(-1));
+    TOKEN_LOOP for (int i = 0; i < n; i++) sums[i] = rf_set(0);
+    sum_minima(t, n, step, at.small, a, sums);
+    TOKEN_LOOP for (int i = 0; i < n; i++) acc[i] = rf_fma(minimum, sums[i], acc[i]);
+}
+
+/* ---- all columns --------------------------------------------------------------------------------------- */
 
 INLINE void store_sums(float *out, RF sums, bool add) { rf_store(out, add ? rf_add(rf_load(out), sums) : sums); }
 
@@ -313,20 +370,28 @@ INLINE void multiply_codes(TensorType type, int n, const uint8_t *w, int n_pairs
                            size_t out_stride, bool add) {
     const WeightTraits t = traits_of(type);
     const int in_span = span_pairs(t), lines = (span_bytes(t) / 64 + in_span - 1) / in_span;
-    RF acc[STEPS][TILE];
+    RF acc[STEPS][TILE], sums[STEPS][TILE];
     UNROLL for (int step = 0; step < STEPS; step++) TOKEN_LOOP for (int i = 0; i < n; i++) acc[step][i] = rf_set(0);
     for (int first = 0; first < n_pairs; first += in_span, w += span_bytes(t)) {
         const uint8_t *small = w + in_span * code_bytes(t), *scales = small + in_span * small_scale_bytes(t);
+        if (scaled_by_span(t))
+            UNROLL for (int step = 0; step < STEPS; step++) TOKEN_LOOP for (int i = 0; i < n; i++) sums[step][i] =
+                rf_set(0);
         for (int p = 0; p < in_span; p++, a += TILE) {
             const Pair at = {w, w + p * code_bytes(t), small + p * small_scale_bytes(t), scales, p};
             /* Ahead of the hardware's prefetcher, which stops at every page: a sixth of a single token's time. */
             for (int i = p * lines; i < (p + 1) * lines; i++) __builtin_prefetch(w + 4096 + 64 * i);
-            UNROLL for (int step = 0; step < STEPS; step++) {
-                multiply_group(type, n, 0, step, at, a, acc[step]);
-                if (STEPS > 1) escape(w); /* or it keeps all nibbles for the other group, on the stack */
-                multiply_group(type, n, 1, step, at, a, acc[step]);
+            UNROLL for (int step = 0; step < STEPS; step++) UNROLL for (int group = 0; group < 2; group++) {
+                if (STEPS > 1 && group) escape(w); /* or it keeps all nibbles for the other group, on the stack */
+                if (scaled_by_span(t))
+                    sum_group(type, n, group, step, at, a, sums[step]);
+                else
+                    multiply_group(type, n, group, step, at, a, acc[step]);
             }
         }
+        if (scaled_by_span(t))
+            UNROLL for (int step = 0; step < STEPS; step++)
+                finish_span(t, n, step, (Pair){w, w, small, scales, 0}, a - in_span * TILE, sums[step], acc[step]);
     }
     UNROLL for (int step = 0; step < STEPS; step++) TOKEN_LOOP for (int i = 0; i < n; i++)
         store_sums(out + i * out_stride + STEP_ROWS * step, acc[step][i], add);

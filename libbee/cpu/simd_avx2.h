@@ -156,9 +156,12 @@ INLINE RCODES codes_high(const uint8_t *p) { return _mm256_and_si256(codes_load(
 /* Shifted down: sums of 16 bits could not hold codes up to 240. */
 INLINE RCODES codes_high(const uint8_t *p) { return codes_upper(p); }
 #endif
+INLINE RCODES codes_part(RCODES codes, int left, int mask) {
+    const __m256i moved = left >= 0 ? _mm256_slli_epi16(codes, left) : _mm256_srli_epi16(codes, -left);
+    return _mm256_and_si256(moved, _mm256_set1_epi8((char)mask));
+}
 INLINE RCODES codes_join(RCODES low, RCODES upper, int left, int mask) {
-    const __m256i moved = left >= 0 ? _mm256_slli_epi16(upper, left) : _mm256_srli_epi16(upper, -left);
-    return _mm256_or_si256(low, _mm256_and_si256(moved, _mm256_set1_epi8((char)mask)));
+    return _mm256_or_si256(low, codes_part(upper, left, mask));
 }
 INLINE RCODES codes_look_up(const uint32_t table[4], RCODES nibbles) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table)), nibbles);
@@ -182,11 +185,23 @@ INLINE __m256i broadcast_four(const int8_t *a) {
     memcpy(&four, a, 4);
     return _mm256_set1_epi32(four);
 }
+INLINE RI ri_load_pairs(const uint8_t *p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)); }
+INLINE RI ri_mul_pairs(RI a, int n) { return _mm256_mullo_epi16(a, _mm256_set1_epi16((short)n)); }
+INLINE RI ri_pairs_dot(RI a, const int16_t *pair) {
+    int32_t both;
+    memcpy(&both, pair, 4);
+    return _mm256_madd_epi16(a, _mm256_set1_epi32(both));
+}
 #ifdef __AVXVNNI__
 INLINE RI dot(RI acc, const RCODES *w, const int8_t *a, int n, int bits) {
     (void)bits;
     UNROLL for (int j = 0; j < n; j++) acc = _mm256_dpbusd_avx_epi32(acc, w[j], broadcast_four(a + 4 * j));
     return acc;
+}
+INLINE RI dot_halves(const RCODES *w, const int8_t *a, RI pairs, int bits) {
+    const RI first = _mm256_and_si256(pairs, ri_set(0xffff)), second = _mm256_srli_epi32(pairs, 16);
+    const RI sum = _mm256_madd_epi16(dot(ri_set(0), w, a, 4, bits), first);
+    return _mm256_dpwssd_avx_epi32(sum, dot(ri_set(0), w + 4, a + 16, 4, bits), second);
 }
 #else
 /* Of each lane's two products. 8-bit codes around their zero point: |code - 128| * (sign(code - 128) * a). */
@@ -196,15 +211,24 @@ INLINE __m256i sum_pairs(RCODES w, const int8_t *a, bool wide) {
     const __m256i centred = _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80));
     return _mm256_maddubs_epi16(_mm256_abs_epi8(centred), _mm256_sign_epi8(x, centred));
 }
+INLINE __m256i sum_words(const RCODES *w, const int8_t *a, int n, bool wide) {
+    __m256i sums = sum_pairs(w[0], a, wide);
+    UNROLL for (int j = 1; j < n; j++) sums = _mm256_add_epi16(sums, sum_pairs(w[j], a + 4 * j, wide));
+    return sums;
+}
 /* Sums stay in 16 bits for as many columns as these hold, at 2 * 127 times the largest code each. */
 INLINE RI dot(RI acc, const RCODES *w, const int8_t *a, int n, int bits) {
     const int room = INT16_MAX / (2 * 127 * (bits == 8 ? 128 : (1 << bits) - 1)), together = room < n ? room : n;
-    UNROLL for (int first = 0; first < n; first += together) {
-        __m256i sums = sum_pairs(w[first], a + 4 * first, bits == 8);
-        UNROLL for (int j = first + 1; j < first + together; j++) sums =
-            _mm256_add_epi16(sums, sum_pairs(w[j], a + 4 * j, bits == 8));
-        acc = _mm256_add_epi32(acc, _mm256_madd_epi16(sums, _mm256_set1_epi16(1)));
-    }
+    UNROLL for (int j = 0; j < n; j += together) acc = _mm256_add_epi32(
+        acc, _mm256_madd_epi16(sum_words(w + j, a + 4 * j, together, bits == 8), _mm256_set1_epi16(1)));
     return acc;
+}
+/* What joins the words of a row counts them, too. */
+INLINE RI dot_halves(const RCODES *w, const int8_t *a, RI pairs, int bits) {
+    (void)bits;
+    const RI first = _mm256_blend_epi16(pairs, _mm256_slli_epi32(pairs, 16), 0xAA),
+             second = _mm256_blend_epi16(_mm256_srli_epi32(pairs, 16), pairs, 0xAA);
+    return _mm256_add_epi32(_mm256_madd_epi16(sum_words(w, a, 4, false), first),
+                            _mm256_madd_epi16(sum_words(w + 4, a + 16, 4, false), second));
 }
 #endif

@@ -89,11 +89,17 @@ INLINE RCODES codes_high(const uint8_t *p) { return _mm512_and_si512(codes_load(
 INLINE RCODES codes_upper(const uint8_t *p) {
     return _mm512_and_si512(_mm512_srli_epi16(codes_load(p), 4), _mm512_set1_epi8(0x0F));
 }
-/* low | (upper shifted left by `left`, or right where that is negative) & mask */
+/* (codes shifted left by `left`, or right where that is negative) & mask; the same beside `low`. */
+INLINE RCODES codes_moved(RCODES codes, int left) {
+    return left > 0   ? _mm512_slli_epi16(codes, (unsigned)left)
+           : left < 0 ? _mm512_srli_epi16(codes, (unsigned)-left)
+                      : codes;
+}
+INLINE RCODES codes_part(RCODES codes, int left, int mask) {
+    return _mm512_and_si512(codes_moved(codes, left), _mm512_set1_epi8((char)mask));
+}
 INLINE RCODES codes_join(RCODES low, RCODES upper, int left, int mask) {
-    const __m512i moved =
-        left >= 0 ? _mm512_slli_epi16(upper, (unsigned)left) : _mm512_srli_epi16(upper, (unsigned)-left);
-    return _mm512_ternarylogic_epi64(low, moved, _mm512_set1_epi8((char)mask), 0xF8);
+    return _mm512_ternarylogic_epi64(low, codes_moved(upper, left), _mm512_set1_epi8((char)mask), 0xF8);
 }
 /* A table's code of each nibble. */
 INLINE RCODES codes_look_up(const uint32_t table[4], RCODES nibbles) {
@@ -126,6 +132,22 @@ INLINE VI dot(VI acc, const RCODES *w, const int8_t *a, int n, int bits) {
     return acc;
 }
 
+/* Pairs of int16 of each row: from bytes with a sign; times n; times a pair, and added. */
+INLINE VI ri_load_pairs(const uint8_t *p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p)); }
+INLINE VI ri_mul_pairs(VI a, int n) { return _mm512_mullo_epi16(a, _mm512_set1_epi16((short)n)); }
+INLINE VI ri_pairs_dot(VI a, const int16_t *pair) {
+    int32_t both;
+    memcpy(&both, pair, 4);
+    return _mm512_madd_epi16(a, _mm512_set1_epi32(both));
+}
+/* Of 32 columns, whose halves count as often as a pair of each row says. A half's sum fits 16 bits: `bits` is 2 or 3.
+ */
+INLINE VI dot_halves(const RCODES *w, const int8_t *a, VI pairs, int bits) {
+    const VI first = _mm512_and_si512(pairs, vi_set(0xffff)), second = _mm512_srli_epi32(pairs, 16);
+    const VI sum = _mm512_madd_epi16(dot(vi_set(0), w, a, 4, bits), first);
+    return _mm512_dpwssd_epi32(sum, dot(vi_set(0), w + 4, a + 16, 4, bits), second);
+}
+
 /* ---- with VBMI: tables of bytes in registers (PLANAR_GRIDS) ---- */
 
 #if defined(BEE_ISA_AVX512_VBMI)
@@ -145,10 +167,6 @@ INLINE RCODES codes_from_table(const uint8_t *table, int bits, RCODES index, con
             _mm512_mask_blend_epi8(upper, parts[2 * i], parts[2 * i + 1]);
     }
     return parts[0];
-}
-/* (codes >> shift) & mask */
-INLINE RCODES codes_bits(RCODES codes, int shift, int mask) {
-    return _mm512_and_si512(_mm512_srli_epi16(codes, (unsigned)shift), _mm512_set1_epi8((char)mask));
 }
 /* (codes >> shift) & mask | more */
 INLINE RCODES codes_bits_and(RCODES codes, int shift, int mask, int more) {

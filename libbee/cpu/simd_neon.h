@@ -137,9 +137,13 @@ INLINE RCODES codes_low(const uint8_t *p) { PARTS(RCODES, vandq_u8(vld1q_u8(p + 
 INLINE RCODES codes_upper(const uint8_t *p) { PARTS(RCODES, vshrq_n_u8(vld1q_u8(p + 16 * i), 4)); }
 /* Shifted down: products are of signed bytes, which codes up to 240 are not. */
 INLINE RCODES codes_high(const uint8_t *p) { return codes_upper(p); }
-INLINE RCODES codes_join(RCODES low, RCODES upper, int left, int mask) {
+INLINE RCODES codes_part(RCODES codes, int left, int mask) {
     const int8x16_t shift = vdupq_n_s8((int8_t)left); /* negative: right */
-    PARTS(RCODES, vorrq_u8(low.q[i], vandq_u8(vshlq_u8(upper.q[i], shift), vdupq_n_u8((uint8_t)mask))));
+    PARTS(RCODES, vandq_u8(vshlq_u8(codes.q[i], shift), vdupq_n_u8((uint8_t)mask)));
+}
+INLINE RCODES codes_join(RCODES low, RCODES upper, int left, int mask) {
+    const RCODES part = codes_part(upper, left, mask);
+    PARTS(RCODES, vorrq_u8(low.q[i], part.q[i]));
 }
 INLINE RCODES codes_look_up(const uint32_t table[4], RCODES nibbles) {
     const uint8x16_t bytes = vreinterpretq_u8_u32(vld1q_u32(table));
@@ -198,3 +202,20 @@ INLINE RI dot(RI acc, const RCODES *w, const int8_t *a, int n, int bits) {
     return acc;
 }
 #endif
+/* Both numbers of a pair, with their signs. */
+INLINE RI pair_firsts(RI a) { PARTS(RI, vshrq_n_s32(vshlq_n_s32(a.q[i], 16), 16)); }
+INLINE RI pair_seconds(RI a) { PARTS(RI, vshrq_n_s32(a.q[i], 16)); }
+INLINE RI ri_mla(RI acc, RI a, RI b) { PARTS(RI, vmlaq_s32(acc.q[i], a.q[i], b.q[i])); }
+INLINE RI ri_load_pairs(const uint8_t *p) {
+    PARTS(RI, vreinterpretq_s32_s16(vmovl_s8(vreinterpret_s8_u8(vld1_u8(p + 8 * i)))));
+}
+INLINE RI ri_mul_pairs(RI a, int n) {
+    PARTS(RI, vreinterpretq_s32_s16(vmulq_n_s16(vreinterpretq_s16_s32(a.q[i]), (int16_t)n)));
+}
+INLINE RI ri_pairs_dot(RI a, const int16_t *pair) {
+    return ri_mla(ri_mla(ri_set(0), pair_firsts(a), ri_set(pair[0])), pair_seconds(a), ri_set(pair[1]));
+}
+INLINE RI dot_halves(const RCODES *w, const int8_t *a, RI pairs, int bits) {
+    const RI sum = ri_mla(ri_set(0), dot(ri_set(0), w, a, 4, bits), pair_firsts(pairs));
+    return ri_mla(sum, dot(ri_set(0), w + 4, a + 16, 4, bits), pair_seconds(pairs));
+}

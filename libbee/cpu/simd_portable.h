@@ -127,6 +127,10 @@ INLINE RCODES codes_upper(const uint8_t *p) {
     for (int i = 0; i < 64; i++) w.v[i] = p[i] >> 4;
     return w;
 }
+INLINE RCODES codes_part(RCODES codes, int left, int mask) {
+    for (int i = 0; i < 64; i++) codes.v[i] = (uint8_t)((left >= 0 ? codes.v[i] << left : codes.v[i] >> -left) & mask);
+    return codes;
+}
 INLINE RCODES codes_join(RCODES low, RCODES upper, int left, int mask) {
     for (int i = 0; i < 64; i++) low.v[i] |= (left >= 0 ? upper.v[i] << left : upper.v[i] >> -left) & mask;
     return low;
@@ -162,4 +166,17 @@ INLINE VI dot(VI acc, const RCODES *w, const int8_t *a, int n, int bits) {
             acc.v[i] += code[0] * a[0] + code[1] * a[1] + code[2] * a[2] + code[3] * a[3];
         }
     return acc;
+}
+/* A pair is two int16 in 32 bits, the first in the lower ones. */
+INLINE int32_t pair_of(int first, int second) { return (int32_t)((uint32_t)first & 0xffff) | second * 65536; }
+INLINE int pair_first(int32_t pair) { return (int16_t)pair; }
+INLINE int pair_second(int32_t pair) { return (int16_t)((uint32_t)pair >> 16); }
+INLINE VI ri_load_pairs(const uint8_t *p) { LANES(VI, pair_of((int8_t)p[2 * i], (int8_t)p[2 * i + 1])); }
+INLINE VI ri_mul_pairs(VI a, int n) { LANES(VI, pair_of(n * pair_first(a.v[i]), n * pair_second(a.v[i]))); }
+INLINE VI ri_pairs_dot(VI a, const int16_t *pair) {
+    LANES(VI, pair_first(a.v[i]) * pair[0] + pair_second(a.v[i]) * pair[1]);
+}
+INLINE VI dot_halves(const RCODES *w, const int8_t *a, VI pairs, int bits) {
+    const VI first = dot(vi_set(0), w, a, 4, bits), second = dot(vi_set(0), w + 4, a + 16, 4, bits);
+    LANES(VI, pair_first(pairs.v[i]) * first.v[i] + pair_second(pairs.v[i]) * second.v[i]);
 }

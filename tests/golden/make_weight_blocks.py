@@ -20,16 +20,9 @@ import numpy.typing as npt
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "python"))
-from gguf_document import TYPES  # noqa: E402
+from gguf_document import HALVES, TYPES  # noqa: E402
 
 ROWS, COLUMNS = 8, 256
-# Where a block has its float16 scales.
-HALVES = {
-    "Q8_0": (0,), "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2),
-    "Q6_K": (208,), "Q2_K": (80, 82), "Q3_K": (108,), "IQ4_NL": (0,), "IQ4_XS": (0,), "IQ3_S": (0,), "IQ3_XXS": (0,),
-    "IQ2_S": (0,), "IQ2_XS": (0,), "IQ2_XXS": (0,), "IQ1_S": (0,), "IQ1_M": (), "TQ1_0": (52,), "TQ2_0": (64,),
-    "Q1_0": (0,), "Q2_0": (0,), "MXFP4": (), "NVFP4": (),
-}  # fmt: skip
 ODD_SCALES = (0.0, -0.0, 6e-8, -3e-5, 2.5, -7.0)  # the third is the smallest subnormal number
 
 

@@ -14,7 +14,7 @@ static double single_value(const uint8_t *p) { return exact_weight(&block_types[
 
 /* What packed.h says of each type: planes of the code, or what takes their place; bytes of a span and its pairs. */
 typedef enum Codes { PLANES, TABLE, ENTRIES, BASE_3 } Codes;
-typedef enum Scales { HALF, SMALL, NIBBLES, ODD_NIBBLES, ONE, BYTE } Scales;
+typedef enum Scales { HALF, SMALL, PAIRS, NIBBLES, ODD_NIBBLES, ONE, BYTE } Scales;
 static const struct {
     Codes codes;
     int bits, zero, bytes, pairs;
@@ -31,7 +31,7 @@ static const struct {
     [TYPE_Q6_K] = {PLANES, 6, 32, 768 + 64 + 64, 1, SMALL, 2, false}, /* 32 of the last 64 are padding */
     [TYPE_Q8_0] = {PLANES, 8, 128, 1024 + 64, 1, HALF, 1, false},
     [TYPE_Q2_K] = {PLANES, 2, 0, 4 * (256 + 64) + 64, 4, NIBBLES, 2, true},
-    [TYPE_Q3_K] = {PLANES, 3, 4, 4 * (384 + 64) + 64, 4, SMALL, 2, false},
+    [TYPE_Q3_K] = {PLANES, 3, 4, 4 * (384 + 64) + 64, 4, PAIRS, 2, false},
     [TYPE_Q2_0] = {PLANES, 2, 1, 256 + 64, 1, ONE, 1, false},
     [TYPE_Q1_0] = {PLANES, 1, 1, 2 * 128 + 64, 2, ONE, 1, false},
     [TYPE_TQ2_0] = {PLANES, 2, 1, 4 * 256 + 64, 4, ONE, 1, false},
@@ -61,11 +61,16 @@ typedef struct Place {
     int row, column, group, j, lane;
 } Place;
 
-/* Planes of 4, 2 and 1 bits. */
+/* Planes of 4, 2 and 1 bits; or three together. */
 static int planes_code(const Place *at, int bits) {
     const uint8_t *p = at->codes;
     int code = 0, place = 0;
     if (bits == 8) return p[512 * at->group + 64 * at->j + at->lane];
+    if (bits == 3) { /* two to a byte, and the parts of two more */
+        p += 192 * at->group + at->lane;
+        if (at->j < 6) return p[64 * (at->j / 2)] >> 3 * (at->j % 2) & 7;
+        return p[at->j == 6 ? 0 : 128] >> 6 | (p[64] >> at->j & 1) << 2;
+    }
     if (bits & 4) code = p[64 * at->j + at->lane] >> (at->group ? 4 : 0) & 15, place = 4, p += 512;
     if (bits & 2)
         code += (p[128 * at->group + 64 * (at->j / 4) + at->lane] >> 2 * (at->j % 4) & 3) << place, place += 2,
@@ -175,9 +180,11 @@ static Packed packed_weight(const BlockType *type, const Weight *w, int row, int
     } else {
         number = entry_value(type, &at, bits, eight, signs);
     }
-    const uint8_t small = at.small[n == 2 && kind == ODD_NIBBLES ? 16 * group + r
-                                   : kind == ODD_NIBBLES         ? r
-                                                                 : 16 * (n * group + half) + r];
+    const uint8_t small = at.small[kind == PAIRS                   ? 32 * group + 2 * r + half
+                                   : kind == NIBBLES               ? 4 * r + 2 * half + group
+                                   : n == 2 && kind == ODD_NIBBLES ? 16 * group + r
+                                   : kind == ODD_NIBBLES           ? r
+                                                                   : 16 * (n * group + half) + r];
     if (kind == HALF) {
         p.scale = float16_value(at.small + 32 * group + 2 * r);
         if (has_minimum) p.minimum = float16_value(at.small + 64 + 32 * group + 2 * r);
@@ -185,7 +192,7 @@ static Packed packed_weight(const BlockType *type, const Weight *w, int row, int
         p.scale = byte_scale(type, small);
     } else {
         p.scale = float16_value(at.scales + 2 * r);
-        if (kind == SMALL) p.scale *= (int8_t)small;
+        if (kind == SMALL || kind == PAIRS) p.scale *= (int8_t)small;
         if (kind == NIBBLES) p.scale *= small % 16;
         if (kind == ODD_NIBBLES) p.scale *= 2 * (small >> 4 * (n == 2 ? half : group) & 15) + 1;
         if (codes == ENTRIES && type->type != TYPE_IQ3_S) p.scale /= type->type == TYPE_IQ3_XXS ? 4 : 8;

@@ -26,6 +26,13 @@ TYPES = {
     "IQ1_S": (19, 256, 50), "IQ1_M": (29, 256, 56), "TQ1_0": (34, 256, 54), "TQ2_0": (35, 256, 66),
     "Q1_0": (41, 128, 18), "Q2_0": (42, 64, 18), "Q8_K": (15, 256, 292), "I16": (25, 1, 2),
 }  # fmt: skip
+# Where a block has its float16 scales.
+HALVES = {
+    "Q8_0": (0,), "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2),
+    "Q6_K": (208,), "Q2_K": (80, 82), "Q3_K": (108,), "IQ4_NL": (0,), "IQ4_XS": (0,), "IQ3_S": (0,), "IQ3_XXS": (0,),
+    "IQ2_S": (0,), "IQ2_XS": (0,), "IQ2_XXS": (0,), "IQ1_S": (0,), "IQ1_M": (), "TQ1_0": (52,), "TQ2_0": (64,),
+    "Q1_0": (0,), "Q2_0": (0,), "MXFP4": (), "NVFP4": (),
+}  # fmt: skip
 NAMES = {number: name for name, (number, _, _) in TYPES.items()}
 ALIGNMENT = 32
 
@@ -258,7 +265,29 @@ def _q6_k(blocks: Bytes) -> Array:
     return (_half(blocks, 208) * scales)[:, :, None] * codes
 
 
+def _fp4(nibbles: Bytes) -> Array:
+    """Twice the floats of 4 bits: the last 16 of 32, or the last 8 of 16, are in the high nibbles."""
+    table = np.array([0, 1, 2, 3, 4, 6, 8, 12])
+    return np.concatenate([table, -table])[np.concatenate([nibbles & 15, nibbles >> 4], axis=-1)].astype(np.float64)
+
+
+def _mxfp4(blocks: Bytes) -> Array:
+    return 2.0 ** (blocks[:, :1].astype(int) - 128) * _fp4(blocks[:, 1:])
+
+
+def small_floats(bits: Bytes) -> Array:
+    """E4M3 without a sign, of which 0x7f is nothing."""
+    exponent, mantissa = (bits >> 3 & 15).astype(int), bits & 7
+    values = np.where(exponent > 0, (1 + mantissa / 8) * 2.0 ** (exponent - 7), mantissa * 2.0**-9)
+    return np.where(bits == 0x7F, 0, values)
+
+
+def _nvfp4(blocks: Bytes) -> Array:
+    """Four scales, then 8 bytes for each."""
+    return (small_floats(blocks[:, :4, None]) / 2 * _fp4(blocks[:, 4:].reshape(-1, 4, 8))).reshape(len(blocks), 64)
+
+
 DECODERS = {
     "Q8_0": _q8_0, "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q4_K": _q4_k, "Q5_K": _q5_k,
-    "Q6_K": _q6_k,
+    "Q6_K": _q6_k, "MXFP4": _mxfp4, "NVFP4": _nvfp4,
 }  # fmt: skip
