@@ -413,16 +413,21 @@ def _nemotron_h(layers: str, *, mixture: bool = False, **keys: Any) -> Document:
     return model.ends()
 
 
-def _latent(architecture: str, *, layers: int = 3, query_rank: int = 24, **keys: Any) -> Document:
-    """Heads that share one compressed row of 32 numbers and 16 that are rotated."""
+def _latent(
+    architecture: str, *, layers: int = 3, query_rank: int = 24, predicted: bool = False, **keys: Any
+) -> Document:
+    """Heads that share one compressed row of 32 numbers and 16 that are rotated; the last layer may be a block."""
     rank, rotated, unrotated, value = 32, 16, 32, 12
     model = Model(
         architecture, layers, kv=1, size=rank + rotated, attention__value_length=rank,
         attention__key_length_mla=unrotated + rotated, attention__value_length_mla=value,
         attention__kv_lora_rank=rank, attention__q_lora_rank=query_rank or None, rope__dimension_count=rotated,
         leading_dense_block_count=1, expert_count=N_EXPERTS, expert_used_count=3, expert_feed_forward_length=40,
-        expert_shared_count=2, expert_weights_norm=True, expert_weights_scale=2.5, expert_gating_func=2, **keys,
+        expert_shared_count=2, expert_weights_norm=True, expert_weights_scale=2.5, expert_gating_func=2,
+        nextn_predict_layers=1 if predicted else None, **keys,
     )  # fmt: skip
+    if predicted:
+        model.nextn()
     model.layer_tensors(PRE)
     model.layer_tensors(GATED, [0])
     model.experts(range(1, layers), ff=40, shared=80, chooser=True)
@@ -588,6 +593,7 @@ PREDICTING: dict[str, Callable[[], Document]] = {
         "qwen3next", [True, False], values=4, shared=24, predicted=1, full_attention_interval=2
     ),
     "glm4moe-predicting": _glm4moe_predicting,
+    "deepseek2-predicting": lambda: _latent("deepseek2", predicted=True),
 }
 # With a context that windows do not remember: the logits of the last positions.
 LONG_CASES = ("gemma3", "gemma4-embeddings-shared-caches", "cohere2")

@@ -52,6 +52,13 @@ def _sigmoid(x: Numbers) -> Numbers:
     return made
 
 
+def _weights(scores: Numbers) -> Numbers:
+    """Of positions [head, row, position] that come before a row, and of its own."""
+    scores = np.where(np.tri(scores.shape[1], dtype=bool), scores, -np.inf)
+    made: Numbers = np.exp(scores - scores.max(-1, keepdims=True))
+    return made / made.sum(-1, keepdims=True)
+
+
 class Block:
     """The block of a document, as formulas."""
 
@@ -73,15 +80,32 @@ class Block:
         return made
 
     def turned(self, x: Numbers) -> Numbers:
-        """Heads [position, head, size], in pairs of dimensions that lie half of those that turn apart."""
+        """Heads [position, head, size], in pairs of dimensions that lie half of those that turn apart, or side by side
+        where heads share a row."""
         n = self.about["rope.dimension_count"]
         angles = np.arange(len(x))[:, None, None] * self.about["rope.freq_base"] ** (-np.arange(0, n, 2) / n)
-        out, a, b = x.copy(), x[..., : n // 2], x[..., n // 2 : n]
-        out[..., : n // 2], out[..., n // 2 : n] = (
+        latent = self.has("attn_kv_a_mqa.weight")
+        first, second = (slice(0, n, 2), slice(1, n, 2)) if latent else (slice(0, n // 2), slice(n // 2, n))
+        out, a, b = x.copy(), x[..., first], x[..., second]
+        out[..., first], out[..., second] = (
             a * np.cos(angles) - b * np.sin(angles),
             a * np.sin(angles) + b * np.cos(angles),
         )
         return out
+
+    def latent_attention(self, h: Numbers) -> Numbers:
+        """To rows that all heads share, in the form in which keys and values are decompressed."""
+        n, heads, rank = len(h), self.about["attention.head_count"], self.about["attention.kv_lora_rank"]
+        whole, rotated = self.about["attention.key_length_mla"], self.about["rope.dimension_count"]
+        low = _normed(self.product(h, "attn_q_a"), self.t("attn_q_a_norm.weight"))
+        q, rows = self.product(low, "attn_q_b").reshape(n, heads, whole), self.product(h, "attn_kv_a_mqa")
+        row = _normed(rows[:, :rank], self.t("attn_kv_a_norm.weight"))
+        keys = np.einsum("ir,hrk->ihk", row, self.t("attn_k_b.weight"))
+        values = np.einsum("ir,hvr->ihv", row, self.t("attn_v_b.weight"))
+        turned = self.turned(q[..., -rotated:]), self.turned(rows[:, None, rank:])[:, 0]
+        scores = np.einsum("ihk,jhk->hij", q[..., :-rotated], keys) + np.einsum("ihk,jk->hij", *turned)
+        seen = np.einsum("hij,jhv->ihv", _weights(scores / np.sqrt(whole)), values)
+        return self.product(seen.reshape(n, -1), "attn_output")
 
     def attention(self, h: Numbers) -> Numbers:
         n, size = len(h), self.about["attention.key_length"]
@@ -93,10 +117,7 @@ class Block:
         k = self.turned(_normed(self.product(h, "attn_k").reshape(n, keys, size), self.t("attn_k_norm.weight")))
         v = self.product(h, "attn_v").reshape(n, keys, size)
         scores = np.einsum("ihd,jhd->hij", q, k.repeat(heads // keys, 1)) / np.sqrt(size)
-        scores[:, np.triu(np.ones((n, n), bool), 1)] = -np.inf
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        weights /= weights.sum(-1, keepdims=True)
-        seen = np.einsum("hij,jhd->ihd", weights, v.repeat(heads // keys, 1))
+        seen = np.einsum("hij,jhd->ihd", _weights(scores), v.repeat(heads // keys, 1))
         return self.product((seen if gates is None else seen * _sigmoid(gates)).reshape(n, -1), "attn_output")
 
     def gated(self, h: Numbers, gate: Numbers, up: Numbers, down: Numbers) -> Numbers:
@@ -131,8 +152,9 @@ class Block:
         x = self.product(
             np.concatenate([_normed(embedding, self.t("nextn.enorm.weight")), before], -1), "nextn.eh_proj"
         )
-        x = x + self.attention(_normed(x, self.t("attn_norm.weight")))
-        x = x + self.feed_forward(_normed(x, self.t("post_attention_norm.weight")))
+        attention = self.latent_attention if self.has("attn_kv_a_mqa.weight") else self.attention
+        x = x + attention(_normed(x, self.t("attn_norm.weight")))
+        x = x + self.feed_forward(_normed(x, self.t("post_attention_norm.weight", "ffn_norm.weight")))
         head = self.t("nextn.shared_head_head.weight", "output.weight", "token_embd.weight")
         made: Numbers = _normed(x, self.t("nextn.shared_head_norm.weight", "output_norm.weight")) @ head.T
         return made

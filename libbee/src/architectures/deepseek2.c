@@ -8,5 +8,7 @@ static void read(MetadataReader *r, Shape *shape) {
 
 static const TensorSlot slots[] = {LATENT_MOE_SLOTS};
 
-const Architecture deepseek2 = {
-    .about = {"deepseek2", "GLM 4.7 Flash, DeepSeek V2 Lite and kin", false}, .read = read, SLOTS(slots)};
+const Architecture deepseek2 = {.about = {"deepseek2", "GLM 4.7 Flash, DeepSeek V2 Lite and kin", false},
+                                .read = read,
+                                SLOTS(slots),
+                                .predicts = true};

@@ -145,7 +145,7 @@ enum { PREDICTED_ROWS = 32768 };
 /* The last one that attends: a block is such a layer. */
 static const LayerShape *attending_layer(const Shape *s) {
     for (int i = s->n_layer - 1; i >= 0; i--)
-        if (s->layers[i].mixer == MIXER_ATTENTION) return &s->layers[i];
+        if (s->layers[i].mixer == MIXER_ATTENTION || s->layers[i].mixer == MIXER_LATENT_ATTENTION) return &s->layers[i];
     return NULL;
 }
 
