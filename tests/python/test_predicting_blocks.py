@@ -274,6 +274,23 @@ def test_a_file_of_the_block_alone_is_a_drafter(tmp_path: Path) -> None:
         assert (info.predicts, info.has_drafter, info.block_size) == (True, False, 6)
 
 
+@pytest.mark.parametrize("missing", [["token_embd.weight"], ["output.weight"], ["token_embd.weight", "output.weight"]])
+def test_what_a_file_of_the_block_alone_need_not_repeat(missing: list[str], tmp_path: Path) -> None:
+    """The target's serves in its place."""
+    document = target_of("qwen3next-predicting")
+    path, trunk = document.write(tmp_path / "whole.gguf"), without_block(document).write(tmp_path / "model.gguf")
+    alone = block_alone(document)
+    for name in missing:
+        del alone.tensors[name]
+    drafter = alone.write(tmp_path / "mtp-model.gguf")
+    with ModelFile(drafter) as file:
+        assert (file.plan().is_drafter, file.plan().n_vocab) == (True, N_VOCAB)
+    with engine(path, threads=1) as handle, session(handle) as found:
+        expected = drafted(found, tokens(20), 5)[1].tobytes()
+    with engine(trunk, drafter, threads=1) as handle, session(handle) as found:
+        assert drafted(found, tokens(20), 5)[1].tobytes() == expected
+
+
 @pytest.mark.skipif("cuda" not in DEVICES, reason="needs a card, or an emulated one")
 def test_cuda_refuses_a_file_of_the_block_alone(tmp_path: Path) -> None:
     document = target_of("glm4moe-predicting")

@@ -220,15 +220,14 @@ bool read_block(Loader *l, Shape *out, const Model *target, const bee_file *targ
 
 /* What a file of the block alone repeats of its target, which may go unused. */
 static void check_repeated(Loader *l, Model *m) {
+    static const char *const matrices[] = {"token_embd.weight", "output.weight"};
     Tensor tensor;
-    const int n_vocab = m->shape.n_vocab;
     if (gguf_has_tensor(l->file, "output_norm.weight"))
         find_tensor(l, "output_norm.weight", 1, m->shape.n_embd, &tensor);
-    if (gguf_has_tensor(l->file, "token_embd.weight") &&
-        find_tensor(l, "token_embd.weight", n_vocab ? n_vocab : -1, m->shape.n_embd, &tensor))
-        m->shape.n_vocab = (int)tensor.rows;
-    if (gguf_has_tensor(l->file, "output.weight"))
-        find_tensor(l, "output.weight", m->shape.n_vocab, m->shape.n_embd, &tensor);
+    for (int i = 0; i < 2; i++) /* the first one tells how many tokens there are, where nothing else does */
+        if (gguf_has_tensor(l->file, matrices[i]) &&
+            find_tensor(l, matrices[i], m->shape.n_vocab ? m->shape.n_vocab : -1, m->shape.n_embd, &tensor))
+            m->shape.n_vocab = (int)tensor.rows;
 }
 
 /* The block's own head, the file's, or the target's. False where there is none, as without a target there may be. */
