@@ -20,6 +20,7 @@ N_EXPERTS = 6
 N_POSITIONS = 108  # 100 beyond a window of 8
 LONG = 800  # positions: beyond what a layer with a window remembers
 WINDOW = 8
+N_PREDICTED = 24  # pairs whose logits are stored
 KERNEL = 4  # rows that a convolution of a recurrent layer sees
 
 
@@ -583,7 +584,7 @@ CASES: dict[str, Callable[[], Document]] = {
     ),
     "olmoe": mixture("olmoe", [*PRE, *QKV, "q_row_norm", "k_row_norm"], ff=112, kv=4, feed_forward_length=112),
 }  # fmt: skip
-# With a block behind the layers that predicts a further token.
+# With a block behind the layers that predicts a further token; golden are its logits.
 PREDICTING: dict[str, Callable[[], Document]] = {
     "qwen35-listed-predicting": CASES["qwen35-listed-predicting"],
     "qwen35moe-predicting": lambda: _delta_nets(

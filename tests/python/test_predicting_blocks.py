@@ -1,5 +1,6 @@
 """The block behind a model's layers that predicts a further token (MTP), in the model's file or in one of its own
-("mtp-*.gguf"): its drafts against the formulas in double precision, and what is no such block."""
+("mtp-*.gguf"): its drafts against formulas in double precision, these against llama.cpp's logits
+(tests/golden/families.npz), and what is no such block."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from family_models import N_CTX, N_VOCAB, PREDICTING, block_alone, tokens, without_block
+from family_models import N_CTX, N_PREDICTED, N_VOCAB, PREDICTING, block_alone, tokens, without_block
 from gguf_document import ARRAY, STRING, Document, Stored, Value, integer
 from test_families import (
     DEVICES,
@@ -21,6 +22,7 @@ from test_families import (
     engine,
     evaluate,
     generate,
+    golden,
     session,
     spoken,
     target_of,
@@ -198,6 +200,13 @@ def test_a_block_that_predicts(name: str, tmp_path: Path) -> None:
                 again, same = drafted(other, ids[:n], ids[n])
                 assert (again, same.tobytes()) == (drafts, out.tobytes())
         lib.bee_session_close(kept)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_formulas_are_llama_cpps(name: str) -> None:
+    hidden, exact = (golden()[f"{name} {part}"].astype(np.float64) for part in ("hidden", "predicted"))
+    found = Block(target_of(name)).logits(tokens(N_PREDICTED + 1)[1:], hidden)
+    assert ((found - exact) ** 2).mean() < ERROR * (exact**2).mean()
 
 
 @pytest.mark.parametrize("name", NAMES)
