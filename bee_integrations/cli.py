@@ -492,8 +492,16 @@ def bench(
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens per answer at most.")] = 200,
     repeats: Annotated[int, typer.Option(help="Answers per prompt and mode.")] = 3,
     threads: Threads = None,
-    peer: Annotated[str | None, typer.Option(help="Measure 'llama-cpp-python' as well, on the same file.")] = None,
-    peer_path: Annotated[Path | None, typer.Option(help="The folder to import the peer from.")] = None,
+    peer: Annotated[
+        str | None,
+        typer.Option(
+            "--peer",
+            "--peers",
+            help="Measure 'llama-cpp-python' as well, on the same file; with --shapes also 'ik-llama' and 'openvino', "
+            "comma-separated, each as PEER or PEER=FOLDER.",
+        ),
+    ] = None,
+    peer_path: Annotated[Path | None, typer.Option(help="The folder to import peers from.")] = None,
     avx2_peer_path: Annotated[
         Path | None, typer.Option(help="The same for a peer built without AVX-512, to compare AVX2 with.")
     ] = None,

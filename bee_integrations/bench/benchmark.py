@@ -23,8 +23,9 @@ from ..errors import ModelFileError, ParameterError
 from ..models.registry import sha256_of
 from .contenders import Progress, Steps
 from .figures import GROUPS, PREFILL_TOKENS, measure_figures
-from .llama_cpp_peer import PeerProcess
+from .llama_cpp_peer import LlamaCppPeer
 from .passes import PASS_ROWS
+from .peer_process import PeerProcess
 from .prompts import load_prompts, prompt_text
 from .report import summarise
 from .run import Run
@@ -63,8 +64,8 @@ class BenchOptions:
         check_device(self.device)
         _check_choice("speculation", self.speculation, _MODES)
         _check_choice("rows", self.figures, tuple(GROUPS))
-        if self.peer not in (None, PeerProcess.name):
-            raise ParameterError(f"there is no peer {self.peer!r}; the only one is {PeerProcess.name!r}")
+        if self.peer not in (None, LlamaCppPeer.name):
+            raise ParameterError(f"there is no peer {self.peer!r}; the only one is {LlamaCppPeer.name!r}")
         for name in ("peer_path", "avx2_peer_path"):
             folder = getattr(self, name)
             if folder is not None and not (Path(folder) / "llama_cpp").is_dir():
@@ -145,7 +146,9 @@ def _open_run(options: BenchOptions, progress: Progress | None, stack: ExitStack
         answered = max(map(len, tokens.values())) + options.max_tokens
         n_ctx = max(answered, PREFILL_TOKENS + 1, measured + max(PASS_ROWS))
         peer = stack.enter_context(
-            PeerProcess(engine.model_path, n_ctx=n_ctx, threads=threads, folder=_folder(options.peer_path))
+            PeerProcess(
+                LlamaCppPeer, engine.model_path, n_ctx=n_ctx, threads=threads, folder=_folder(options.peer_path)
+            )
         )
     return Run(
         engine=engine,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..engine.engine import Engine, GenerationParams
-from .llama_cpp_peer import PeerProcess
+from .peer_process import PeerProcess
 
 __all__ = [
     "Answers",

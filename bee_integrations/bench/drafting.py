@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from .contenders import Answers, BeeContender, answer_in_turn
-from .llama_cpp_peer import PeerProcess
+from .llama_cpp_peer import LlamaCppPeer
 from .passes import bound_speed_up, measure_cycle_costs
 from .prompts import load_prompts, prompt_text
 from .run import NO_PEER, Figure, Run
@@ -22,7 +22,7 @@ CONTEXT_STEP = 128  # costs of cycles are measured at multiples of it
 def speculation_figures(run: Run) -> list[Figure]:
     """How auto does on the prompts of the run: over plain decoding, over the bound of its drafts, and over the peer."""
     answers = run.answers()
-    off, auto, peer = answers.find("bee", "off"), answers.find("bee", "auto"), answers.find(PeerProcess.name, "off")
+    off, auto, peer = answers.find("bee", "off"), answers.find("bee", "auto"), answers.find(LlamaCppPeer.name, "off")
     figures = [
         Figure("speculation", "auto over off, mean", asked=1.1),
         Figure("speculation", "auto over off, worst prompt", asked=0.97),

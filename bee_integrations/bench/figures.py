@@ -21,7 +21,7 @@ from .contenders import Answers, BeeContender, PeerContender, answer_in_turn
 from .drafting import repeat_figures, speculation_figures
 from .fresh import FreshEngine, load_time, peak_memory
 from .limits import Limits, measure_limits
-from .llama_cpp_peer import REQUANTISED_TYPES, PeerProcess, requantise
+from .llama_cpp_peer import REQUANTISED_TYPES, LlamaCppPeer, requantise
 from .passes import PassTimes
 from .run import NO_PEER, Figure, Run, made_up_tokens, same_place
 from .structured import structured_figures
@@ -48,7 +48,7 @@ def measure_figures(run: Run, groups: tuple[str, ...]) -> list[Figure]:
 
 def _decode_figure(figure: Figure, answers: Answers, limits: Limits) -> Figure:
     """Plain decoding over the peer's: the median of the ratios on the same prompts."""
-    ours, theirs = answers.find("bee", "off"), answers.find(PeerProcess.name, "off")
+    ours, theirs = answers.find("bee", "off"), answers.find(LlamaCppPeer.name, "off")
     if ours is None or theirs is None:
         return replace(figure, note=NO_PEER if theirs is None else "speculation 'off' is not among the modes")
     ratios = answers.ratios(ours, theirs)

@@ -1,64 +1,36 @@
-"""llama.cpp, through llama-cpp-python's low-level interface, as the peer of `bee bench`.
+"""llama.cpp and ik_llama.cpp, through the low-level interfaces of their Python packages, as peers of `bee bench`.
 
-The low-level interface is used so that the peer is timed without the Python work of its high-level classes: a pass is
-one `llama_decode`, and the greedy choice is one argmax over the logits that it leaves in memory. It runs in a process
-of its own, so that a crash of the peer is an error message and not the end of the benchmark.
+Those interfaces are used so that a peer is timed without the Python work of its high-level classes: a pass is one
+`llama_decode`, and the greedy choice is one argmax over the logits that it leaves in memory.
 """
 
 from __future__ import annotations
 
+import ctypes
+import importlib
 import multiprocessing
 import statistics
-import sys
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from ..errors import BeeError, ContextLengthError, ParameterError, UnsupportedModelError
+from ..errors import ContextLengthError, UnsupportedModelError
+from .peer_process import PeerCrashedError, PeerRun, import_from
 
-__all__ = ["REQUANTISED_TYPES", "LlamaCppPeer", "PeerCrashedError", "PeerProcess", "PeerRun", "requantise"]
+__all__ = ["REQUANTISED_TYPES", "IkLlamaPeer", "LlamaCppPeer", "requantise"]
 
 PASS_TOKENS = 512  # the largest pass (n_batch and n_ubatch): llama.cpp's default for prompts
 
 REQUANTISED_TYPES = {"Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15}  # llama_ftype
 
 
-@dataclass(frozen=True)
-class PeerRun:
-    """One greedy generation. Times in seconds."""
-
-    tokens: tuple[int, ...]
-    prefill_seconds: float
-    time_to_first_token_s: float
-    decode_seconds: float  # for all tokens after the first
-
-
-class PeerCrashedError(BeeError):
-    """The peer's process ended by itself."""
-
-
 def _import_api(folder: Path | None) -> Any:
-    """The low-level interface: the module that is installed, or the one in `folder`. Raises ParameterError."""
-    if folder is not None:
-        sys.path.insert(0, str(folder))
-    try:
-        import llama_cpp
-    except ImportError as error:
-        raise ParameterError(
-            f"the peer llama-cpp-python cannot be imported ({error}): install it with 'pip install llama-cpp-python', "
-            "or run the benchmark without --peer"
-        ) from error
-    if folder is not None and folder.resolve() not in Path(llama_cpp.__file__).resolve().parents:
-        raise ParameterError(f"there is no llama_cpp in {folder}: give the folder that pip installed it into")
-    return llama_cpp
+    return import_from(folder, "llama_cpp", LlamaCppPeer.name)
 
 
 def _silence(api: Any) -> Any:
@@ -69,28 +41,21 @@ def _silence(api: Any) -> Any:
 
 
 class LlamaCppPeer:
-    """A GGUF model in llama.cpp on the CPU, in this process. A context manager.
-
-    `repack` lets llama.cpp hold the weights in the layout that suits the machine, which is its default. `folder` is
-    where to import llama_cpp from; None: where it is installed.
-
-    Raises ParameterError where llama-cpp-python is not installed and UnsupportedModelError where it cannot load the
-    file.
-    """
+    """llama.cpp. See `Peer`."""
 
     name = "llama-cpp-python"
+    largest_pass = PASS_TOKENS
 
     def __init__(
         self, model_path: Path, *, n_ctx: int, threads: int, repack: bool = True, folder: Path | None = None
     ) -> None:
-        self._api = _import_api(folder)
-        self.version: str = self._api.__version__
+        self._open(folder)
         self.n_ctx = n_ctx
         self._model: Any = None
         self._context: Any = None
         self._batch: Any = None
         self._context_of_passes = -1
-        self._silence = _silence(self._api)
+        self._state: Any = None
         self._api.llama_backend_init()
         try:
             self._load(model_path, threads, repack)
@@ -98,34 +63,43 @@ class LlamaCppPeer:
             self.close()
             raise
 
+    def _open(self, folder: Path | None) -> None:
+        self._api = _import_api(folder)
+        self.version: str = self._api.__version__
+        self._silence = _silence(self._api)
+
     def _load(self, model_path: Path, threads: int, repack: bool) -> None:
         api = self._api
-        model_params = api.llama_model_default_params()
-        model_params.n_gpu_layers = 0
-        model_params.use_extra_bufts = repack
-        self._model = api.llama_model_load_from_file(str(model_path).encode(), model_params)
+        self._model = api.llama_model_load_from_file(str(model_path).encode(), self._model_params(repack))
         if not self._model:
             raise UnsupportedModelError(f"{self.name} {self.version} cannot load {model_path}")
-        params = api.llama_context_default_params()
+        params = self._context_params()
         params.n_ctx = self.n_ctx
         params.n_batch = params.n_ubatch = PASS_TOKENS
         params.n_threads = params.n_threads_batch = threads
         self._context = api.llama_init_from_model(self._model, params)
         if not self._context:
             raise UnsupportedModelError(f"{self.name} {self.version} cannot make a context of {self.n_ctx} tokens")
-        self._memory = api.llama_get_memory(self._context)
         self._batch = api.llama_batch_init(PASS_TOKENS, 0, 1)
         self.n_vocab: int = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
 
+    def _model_params(self, repack: bool) -> Any:
+        params = self._api.llama_model_default_params()
+        params.n_gpu_layers = 0
+        params.use_extra_bufts = repack
+        return params
+
+    def _context_params(self) -> Any:
+        return self._api.llama_context_default_params()
+
     def generate(self, prompt: Sequence[int], max_tokens: int, stop_tokens: Collection[int]) -> PeerRun:
-        """Greedy tokens after `prompt`, up to `max_tokens` of them or a stop token (which is included)."""
+        """See `Peer.generate`."""
         if len(prompt) + max_tokens > self.n_ctx:
             raise ContextLengthError(f"{len(prompt)} + {max_tokens} tokens do not fit into a context of {self.n_ctx}")
         self._forget(0)
         self._context_of_passes = -1
         start = time.perf_counter()
-        for position in range(0, len(prompt), PASS_TOKENS):
-            self._run(prompt[position : position + PASS_TOKENS], position)
+        self._read(prompt)
         prefilled = time.perf_counter()
         tokens = [self._best()]
         first = time.perf_counter()
@@ -135,23 +109,44 @@ class LlamaCppPeer:
         return PeerRun(tuple(tokens), prefilled - start, first - start, time.perf_counter() - first)
 
     def pass_seconds(self, n_rows: int, n_past: int, repeats: int) -> float:
-        """Median time of one pass over `n_rows` tokens, with logits for each, after `n_past` tokens of context."""
+        """See `Peer.pass_seconds`."""
         tokens = [(7 * index + 11) % self.n_vocab for index in range(n_past + n_rows)]
         if self._context_of_passes != n_past:  # it is the same for passes of any size
             self._forget(0)
-            for position in range(0, n_past, PASS_TOKENS):
-                self._run(tokens[position : min(position + PASS_TOKENS, n_past)], position)
-            self._context_of_passes = n_past
+            self._read(tokens[:n_past])
+            self._context_of_passes, self._state = n_past, self._saved_state()
         seconds = []
         for _ in range(repeats + 1):
-            self._forget(n_past)
+            self._go_to(n_past)
             start = time.perf_counter()
             self._run(tokens[n_past:], n_past, all_logits=True)
             seconds.append(time.perf_counter() - start)
         return statistics.median(seconds[1:])  # the first pass of a new size plans its graph
 
+    def _saved_state(self) -> Any:
+        """What the context holds, where the model is recurrent: it cannot forget some of its tokens. Or None."""
+        api = self._api
+        if not (api.llama_model_is_recurrent(self._model) or api.llama_model_is_hybrid(self._model)):
+            return None
+        state = (ctypes.c_uint8 * api.llama_state_seq_get_size(self._context, 0))()
+        api.llama_state_seq_get_data(self._context, state, len(state), 0)
+        return state
+
+    def _go_to(self, position: int) -> None:
+        if self._state is None:
+            self._forget(position)
+        else:
+            self._forget(0)
+            self._api.llama_state_seq_set_data(self._context, self._state, len(self._state), 0)
+
     def _forget(self, position: int) -> None:
-        self._api.llama_memory_seq_rm(self._memory, 0, position, -1)
+        """All from `position` on."""
+        if not self._api.llama_memory_seq_rm(self._api.llama_get_memory(self._context), 0, position, -1):
+            raise UnsupportedModelError(f"{self.name} cannot go back to token {position} of this model")
+
+    def _read(self, tokens: Sequence[int]) -> None:
+        for position in range(0, len(tokens), PASS_TOKENS):
+            self._run(tokens[position : position + PASS_TOKENS], position)
 
     def _run(self, tokens: Sequence[int], position: int, *, all_logits: bool = False) -> None:
         batch = self._batch
@@ -181,106 +176,52 @@ class LlamaCppPeer:
             api.llama_model_free(self._model)
         self._batch = self._context = self._model = None
 
-    def __enter__(self) -> LlamaCppPeer:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+class IkLlamaPeer(LlamaCppPeer):
+    """ik_llama.cpp, a fork of an earlier llama.cpp. See `Peer`."""
 
+    name = "ik-llama"
 
-class PeerProcess:
-    """A `LlamaCppPeer` in a child process, with the same methods. A context manager.
+    def _open(self, folder: Path | None) -> None:
+        self.version: str = import_from(folder, "ik_llama_cpp", "ik-llama-cpp-python").__version__
+        self._api = _IkApi()
+        self._silence = _silence(self._api)
 
-    A build with repacked weights may crash on a machine that does not have all that its build machine had (AMX in
-    virtual machines is one such). Then the peer runs without repacking, and `repack` is False.
+    def _model_params(self, repack: bool) -> Any:
+        params = self._api.llama_model_default_params()
+        params.n_gpu_layers = 0
+        params.repack_tensors = repack
+        return params
 
-    Raises what `LlamaCppPeer` raises, and PeerCrashedError where the process dies.
-    """
+    def _context_params(self) -> Any:
+        params = self._api.llama_context_default_params()
+        params.flash_attn = True
+        return params
 
-    name = LlamaCppPeer.name
-
-    def __init__(self, model_path: Path, *, n_ctx: int, threads: int, folder: Path | None = None) -> None:
-        arguments = {"model_path": model_path, "n_ctx": n_ctx, "threads": threads, "folder": folder}
-        self.n_ctx = n_ctx
-        self.repack = True
-        try:
-            self._start(arguments)
-        except PeerCrashedError:
-            self.repack = False
-            self._start({**arguments, "repack": False})
-
-    def _start(self, arguments: dict[str, Any]) -> None:
-        # spawn: a forked child would inherit the threads' locks of libbee, but not the threads.
-        context = multiprocessing.get_context("spawn")
-        self._pipe, other_end = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other_end, arguments), daemon=True)
-        self._process.start()
-        other_end.close()
-        try:
-            self.version: str = self._answer()
-            for n_rows in (1, 16):  # passes of one row and of several take different paths
-                self.pass_seconds(n_rows, 0, 1)
-        except BaseException:
-            self.close()
-            raise
-
-    def generate(self, prompt: Sequence[int], max_tokens: int, stop_tokens: Collection[int]) -> PeerRun:
-        """See `LlamaCppPeer.generate`."""
-        run = self._call("generate", list(prompt), max_tokens, frozenset(stop_tokens))
-        assert isinstance(run, PeerRun)
-        return run
-
-    def pass_seconds(self, n_rows: int, n_past: int, repeats: int) -> float:
-        """See `LlamaCppPeer.pass_seconds`."""
-        return float(self._call("pass_seconds", n_rows, n_past, repeats))
-
-    def _call(self, method: str, *arguments: Any) -> Any:
-        self._pipe.send((method, arguments))
-        return self._answer()
-
-    def _answer(self) -> Any:
-        try:
-            error, value = self._pipe.recv()
-        except (EOFError, ConnectionError) as lost:
-            self._process.join(timeout=10)
-            raise PeerCrashedError(f"{self.name} crashed (exit code {self._process.exitcode})") from lost
-        if error is not None:
-            raise error
-        return value
-
-    def close(self) -> None:
-        """End the process; a second call does nothing."""
-        self._pipe.close()  # the child sees the end of its requests
-        self._process.join(timeout=10)
-        if self._process.is_alive():
-            self._process.kill()
-
-    def __enter__(self) -> PeerProcess:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+    def _saved_state(self) -> Any:
+        return None
 
 
-def _serve(pipe: Connection, arguments: dict[str, Any]) -> None:
-    """The child: answers (error, value) to each request until the parent closes the pipe."""
-    try:
-        with LlamaCppPeer(**arguments) as peer:
-            pipe.send((None, peer.version))
-            while True:
-                method, values = pipe.recv()
-                try:
-                    pipe.send((None, getattr(peer, method)(*values)))
-                except BeeError as error:
-                    pipe.send((error, None))
-    except BeeError as error:
-        pipe.send((error, None))
-    except (EOFError, KeyboardInterrupt, BrokenPipeError):
-        pass
+class _IkApi:
+    """ik_llama.cpp's interface by llama.cpp's present names. Its package binds what its own classes need."""
+
+    def __init__(self) -> None:
+        self._bound = importlib.import_module("ik_llama_cpp._ctypes_api")
+        library = self._bound._lib
+        library.llama_kv_cache_seq_rm.argtypes = [ctypes.c_void_p, *[ctypes.c_int32] * 3]
+        library.llama_kv_cache_seq_rm.restype = ctypes.c_bool
+        library.llama_synchronize.argtypes = [ctypes.c_void_p]
+        self.llama_memory_seq_rm = library.llama_kv_cache_seq_rm
+        self.llama_synchronize = library.llama_synchronize
+        self.llama_model_free = self._bound.llama_free_model
+        self.llama_log_set = library.llama_log_set
+        self.llama_log_callback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+
+    def llama_get_memory(self, context: int) -> int:
+        return context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bound, name)
 
 
 # ---- the same model in other types -------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 from ..engine.engine import Engine
 from .contenders import Steps
 from .limits import Limits, measure_limits
-from .llama_cpp_peer import PeerProcess
+from .peer_process import PeerProcess
 
 __all__ = ["PASS_ROWS", "CycleCosts", "PassTimes", "bound_speed_up", "measure_cycle_costs", "measure_passes"]
 

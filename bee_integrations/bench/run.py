@@ -13,8 +13,9 @@ from ..engine.device_plan import CPU
 from ..engine.engine import Engine
 from .contenders import Answers, BeeContender, Contender, PeerContender, Steps, answer_in_turn
 from .limits import Limits, measure_limits
-from .llama_cpp_peer import PeerProcess
+from .llama_cpp_peer import LlamaCppPeer
 from .passes import PassTimes, measure_passes
+from .peer_process import PeerProcess
 
 __all__ = ["NO_PEER", "Figure", "Run", "made_up_tokens", "same_place"]
 
@@ -128,7 +129,9 @@ class Run:
                 instruction_set=instruction_set,
                 n_parallel=1,
             ) as e,
-            PeerProcess(model, n_ctx=n_ctx, threads=threads, folder=peer_folder or self.peer_folder) as peer,
+            PeerProcess(
+                LlamaCppPeer, model, n_ctx=n_ctx, threads=threads, folder=peer_folder or self.peer_folder
+            ) as peer,
         ):
             yield e, peer
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,15 @@ from ..errors import BeeError, ParameterError
 from .benchmark import describe_machine
 from .contenders import Progress, Steps
 from .limits import measure_limits
-from .llama_cpp_peer import PeerProcess
+from .llama_cpp_peer import IkLlamaPeer, LlamaCppPeer
+from .openvino_peer import OpenVinoPeer
+from .peer_process import Peer, PeerProcess
 from .run import made_up_tokens
 from .synthetic_model import SHAPES, WEIGHT_TYPES, shape_named, write_target
 
 __all__ = ["PEERS", "ShapesOptions", "print_shapes", "run_shapes", "shapes_markdown"]
 
-PEERS = ("llama-cpp-python",)
+PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (LlamaCppPeer, IkLlamaPeer, OpenVinoPeer)}
 PASS_ROWS = (1, 4, 8, 16)
 _REPEATS = 6
 
@@ -42,8 +44,9 @@ class ShapesOptions:
     shapes: tuple[str, ...]
     """Names of SHAPES, or `SHAPE:TYPE` with all matrices of that type."""
     peers: tuple[str, ...] = ()
+    """Names of PEERS, or `PEER=FOLDER` with the folder to import it from."""
     peer_path: Path | None = None
-    """The folder to import the peer from."""
+    """The folder to import those from that name none."""
     threads: int | None = None
     instruction_set: str | None = None
     context: int = 256
@@ -57,11 +60,16 @@ class ShapesOptions:
                     f"there is no shape {shape!r}; there are {', '.join(SHAPES)}, and each of them as SHAPE:TYPE, with "
                     f"all matrices of one of the types {', '.join(WEIGHT_TYPES)}"
                 )
-        for peer in self.peers:
+        for peer, _ in self.peer_folders():
             if peer not in PEERS:
                 raise ParameterError(f"there is no peer {peer!r} for shapes; there are {', '.join(PEERS)}")
         if not self.shapes:
             raise ParameterError(f"no shape is named; there are {', '.join(SHAPES)}")
+
+    def peer_folders(self) -> list[tuple[str, Path | None]]:
+        """The peers, each with where to import it from."""
+        named = [peer.partition("=") for peer in self.peers]
+        return [(name, Path(folder) if folder else self.peer_path) for name, _, folder in named]
 
 
 def run_shapes(options: ShapesOptions, progress: Progress | None = None) -> dict[str, Any]:
@@ -98,14 +106,7 @@ def _measure_shape(name: str, options: ShapesOptions, steps: Steps) -> dict[str,
             )
         )
         threads = int(engine.info["n_threads"])
-        peer, refusal = None, None
-        try:
-            if options.peers:
-                peer = PeerProcess(file, n_ctx=n_ctx, threads=threads, folder=options.peer_path)
-                stack.callback(peer.close)
-        except BeeError as error:
-            refusal = str(error).replace(str(file), "the file")
-        row = _measure_in_turn(name, engine, peer, options, steps)
+        peers, refusals = _start_peers(file, n_ctx, threads, options, stack)
         return {
             "shape": name,
             "file_bytes": file.stat().st_size,
@@ -113,11 +114,25 @@ def _measure_shape(name: str, options: ShapesOptions, steps: Steps) -> dict[str,
             "n_weights": _n_weights(file),
             "instruction_set": engine.info["instruction_set"],
             "threads": threads,
-            **row,
-            "peer": None if peer is None else f"{peer.name} {peer.version}",
-            "peer_refusal": refusal,
-            "peer_repacks": None if peer is None else peer.repack,
+            **_measure_in_turn(name, engine, peers, options, steps),
+            "refusals": refusals,
         }
+
+
+def _start_peers(
+    file: Path, n_ctx: int, threads: int, options: ShapesOptions, stack: ExitStack
+) -> tuple[list[PeerProcess], dict[str, str]]:
+    """Those that are there and can open the file; and of the others, why not."""
+    peers, refusals = [], {}
+    for name, folder in options.peer_folders():
+        try:
+            peer = PeerProcess(PEERS[name], file, n_ctx=n_ctx, threads=threads, folder=folder)
+        except BeeError as error:
+            refusals[name] = str(error).replace(str(file), "the file")
+        else:
+            stack.callback(peer.close)
+            peers.append(peer)
+    return peers, refusals
 
 
 def _n_weights(file: Path) -> int:
@@ -127,34 +142,51 @@ def _n_weights(file: Path) -> int:
         return sum(math.prod(tensor.shape) for tensor in opened.tensors)
 
 
+@dataclass
+class _Times:
+    """Seconds of one program, a list over the rounds each."""
+
+    passes: dict[int, list[float]] = field(default_factory=lambda: {rows: [] for rows in PASS_ROWS})
+    prompts: list[float] = field(default_factory=list)
+
+
 def _measure_in_turn(
-    name: str, engine: Engine, peer: PeerProcess | None, options: ShapesOptions, steps: Steps
+    name: str, engine: Engine, peers: Sequence[PeerProcess], options: ShapesOptions, steps: Steps
 ) -> dict[str, Any]:
-    ours: dict[int, list[float]] = {rows: [] for rows in PASS_ROWS}
-    theirs: dict[int, list[float]] = {rows: [] for rows in PASS_ROWS}
-    prompts: tuple[list[float], list[float]] = ([], [])
+    ours, theirs = _Times(), [_Times() for _ in peers]
     limits = measure_limits(engine)
     tokens = made_up_tokens(options.prompt, int(engine.info["n_vocab"]))
     for _ in range(options.rounds):
         for rows in PASS_ROWS:
             steps.next(f"{name}: pass over {rows}")
-            ours[rows].append(engine.measure(rows, options.context, _REPEATS)[0])
-            if peer is not None:
-                theirs[rows].append(peer.pass_seconds(rows, options.context, _REPEATS))
+            ours.passes[rows].append(engine.measure(rows, options.context, _REPEATS)[0])
+            for peer, times in zip(peers, theirs, strict=True):
+                if rows <= peer.largest_pass:
+                    times.passes[rows].append(peer.pass_seconds(rows, options.context, _REPEATS))
         steps.next(f"{name}: prompt of {options.prompt}")
         tokens = tokens[1:] + tokens[:1]  # nothing in common with the last one
-        prompts[0].append(_prompt_seconds(engine, tokens))
-        if peer is not None:
-            prompts[1].append(peer.generate(tokens, 1, ()).time_to_first_token_s)
+        ours.prompts.append(_prompt_seconds(engine, tokens))
+        for peer, times in zip(peers, theirs, strict=True):
+            times.prompts.append(peer.generate(tokens, 1, ()).time_to_first_token_s)
         limits = limits.with_rates_of(measure_limits(engine))
     return {
         "read_bytes_per_s": limits.read_bytes_per_s,
         "pass_ms": _milliseconds(ours),
         "bound_ms": {str(rows): 1e3 * limits.pass_seconds(rows, options.context) for rows in PASS_ROWS},
-        "peer_pass_ms": _milliseconds(theirs),
-        "peer_pass_ratios": _ratios(theirs, ours),
-        "prompt_tokens_per_s": options.prompt / statistics.median(prompts[0]),
-        "peer_prompt_ratio": _ratio(prompts[1], prompts[0]),
+        "prompt_tokens_per_s": options.prompt / statistics.median(ours.prompts),
+        "peers": {peer.name: _beside(peer, times, ours) for peer, times in zip(peers, theirs, strict=True)},
+    }
+
+
+def _beside(peer: PeerProcess, theirs: _Times, ours: _Times) -> dict[str, Any]:
+    """A peer's times, and its time over ours."""
+    measured = {rows: seconds for rows, seconds in theirs.passes.items() if seconds}
+    return {
+        "version": peer.version,
+        "repacks": peer.repack,
+        "pass_ms": _milliseconds(theirs),
+        "pass_ratios": {str(rows): _ratio(seconds, ours.passes[rows]) for rows, seconds in measured.items()},
+        "prompt_ratio": _ratio(theirs.prompts, ours.prompts),
     }
 
 
@@ -164,17 +196,13 @@ def _prompt_seconds(engine: Engine, tokens: Sequence[int]) -> float:
     return time.perf_counter() - start
 
 
-def _milliseconds(rounds: Mapping[int, Sequence[float]]) -> dict[str, float]:
-    return {str(rows): 1e3 * statistics.median(values) for rows, values in rounds.items() if values}
+def _milliseconds(times: _Times) -> dict[str, float]:
+    return {str(rows): 1e3 * statistics.median(seconds) for rows, seconds in times.passes.items() if seconds}
 
 
-def _ratios(peer: Mapping[int, Sequence[float]], bee: Mapping[int, Sequence[float]]) -> dict[str, float]:
-    return {str(rows): ratio for rows, values in peer.items() if (ratio := _ratio(values, bee[rows])) is not None}
-
-
-def _ratio(peer: Sequence[float], bee: Sequence[float]) -> float | None:
+def _ratio(peer: Sequence[float], bee: Sequence[float]) -> float:
     """The peer's time over ours: the median over rounds, each of which has both."""
-    return statistics.median(theirs / ours for theirs, ours in zip(peer, bee, strict=True)) if peer else None
+    return statistics.median(theirs / ours for theirs, ours in zip(peer, bee, strict=True))
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------
@@ -188,62 +216,68 @@ COLUMNS = (
     "4 / 1",
     "8 / 1",
     "16 / 1",
+    "prompt t/s",
+    "peer",
     "peer / bee, 1",
     "4",
     "8",
     "16",
-    "prompt t/s",
-    "peer / bee",
+    "prompt",
 )
 
 
-def shapes_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """A row of the report as text, by COLUMNS."""
-    passes, ratios = row["pass_ms"], row["peer_pass_ratios"]
-
-    def over_peer(ratio: float | None) -> str:
-        return "-" if ratio is None else f"{ratio:.2f}"
-
-    return (
+def shapes_lines(row: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A row of the report as lines of text, by COLUMNS: one for each peer, the first of them with Bee's own figures."""
+    passes = row["pass_ms"]
+    ours = (
         row["shape"],
         f"{8 * row['file_bytes'] / row['n_weights']:.2f}",
         f"{8 * row['memory_bytes'] / row['n_weights']:.2f}",
         f"{passes['1']:.1f}",
         f"{row['bound_ms']['1'] / passes['1']:.0%}",
         *(f"{passes[rows] / passes['1']:.2f}" for rows in ("4", "8", "16")),
-        *(over_peer(ratios.get(str(rows))) for rows in PASS_ROWS),
         f"{row['prompt_tokens_per_s']:.0f}",
-        over_peer(row["peer_prompt_ratio"]),
     )
+    lines: list[tuple[str, ...]] = []
+    for name, peer in row["peers"].items():
+        ratios = [peer["pass_ratios"].get(str(rows)) for rows in PASS_ROWS] + [peer["prompt_ratio"]]
+        cells = ("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios)
+        lines.append((*(("",) * len(ours) if lines else ours), name, *cells))
+    return lines or [(*ours, *("-",) * (len(COLUMNS) - len(ours)))]
 
 
 def describe_shapes(report: Mapping[str, Any]) -> str:
     """Where it ran, against whom, and how the numbers are to be read."""
     rows = report["shapes"]
-    peers = dict.fromkeys(row["peer"] for row in rows if row["peer"]) or {"no peer": None}
-    refusals = dict.fromkeys(f"{row['shape']}: {row['peer_refusal']}" for row in rows if row["peer_refusal"])
-    unpacked = " without repacked weights" if any(row["peer_repacks"] is False for row in rows) else ""
+    peers = {name: peer for row in rows for name, peer in row["peers"].items()}
+    names = [
+        f"{name} {peer['version']}{'' if peer['repacks'] else ' without repacked weights'}"
+        for name, peer in peers.items()
+    ]
     text = (
         f"Random weights in the shapes of models, on {report['machine']['cpu']}, {rows[0]['threads']} threads, "
         f"{rows[0]['instruction_set']}, which reads {max(row['read_bytes_per_s'] for row in rows) / 1e9:.0f} GB/s; "
-        f"passes after {report['context']} tokens, prompts of {report['prompt']}; {', '.join(peers)}{unpacked}. "
+        f"passes after {report['context']} tokens, prompts of {report['prompt']}; {', '.join(names) or 'no peer'}. "
         "Ratios are the peer's time over Bee's."
     )
-    return text + "".join(f" Left out: {refusal}." for refusal in refusals)
+    refusals = [f"{row['shape']}: {reason}" for row in rows for reason in row["refusals"].values()]
+    return text + "".join(f" Left out: {refusal}." for refusal in dict.fromkeys(refusals))
 
 
 def shapes_markdown(report: Mapping[str, Any]) -> str:
     """The same as Markdown."""
-    lines = [COLUMNS, ("---", *("---:",) * (len(COLUMNS) - 1)), *map(shapes_cells, report["shapes"])]
+    lines = [line for row in report["shapes"] for line in shapes_lines(row)]
+    lines = [COLUMNS, ("---", *("---:",) * (len(COLUMNS) - 1)), *lines]
     return describe_shapes(report) + "\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def print_shapes(report: Mapping[str, Any], console: Console) -> None:
-    """One row for each shape."""
+    """One row for each shape and peer."""
     table = Table(title="Shapes, t = tokens", title_justify="left")
     for index, column in enumerate(COLUMNS):
         table.add_column(column, justify="left" if index < 1 else "right")
     for row in report["shapes"]:
-        table.add_row(*shapes_cells(row))
+        for line in shapes_lines(row):
+            table.add_row(*line)
     console.print(describe_shapes(report), highlight=False)
     console.print(table)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import functools
 import math
 import struct
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from ..errors import ModelFileError
 from ..library import check, ffi, lib, new_error
 
 __all__ = ["BLOCK_SIZE", "SHAPES", "WEIGHT_TYPES", "Shape", "shape_named", "write_drafter", "write_target"]
@@ -23,6 +25,7 @@ BLOCK_SIZE = 16  # of the drafters: the last token and 15 drafts
 _DRAFT_LAYERS = 5
 _TAPS = 5
 _ALIGNMENT = 32
+_MIXTURE = 15  # the number that llama.cpp gives to files of Q4_K_M
 _FACTORS = "rope_freqs.weight"
 _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
 # ggml's number of a type, columns of a block, bytes of a block
@@ -189,10 +192,8 @@ def write_target(shape: Shape, path: Path, *, with_weights: bool = False) -> Pat
         kind = shape.more_kind if _has_more_bits(index, shape.n_layer) else shape.kind
         tensors += _LAYERS[shape.architecture](shape, index, kind)
     metadata = _metadata(shape, shape.architecture, shape.n_layer) | _family_metadata(shape)
-    if with_weights:  # llama.cpp wants a whole vocabulary
-        metadata["tokenizer.ggml.model"] = _text("gpt2")
-        metadata["tokenizer.ggml.pre"] = _text("qwen2")
-        metadata["tokenizer.ggml.merges"] = struct.pack("<IIQ", _ARRAY, _STRING, 0)
+    if with_weights:
+        metadata |= _whole_vocabulary(shape.n_vocab)
     return _write(path, metadata, tensors, with_weights=with_weights)
 
 
@@ -345,6 +346,23 @@ def _family_metadata(shape: Shape) -> dict[str, bytes]:
 
 
 def _experts_metadata(experts: Experts) -> dict[str, bytes]:
+
+
+def _whole_vocabulary(n_vocab: int) -> dict[str, bytes]:
+    """What llama.cpp wants to know of a vocabulary, and OpenVINO, which wants a control token, too."""
+    types = [1] * (n_vocab - 1) + [3]
+    return {
+        "general.file_type": _integer(_MIXTURE),
+        "tokenizer.ggml.model": _text("gpt2"),
+        "tokenizer.ggml.pre": _text("qwen2"),
+        "tokenizer.ggml.eos_token_id": _integer(n_vocab - 1),
+        "tokenizer.ggml.merges": struct.pack("<IIQ", _ARRAY, _STRING, 0),
+        "tokenizer.ggml.token_type": struct.pack(f"<IIQ{n_vocab}i", _ARRAY, _INT32, n_vocab, *types),
+    }
+
+
+def _delta_metadata(prefix: str, rotated: int, delta: DeltaNet) -> dict[str, bytes]:
+    sections = (rotated // 6 + 1, rotated // 6 + 1, rotated // 2 - 2 * (rotated // 6 + 1), 0)
     return {
         "expert_count": _integer(experts.count),
         "expert_used_count": _integer(experts.used),
@@ -440,27 +458,38 @@ def _write(path: Path, metadata: dict[str, bytes], tensors: Sequence[_Tensor], *
         header.append(_string(tensor.name) + struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes))
         header.append(struct.pack("<IQ", _TYPES[tensor.kind][0], offset))
         offset += _aligned(tensor.size)
-    with path.open("wb") as file:
-        begin = _aligned(file.write(b"".join(header)))
-        file.truncate(begin + offset)
-        file.seek(begin)
-        for tensor in tensors:
-            if with_weights or tensor.name == _FACTORS:  # a plan reads these
-                _write_weights(file, tensor)
-            else:
-                file.seek(_aligned(file.tell() + tensor.size))
+    data = b"".join(header)
+    begin = _aligned(len(data))
+    try:
+        with path.open("wb") as file:
+            file.write(data)
+            file.truncate(begin + offset)
+            file.seek(begin)
+            for tensor in tensors:
+                if with_weights or tensor.name == _FACTORS:  # a plan reads these
+                    _write_weights(file, tensor)
+    except OSError as error:
+        raise ModelFileError(
+            f"the made-up model of {(begin + offset) / 1e9:.1f} GB cannot be written to {path.parent} "
+            f"({error.strerror}): TMPDIR names another folder"
+        ) from error
     return path
 
 
 def _write_weights(file: BinaryIO, tensor: _Tensor) -> None:
-    """The same random blocks again and again; a norm's gains are 1, and what states decay by is below 0."""
+    """The same random blocks again and again; a norm's gains are 1, and what states decay by is below 0.
+
+    Each tensor begins at another block: a program that finds two constants equal may compute with one of them.
+    """
     if tensor.name == _FACTORS:  # a quarter of the pairs turn, the others hardly
         turning = tensor.columns // 4
         file.write(struct.pack(f"<{tensor.columns}f", *[1.0] * turning, *[1e30] * (tensor.columns - turning)))
     elif not tensor.rows:
         file.write(struct.pack("<f", -1.0 if tensor.name.endswith("ssm_a") else 1.0) * tensor.columns)
     else:
-        blocks = _random_blocks(tensor.kind)
+        blocks, (_, _, block) = _random_blocks(tensor.kind), _TYPES[tensor.kind]
+        begin = zlib.crc32(tensor.name.encode()) % (len(blocks) // block) * block
+        blocks = blocks[begin:] + blocks[:begin]
         for written in range(0, tensor.size, len(blocks)):
             file.write(blocks[: tensor.size - written])
     file.seek(_aligned(file.tell()))

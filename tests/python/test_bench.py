@@ -18,7 +18,8 @@ from bee_integrations.bench import markdown as bench_markdown
 from bee_integrations.bench import plot as bench_plot
 from bee_integrations.bench.contenders import BeeContender, Sample, Steps, answer_in_turn
 from bee_integrations.bench.figures import GROUPS
-from bee_integrations.bench.llama_cpp_peer import LlamaCppPeer, PeerCrashedError, PeerProcess, requantise
+from bee_integrations.bench.llama_cpp_peer import LlamaCppPeer, requantise
+from bee_integrations.bench.peer_process import PeerCrashedError, PeerProcess
 from bee_integrations.bench.prompts import load_prompts
 from bee_integrations.bench.report import summarise
 from bee_integrations.bench.run import Figure
@@ -484,7 +485,7 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, 
 
 def test_the_peer_answers_and_its_crash_is_an_error(model_path: Path) -> None:
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
-    with PeerProcess(model_path, n_ctx=64, threads=1) as peer:
+    with PeerProcess(LlamaCppPeer, model_path, n_ctx=64, threads=1) as peer:
         run = peer.generate([1, 4093, 198], 5, {2})
         assert 1 <= len(run.tokens) <= 5
         assert run.tokens == peer.generate([1, 4093, 198], 5, {2}).tokens
@@ -500,7 +501,7 @@ def test_a_peer_is_imported_from_the_folder_that_is_named(model_path: Path, tmp_
     (tmp_path / "llama_cpp").mkdir()
     (tmp_path / "llama_cpp" / "__init__.py").write_text("raise ImportError('the one in the folder')")
     with pytest.raises(ParameterError, match="the one in the folder"):
-        PeerProcess(model_path, n_ctx=64, threads=1, folder=tmp_path)
+        PeerProcess(LlamaCppPeer, model_path, n_ctx=64, threads=1, folder=tmp_path)
 
 
 def test_the_peer_writes_the_model_in_another_type(model_path: Path, tmp_path: Path) -> None:

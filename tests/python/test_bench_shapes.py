@@ -12,9 +12,10 @@ import pytest
 from bee_integrations import Engine, GenerationParams
 from bee_integrations.bench import shapes
 from bee_integrations.bench.markdown import markdown_of
-from bee_integrations.bench.shapes import ShapesOptions, run_shapes
+from bee_integrations.bench.peer_process import Peer
+from bee_integrations.bench.shapes import PEERS, ShapesOptions, run_shapes
 from bee_integrations.bench.synthetic_model import shape_named, write_target
-from bee_integrations.errors import ParameterError, UnsupportedModelError
+from bee_integrations.errors import ModelFileError, ParameterError, UnsupportedModelError
 from bee_integrations.models.file import ModelFile
 
 
@@ -29,18 +30,17 @@ def test_a_row_has_passes_bounds_and_sizes() -> None:
         assert all(0 < row["bound_ms"][rows] < math.inf and row["pass_ms"][rows] > 0 for rows in row["pass_ms"])
         assert 8 * row["file_bytes"] / row["n_weights"] == pytest.approx(bits, rel=0.1)
         assert row["memory_bytes"] < 1.15 * row["file_bytes"]
-        assert row["peer"] is None
-        assert row["peer_pass_ratios"] == {}
-        assert row["peer_prompt_ratio"] is None
+        assert row["peers"] == row["refusals"] == {}
     assert "| tiny:IQ3_S |" in markdown_of(report)
 
 
 class StubPeer:
     """As fast as it is told, so that ratios can be told from anything else."""
 
-    name, version, repack = "llama-cpp-python", "0", True
+    version, repack = "0", True
 
-    def __init__(self, file: Path, **_: Any) -> None:
+    def __init__(self, peer: type[Peer], file: Path, **_: Any) -> None:
+        self.name, self.largest_pass = peer.name, peer.largest_pass
         assert file.exists()
 
     def pass_seconds(self, n_rows: int, n_past: int, repeats: int) -> float:
@@ -55,20 +55,29 @@ class StubPeer:
 
 def test_ratios_are_the_peers_time_over_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shapes, "PeerProcess", StubPeer)
-    (row,) = run_shapes(quick("tiny", peers=("llama-cpp-python",)))["shapes"]
-    for rows in ("1", "4", "8", "16"):
-        assert row["peer_pass_ms"][rows] == pytest.approx(1e6 * int(rows))
-        assert row["peer_pass_ratios"][rows] == pytest.approx(1e6 * int(rows) / row["pass_ms"][rows])
-    assert row["peer_prompt_ratio"] == pytest.approx(5e3 * row["prompt_tokens_per_s"] / 24)
+    report = run_shapes(quick("tiny", peers=("llama-cpp-python", "openvino")))
+    (row,) = report["shapes"]
+    assert list(row["peers"]) == ["llama-cpp-python", "openvino"]
+    for peer in row["peers"].values():
+        for rows, ratio in peer["pass_ratios"].items():
+            assert peer["pass_ms"][rows] == pytest.approx(1e6 * int(rows))
+            assert ratio == pytest.approx(1e6 * int(rows) / row["pass_ms"][rows])
+        assert peer["prompt_ratio"] == pytest.approx(5e3 * row["prompt_tokens_per_s"] / 24)
+    assert list(row["peers"]["llama-cpp-python"]["pass_ratios"]) == ["1", "4", "8", "16"]
+    assert list(row["peers"]["openvino"]["pass_ratios"]) == ["1"]  # it cannot be asked for more
+    second = markdown_of(report).splitlines()[-1].split(" | ")
+    assert second[0].strip("| ") == ""  # Bee's own figures stand once
+    assert second[9] == "openvino"
+    assert second[11:14] == ["-", "-", "-"]
 
 
 def test_a_peer_that_cannot_open_the_file_is_left_out_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(file: Path, **_: Any) -> None:
+    def refuse(peer: type[Peer], file: Path, **_: Any) -> None:
         raise UnsupportedModelError(f"the peer cannot load {file}")
 
     monkeypatch.setattr(shapes, "PeerProcess", refuse)
     report = run_shapes(quick("tiny", peers=("llama-cpp-python",)))
-    assert report["shapes"][0]["peer_refusal"] == "the peer cannot load the file"
+    assert report["shapes"][0]["refusals"] == {"llama-cpp-python": "the peer cannot load the file"}
     assert "Left out: tiny: the peer cannot load the file." in markdown_of(report)
 
 
@@ -96,8 +105,35 @@ def test_files_hold_weights_of_usual_size(kind: str, tmp_path: Path) -> None:
         ({"shapes": ("tiny:Q9",)}, "there is no shape 'tiny:Q9'"),
         ({"shapes": ()}, "no shape is named"),
         ({"shapes": ("tiny",), "peers": ("another",)}, "there is no peer 'another'"),
+        ({"shapes": ("tiny",), "peers": ("another=folder",)}, "there is no peer 'another'"),
     ],
 )
 def test_names_that_do_not_exist(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         ShapesOptions(**options)
+
+
+@pytest.mark.parametrize(("name", "package"), [("ik-llama", "ik_llama_cpp"), ("openvino", "openvino_genai")])
+def test_a_peer_that_is_not_there_is_left_out_by_name(name: str, package: str, tmp_path: Path) -> None:
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text("raise ImportError('the one in the folder')")
+    (row,) = run_shapes(quick("tiny", peers=(f"{name}={tmp_path}",)))["shapes"]
+    assert "the one in the folder" in row["refusals"][name]
+    assert "pip install" in row["refusals"][name]
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_peers_that_are_installed_measure(name: str) -> None:
+    (row,) = run_shapes(quick("tiny", peers=(name,)))["shapes"]
+    if "cannot be imported" in row["refusals"].get(name, ""):
+        pytest.skip(row["refusals"][name])
+    assert all(ratio > 0 for ratio in row["peers"][name]["pass_ratios"].values())
+    assert row["peers"][name]["prompt_ratio"] > 0
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    shape = shape_named("tiny")
+    assert shape is not None
+    (tmp_path / "full.gguf").symlink_to("/dev/full")
+    with pytest.raises(ModelFileError, match=r"cannot be written .*TMPDIR"):
+        write_target(shape, tmp_path / "full.gguf", with_weights=True)
