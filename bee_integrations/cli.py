@@ -666,6 +666,9 @@ def train(
     n_layer: Annotated[int, typer.Option(help="Layers of the drafter.")] = 2,
     n_taps: Annotated[int, typer.Option(help="Layers of the target that it looks at.")] = 5,
     block_size: Annotated[int, typer.Option(help="Tokens of a block: the last one and its drafts.")] = 8,
+    draft_vocabulary: Annotated[
+        int, typer.Option(help="Tokens that it can draft: the most frequent of the generated answers.")
+    ] = 16384,
     llama_cpp_output: Annotated[Path | None, typer.Option(help="Also write a file that llama.cpp can load.")] = None,
 ) -> None:
     """Train a DFlash drafter for a target with data of the target's own making (needs PyTorch)."""
@@ -688,6 +691,7 @@ def train(
         n_layer=n_layer,
         n_taps=n_taps,
         block_size=block_size,
+        draft_vocabulary=draft_vocabulary,
         llama_cpp_output=llama_cpp_output,
         console=_errors(),
     )

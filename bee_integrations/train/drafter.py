@@ -20,6 +20,8 @@ from .target import Shape, Target
 
 INITIAL_QUERY_KEY_NORM = 2.0
 """Where the gains of the query and key norms start: near the size of queries and keys in the target's last layers."""
+INITIAL_LOGITS = 1.5
+"""At most this is the deviation that logits start with: a beginner should not be sure of anything."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Layer(nn.Module):
 
 
 class Drafter(nn.Module):
-    """Matrices are float32 masters; products run in `compute` (bfloat16 for speed, float32 to compare with others)."""
+    """Matrices are float32 masters; products run in `compute` (`fit.faster_type`; float32 for comparisons)."""
 
     def __init__(self, shape: Shape, plan: Plan, compute: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
@@ -83,14 +85,16 @@ class Drafter(nn.Module):
         """Begin as the target's last layers, reading its last tap.
 
         `feature_rms` is float32[n_taps * n_embd], what features were divided by; on the last tap's diagonal `fc`
-        multiplies it back.
+        multiplies it back. Gains of the last norm that make logits large become smaller: see INITIAL_LOGITS.
         """
         n_embd = self.shape.n_embd
         rms = feature_rms[-n_embd:]
         first = target.shape.n_layer - self.plan.n_layer
         with torch.no_grad():
             self.fc[:, -n_embd:] += torch.diag(rms / rms.mean())
-            self.output_norm.copy_(torch.from_numpy(target.output_norm))
+            gains, rows = torch.from_numpy(target.output_norm), torch.from_numpy(target.head)
+            deviation = gains.square().mean().sqrt() * rows.square().sum(1).mean().sqrt()
+            self.output_norm.copy_(gains * (INITIAL_LOGITS / deviation).clamp(max=1))
             for index, layer in enumerate(self.layers):
                 source = target.layer(max(first + index, 0))
                 if index == 0:

@@ -254,6 +254,18 @@ def test_a_block_depends_on_its_own_past_alone(target: Target, conversations: Co
         assert torch.allclose(alone[0, 0], together[row, place], atol=1e-4)
 
 
+@pytest.mark.parametrize("gain", [0.01, 1.0, 30.0])
+def test_a_beginner_is_not_sure_of_anything(target: Target, gain: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    gains = np.full_like(target.output_norm, gain)
+    monkeypatch.setattr(Target, "output_norm", gains)
+    drafter = Drafter(target.shape, PLAN)
+    drafter.start_from(target, torch.ones(WIDTH))
+    hidden = torch.nn.functional.rms_norm(torch.randn(500, tiny_model.N_EMBD), (tiny_model.N_EMBD,))
+    deviation = float((hidden * drafter.output_norm.detach() @ torch.from_numpy(target.head).T).std())
+    untouched = float((hidden * torch.from_numpy(gains) @ torch.from_numpy(target.head).T).std())
+    assert deviation == pytest.approx(min(untouched, 1.5), rel=0.1)
+
+
 def test_the_loss_is_weighted_cross_entropy() -> None:
     torch.manual_seed(0)
     hidden = torch.randn(700, 16, requires_grad=True)
@@ -315,7 +327,7 @@ def test_a_pattern_is_learnt(tiny_path: Path, target: Target, tmp_path: Path) ->
         for start in range(20):
             tokens = [(start + i) % 40 for i in range(60)]
             writer.add(tokens, 10, rng.standard_normal((59, WIDTH)).astype(np.float32))
-    params = replace(QUICK, max_steps=150, conversations_per_step=4, learning_rate=5e-3)
+    params = replace(QUICK, max_steps=300, conversations_per_step=4, learning_rate=5e-3)
     checkpoint = fit(tiny_path, tmp_path / "data", tmp_path / "fit", PLAN, params)
     assert losses(tmp_path / "fit")[-1] < 0.1 * losses(tmp_path / "fit")[0]
     (score,) = simulate(checkpoint, target, [("count", Conversations(tmp_path / "data", WIDTH)[0])], BLOCK - 1)
