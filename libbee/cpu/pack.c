@@ -170,12 +170,13 @@ static void fill_floats(const Weight *weight, size_t bytes, const uint8_t *row, 
         memcpy(block + (k * BLOCK_ROWS + (size_t)r) * bytes, row + k * bytes, bytes);
 }
 
-static void fill_codes(const Weight *weight, WeightTraits t, const uint8_t *row, int r, uint8_t *block) {
+static void fill_codes_of(TensorType type, const Weight *weight, const uint8_t *row, int r, uint8_t *block) {
+    const WeightTraits t = traits_of(type);
     const int in_span = span_pairs(t);
     for (int column = 0; column < weight->columns; column += GROUP) {
         const int pair = column / PAIR % in_span;
         uint8_t *span = block + (size_t)(column / PAIR / in_span) * (size_t)span_bytes(t);
-        const Group g = {.type = weight->type,
+        const Group g = {.type = type,
                          .traits = t,
                          .block = row + (size_t)(column / t.columns) * (size_t)t.bytes,
                          .column = column % t.columns,
@@ -193,6 +194,20 @@ static void fill_codes(const Weight *weight, WeightTraits t, const uint8_t *row,
     }
 }
 
+/* Loading a file is mostly this: all of the above is compiled into it for each type by itself. */
+#if defined(__GNUC__)
+__attribute__((flatten))
+#endif
+static void fill_codes(const Weight *weight, const uint8_t *row, int r, uint8_t *block) {
+#define CASE(NAME, name, number) \
+    case TYPE_##NAME: fill_codes_of(TYPE_##NAME, weight, row, r, block); return;
+    switch (weight->type) {
+        QUANTISED_TYPES(CASE)
+    default: return;
+    }
+#undef CASE
+}
+
 void weight_fill(Weight *weight, const Tensor *tensor, const int32_t *row_ids, int first_block, int last_block) {
     const WeightTraits t = traits_of(weight->type);
     for (int b = first_block; b < last_block; b++) {
@@ -201,7 +216,7 @@ void weight_fill(Weight *weight, const Tensor *tensor, const int32_t *row_ids, i
         for (int r = 0; r < BLOCK_ROWS && b * BLOCK_ROWS + r < weight->rows; r++) {
             const uint8_t *row = tensor_row(tensor, row_ids ? row_ids[b * BLOCK_ROWS + r] : b * BLOCK_ROWS + r);
             if (t.bits)
-                fill_codes(weight, t, row, r, block);
+                fill_codes(weight, row, r, block);
             else
                 fill_floats(weight, (size_t)t.bytes, row, r, block);
         }
