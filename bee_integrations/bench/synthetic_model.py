@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -346,6 +347,12 @@ def _family_metadata(shape: Shape) -> dict[str, bytes]:
 
 
 def _experts_metadata(experts: Experts) -> dict[str, bytes]:
+    return {
+        "expert_count": _integer(experts.count),
+        "expert_used_count": _integer(experts.used),
+        "expert_feed_forward_length": _integer(experts.n_ff),
+        **({"expert_shared_feed_forward_length": _integer(experts.shared)} if experts.shared else {}),
+    }
 
 
 def _whole_vocabulary(n_vocab: int) -> dict[str, bytes]:
@@ -357,17 +364,7 @@ def _whole_vocabulary(n_vocab: int) -> dict[str, bytes]:
         "tokenizer.ggml.pre": _text("qwen2"),
         "tokenizer.ggml.eos_token_id": _integer(n_vocab - 1),
         "tokenizer.ggml.merges": struct.pack("<IIQ", _ARRAY, _STRING, 0),
-        "tokenizer.ggml.token_type": struct.pack(f"<IIQ{n_vocab}i", _ARRAY, _INT32, n_vocab, *types),
-    }
-
-
-def _delta_metadata(prefix: str, rotated: int, delta: DeltaNet) -> dict[str, bytes]:
-    sections = (rotated // 6 + 1, rotated // 6 + 1, rotated // 2 - 2 * (rotated // 6 + 1), 0)
-    return {
-        "expert_count": _integer(experts.count),
-        "expert_used_count": _integer(experts.used),
-        "expert_feed_forward_length": _integer(experts.n_ff),
-        **({"expert_shared_feed_forward_length": _integer(experts.shared)} if experts.shared else {}),
+        "tokenizer.ggml.token_type": _integers(types),
     }
 
 
@@ -468,6 +465,8 @@ def _write(path: Path, metadata: dict[str, bytes], tensors: Sequence[_Tensor], *
             for tensor in tensors:
                 if with_weights or tensor.name == _FACTORS:  # a plan reads these
                     _write_weights(file, tensor)
+                else:
+                    file.seek(_aligned(tensor.size), os.SEEK_CUR)
     except OSError as error:
         raise ModelFileError(
             f"the made-up model of {(begin + offset) / 1e9:.1f} GB cannot be written to {path.parent} "
