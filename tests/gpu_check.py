@@ -33,7 +33,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # From what others are made of to what is made of them.
-KERNEL_TESTS = ("test_cuda_rows", "test_cuda_products", "test_cuda_choose")
+KERNEL_TESTS = ("test_cuda_rows", "test_cuda_products", "test_cuda_recurrence", "test_cuda_choose")
 ENGINE_TESTS = (
     "test_open", "test_inspect", "test_sources", "test_cycle", "test_session", "test_device_cycle", "test_constraint",
     "test_logit_edits",

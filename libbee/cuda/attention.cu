@@ -497,6 +497,8 @@ static __global__ void __launch_bounds__(FOLD_THREADS)
     if (head < heads.n_head && rows[row].position >= 0)
         x = fold(partials, ((size_t)row * (size_t)heads.n_head + (size_t)head) * (size_t)n_chunks, first, end, n_chunks,
                  heads.head_size, d, heads.sinks ? heads.sinks + head : nullptr);
+    if (heads.gates && head < heads.n_head)
+        x = gated(ACTIVATION_LOGISTIC, heads.gates[(size_t)row * heads.gate_stride + (size_t)column], x);
     store_group(&out, row, group, x);
 }
 

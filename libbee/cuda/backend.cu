@@ -30,7 +30,7 @@ static void embed(Worker *w, const Table *table, const Row *, int n, float scale
                 n, scale, x, stride);
 }
 
-static DeviceNorm device_norm(const Norm *norm) { return {norm->gain, norm->eps, norm->centred}; }
+static DeviceNorm device_norm(const Norm *norm) { return {norm->gain, norm->eps, norm->centred, norm->apart}; }
 
 static void norm(Worker *w, const Norm *norm, const float *x, size_t stride, const int32_t *index, int columns, int n,
                  Operand *out) {
@@ -86,13 +86,14 @@ static void rotate_and_store(Worker *w, const Heads *heads, const Row *, int n, 
 
 /* As many rows at a time as there is memory for their partial results. */
 static void attend(Worker *w, const Heads *heads, const Row *, int n, const float *q, size_t q_stride, Operand *out) {
-    const DeviceHeads h = device_heads(heads);
+    DeviceHeads h = device_heads(heads);
     const Scratch *scratch = &w->backend->attention;
     const int n_chunks = chunks_at_once(w->key.n_chunks, h.window);
     const int together =
         attention_rows_together(scratch->bytes, attention_row_bytes(h.n_head, h.n_head * h.head_size, n_chunks));
     for (int first = 0; first < n; first += together) {
         DeviceOperand part = operand_from(&out->operand, first);
+        if (heads->gates) h.gates = heads->gates + (size_t)first * heads->gate_stride;
         queue_attend(w->backend->stream, &h, w->backend->input->rows + first,
                      n - first < together ? n - first : together, n_chunks, q + (size_t)first * q_stride, q_stride,
                      (float *)scratch->memory, &part);
@@ -104,10 +105,10 @@ static void gate(Worker *w, Activation activation, const Matrix *gate, const Mat
     Backend *b = w->backend;
     const ProductScratch scratch = product_scratch(b);
     float *values = (float *)b->gates.memory;
-    const size_t stride = padded(gate->weight->weight.rows);
-    const DeviceProduct gates = product_of(gate, values, stride, false);
+    const size_t stride = padded(up->weight->weight.rows);
     const DeviceProduct ups = product_of(up, values + BEE_MAX_PASS_ROWS * stride, stride, false);
-    queue_gate(b->stream, activation, &gates, &ups, &in->operand, n, &out->operand, &scratch);
+    const DeviceProduct gates = gate ? product_of(gate, values, stride, false) : DeviceProduct{};
+    queue_gate(b->stream, activation, gate ? &gates : NULL, &ups, &in->operand, n, &out->operand, &scratch);
 }
 
 static void gate_values(Worker *w, Activation activation, const float *gate, size_t gate_stride, const float *up,
@@ -139,14 +140,27 @@ static void experts(Worker *w, const Experts *e, const Operand *in, int n, Exper
                     size_t stride) {
     cudaStream_t stream = w->backend->stream;
     const DevicePlaces places = device_places(room, e->n_experts, e->n_used);
-    const DeviceExperts gates = device_experts(e->gate), ups = device_experts(e->up), downs = device_experts(e->down);
+    const DeviceExperts gates = e->gate ? device_experts(e->gate) : DeviceExperts{};
+    const DeviceExperts ups = device_experts(e->up), downs = device_experts(e->down);
     const int n_tiles = expert_tiles(n, e->n_experts, e->n_used);
     queue_gather(stream, &in->operand, n, e->n_used, &places, &room->gathered->operand);
-    queue_expert_gate(stream, e->activation, &gates, &ups, &places, n_tiles, &room->gathered->operand, n,
-                      &room->between->operand);
+    queue_expert_gate(stream, e->activation, e->gate ? &gates : NULL, &ups, &places, n_tiles, &room->gathered->operand,
+                      n, &room->between->operand);
     queue_expert_multiply(stream, &downs, &places, n_tiles, &room->between->operand, n, room->each, room->stride);
     queue_sum_answers(stream, room->each, room->stride, room->weights, &places, e->n_used, downs.weight.rows, n, out,
                       stride);
+}
+
+static void recur(Worker *w, const Recurrence *r, const Row *, int n, const float *inputs, size_t input_stride,
+                  const float *gates, float *out, size_t stride) {
+    const Backend *b = w->backend;
+    queue_recur(b->stream, r, b->input->runs, w->key.n_runs, n, inputs, input_stride, gates, out, stride);
+}
+
+static void convolve(Worker *w, const Recurrence *r, const Row *, int, float *inputs, size_t input_stride, float *out,
+                     size_t stride) {
+    const Backend *b = w->backend;
+    queue_convolve(b->stream, r, b->input->runs, w->key.n_runs, inputs, input_stride, out, stride);
 }
 
 static void copy(Worker *w, const float *from, size_t from_stride, float *to, size_t to_stride, int columns, int n) {
@@ -243,8 +257,8 @@ static const Ops cuda_ops = {
     operand_free,  buffer_new,  buffer_free, buffer_write,  buffer_read,  buffer_move,    table_new,
     table_free,    cache_new,   cache_free,  run,           worker_index, embed,          norm,
     norm_in_place, add,         add_gated,   to_operand,    multiply,     rope_angles,    rotate_and_store,
-    attend,        gate,        gate_values, cap,           route,        experts,        NULL,
-    NULL,          copy,        choose,      measure_rates, &device_ops,
+    attend,        gate,        gate_values, cap,           route,        experts,        recur,
+    convolve,      copy,        choose,      measure_rates, &device_ops,
 };
 
 /* The process that used a card first; its children cannot. */

@@ -36,6 +36,7 @@ struct Operand {
 /* What a run reads, uploaded as one piece. */
 typedef struct InputBlock {
     DeviceRow rows[BEE_MAX_PASS_ROWS];
+    DeviceRun runs[BEE_MAX_PASS_ROWS]; /* of models with recurrent layers */
     int32_t index[BEE_MAX_PASS_ROWS];
     DeviceChoice choices[BEE_MAX_PASS_ROWS];
 } InputBlock;
@@ -50,7 +51,7 @@ typedef struct GraphKey {
     void (*body)(Worker *, void *);
     const void *model;
     const DeviceCycle *cycle;
-    int n_rows, n_index, n_choices, n_chunks;
+    int variant, n_rows, n_runs, n_index, n_choices, n_chunks;
     bool truncates, edits, reports;
 } GraphKey;
 
@@ -70,6 +71,7 @@ typedef struct Slot {
 struct DeviceCycle {
     DeviceSession *session, *staged;
     CycleResult *results; /* [2], pinned */
+    Cache *cache;         /* the session's, of which the host is told where recurrent layers stand */
     uint32_t n_queued, n_read;
     int position; /* that the session has reached at most */
     int n_drafts; /* of the cycle that is being queued */

@@ -45,11 +45,12 @@ __global__ void draft_rows(const DeviceSession *s, int n_drafts, DeviceRow *rows
 __device__ __forceinline__ int32_t draft_at(const int32_t *drafts, int i) { return drafts[i] < 0 ? 0 : drafts[i]; }
 
 __global__ void verify_rows(const DeviceSession *s, int n_drafts, const int32_t *drafts, DeviceRow *rows,
-                            DeviceChoice *choices) {
+                            DeviceChoice *choices, DeviceRun *run) {
     begin_grid();
     const int i = (int)threadIdx.x;
     if (i > n_drafts) return;
     const int32_t position = s->n_cached + i;
+    if (!i) *run = device_run(&s->cache, s->end, 0, s->finished ? 0 : n_drafts + 1, s->n_cached);
     choices[i] = choice_of(s, i);
     if (s->finished)
         rows[i] = row_of(s, false, s->last_token, -1, 1);
@@ -116,7 +117,9 @@ __device__ void set_inject_row(const DeviceSession *s, int n_drafts, int n_new, 
     rows[i] = i < n_new ? row_of(s, true, before, position, position + 1) : row_of(s, true, s->last_token, -1, 1);
 }
 
-__device__ void advance(DeviceSession *s, const Walk *walk) {
+/* The pass has written the states behind what was cached before it, and keeps its rows. */
+__device__ void advance(DeviceSession *s, int n_drafts, const Walk *walk) {
+    if (!s->finished) s->end = {s->n_cached, n_drafts + 1};
     s->last_token = walk->last_token;
     s->n_cached += walk->n_new;
     s->output_left -= walk->n_new;
@@ -127,8 +130,8 @@ __device__ void advance(DeviceSession *s, const Walk *walk) {
 }
 
 /* The host waits for `cycle`: it must see everything else before. */
-__device__ void publish(CycleResult *out, int n_drafts, const Walk *walk, int32_t draft, int32_t chosen,
-                        uint32_t cycle) {
+__device__ void publish(CycleResult *out, const DeviceSession *s, int n_drafts, const Walk *walk, int32_t draft,
+                        int32_t chosen, uint32_t cycle) {
     const int i = lane_of();
     if (i < n_drafts) out->drafts[i] = draft;
     if (i <= n_drafts) out->tokens[i] = chosen;
@@ -136,6 +139,7 @@ __device__ void publish(CycleResult *out, int n_drafts, const Walk *walk, int32_
         out->n_drafts = n_drafts;
         out->n_new = walk->n_new;
         out->finished = walk->finished;
+        out->end = s->end;
     }
     __syncwarp();
     __threadfence_system();
@@ -155,8 +159,8 @@ __global__ void accept(DeviceSession *s, int n_drafts, int32_t *drafts, const in
     if (inject_rows) set_inject_row(s, n_drafts, walk.n_new, i ? accepted : s->last_token, inject_rows);
     if (i < n_drafts) drafts[i] = draft;
     __syncwarp(); /* everyone has read the session as it was */
-    if (!i) advance(s, &walk);
-    publish(&results[cycle % 2], n_drafts, &walk, draft, chosen, cycle);
+    if (!i) advance(s, n_drafts, &walk);
+    publish(&results[cycle % 2], s, n_drafts, &walk, draft, chosen, cycle);
 }
 
 } // namespace
@@ -167,8 +171,8 @@ void queue_draft_rows(cudaStream_t stream, const DeviceSession *session, int n_d
 }
 
 void queue_verify_rows(cudaStream_t stream, const DeviceSession *session, int n_drafts, const int32_t *drafts,
-                       DeviceRow *rows, DeviceChoice *choices) {
-    launch(stream, dim3(1), dim3(WARP_SIZE), 0, verify_rows, session, n_drafts, drafts, rows, choices);
+                       DeviceRow *rows, DeviceChoice *choices, DeviceRun *run) {
+    launch(stream, dim3(1), dim3(WARP_SIZE), 0, verify_rows, session, n_drafts, drafts, rows, choices, run);
 }
 
 void queue_accept(cudaStream_t stream, DeviceSession *session, int n_drafts, int32_t *drafts, const int32_t *chosen,

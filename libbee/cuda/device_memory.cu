@@ -316,6 +316,11 @@ void cache_free(Backend *b, Cache *cache) {
         give_back(b, cache->keys[r]);
         give_back(b, cache->values[r]);
     }
+    if (cache) {
+        give_back(b, cache->states);
+        give_back(b, cache->kept);
+        free(cache->ends);
+    }
     free(cache);
 }
 
@@ -337,6 +342,8 @@ DeviceHeads device_heads(const Heads *h) {
     d.period = h->period;
     d.window = h->window;
     d.sinks = h->sinks;
+    d.gates = h->gates;
+    d.gate_stride = h->gate_stride;
     return d;
 }
 
@@ -349,6 +356,11 @@ Cache *cache_new(Backend *b, const CacheShape *shape, int n_ctx) {
         if (!cache->columns[r]) continue;
         ok = (cache->keys[r] = (uint16_t *)take(b, cache_half_bytes(cache, r))) && ok;
         ok = (cache->values[r] = (uint16_t *)take(b, cache_half_bytes(cache, r))) && ok;
+    }
+    if (cache->n_states) {
+        ok = (cache->states = (float *)take(b, shape->state_floats * sizeof(float))) && ok;
+        ok = (cache->kept = (float *)take(b, shape->kept_floats * sizeof(float))) && ok;
+        ok = (cache->ends = (StateEnd *)calloc((size_t)cache->n_states, sizeof *cache->ends)) && ok;
     }
     const size_t before = b->need_attention;
     grow_to(&b->need_attention, attention_bytes(shape->n_head, shape->query_columns, attention_chunks(shape, n_ctx)));

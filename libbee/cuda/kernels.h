@@ -10,6 +10,7 @@
 #include "file/gguf.h"
 #include "layout.h"
 #include "operand.h"
+#include "recurrence.h"
 #include "routing.h"
 
 /* A sequence's keys and values: layout.h. A region's position p lies where p % n_positions does. */
@@ -17,6 +18,7 @@ typedef struct DeviceCache {
     uint16_t *keys[CACHE_REGIONS], *values[CACHE_REGIONS];
     int32_t n_positions[CACHE_REGIONS]; /* whole chunks */
     int32_t n_ctx;                      /* as it was asked for */
+    float *states, *kept;               /* of recurrent layers: recurrence.cu */
 } DeviceCache;
 
 /* One row of a pass. position < 0: the row is idle; nothing is stored for it, and what is computed of it is never used
@@ -25,6 +27,13 @@ typedef struct DeviceRow {
     DeviceCache cache; /* of its sequence */
     int32_t token, position, n_visible;
 } DeviceRow;
+
+/* Rows of one sequence, side by side in a pass, for recurrent layers, which need not know more of it. */
+typedef struct DeviceRun {
+    float *states, *kept;
+    int32_t first, n; /* rows of the pass; 0: the run is idle, and nothing is written */
+    StateEnd end;     /* before the pass; n_kept: of the rows that are kept, those before its first */
+} DeviceRun;
 
 /* As Heads in ops.h. */
 typedef struct DeviceHeads {
@@ -35,8 +44,23 @@ typedef struct DeviceHeads {
     float scale, eps, softcap;
     double growth;
     int period, window;
-    const float *sinks;
+    const float *sinks, *gates;
+    size_t gate_stride;
 } DeviceHeads;
+
+/* The run of n rows from `first` on, the first of which stands at `position`, where layers stood at `end`. */
+static inline __host__ __device__ DeviceRun device_run(const DeviceCache *cache, StateEnd end, int first, int n,
+                                                       int position) {
+    const int late = position - end.position;
+    DeviceRun run;
+    run.states = cache->states;
+    run.kept = cache->kept;
+    run.first = first;
+    run.n = n;
+    run.end.position = end.position;
+    run.end.n_kept = late < 0 ? 0 : late < end.n_kept ? late : end.n_kept;
+    return run;
+}
 
 /* ---- weights: weights.cu ------------------------------------------------------------------------- */
 
@@ -70,11 +94,11 @@ typedef struct ProductScratch {
 void product_scratch_size(const DeviceWeight *weights, int n_weights, int max_rows, size_t *partial_floats,
                           int *n_tickets);
 
-/* 1 to 3 products of the same operand. n is 1 to BEE_MAX_PASS_ROWS. */
+/* 1 to 4 products of the same operand. n is 1 to BEE_MAX_PASS_ROWS. */
 void queue_multiply(cudaStream_t stream, const DeviceProduct *products, int n_products, const DeviceOperand *in, int n,
                     const ProductScratch *scratch);
 /* out = activation(gate) * up, as an operand, of two products that are not wider than it. Where their `out` points is
- * memory for them on the way; their strides are equal. */
+ * memory for them on the way; their strides are equal. Without `gate` activation(up), which needs no memory. */
 void queue_gate(cudaStream_t stream, Activation activation, const DeviceProduct *gate, const DeviceProduct *up,
                 const DeviceOperand *in, int n, const DeviceOperand *out, const ProductScratch *scratch);
 
@@ -102,7 +126,8 @@ typedef struct DevicePlaces {
  * n_tiles tiles come. out[gathered row][row of the matrix] = scale * product + bias. */
 void queue_expert_multiply(cudaStream_t stream, const DeviceExperts *experts, const DevicePlaces *places, int n_tiles,
                            const DeviceOperand *in, int n, float *out, size_t stride);
-/* out = activation(gate) * up, as an operand of the same rows. Both have the same type. */
+/* out = activation(gate) * up, as an operand of the same rows. Both have the same type. Without `gate` activation(up).
+ */
 void queue_expert_gate(cudaStream_t stream, Activation activation, const DeviceExperts *gate, const DeviceExperts *up,
                        const DevicePlaces *places, int n_tiles, const DeviceOperand *in, int n,
                        const DeviceOperand *out);
@@ -125,7 +150,8 @@ void queue_sum_answers(cudaStream_t stream, const float *each, size_t each_strid
 typedef struct DeviceNorm {
     const float *gain; /* NULL: 1 */
     float eps;
-    bool centred; /* the mean is taken away first */
+    bool centred;       /* the mean is taken away first */
+    bool apart = false; /* of parts: each has gains of its own, one behind the other */
 } DeviceNorm;
 
 typedef struct DeviceRope {
@@ -174,6 +200,16 @@ void queue_rotate_and_store(cudaStream_t stream, const DeviceHeads *heads, const
  * attention_row_bytes (work_sizes.h) for each row. */
 void queue_attend(cudaStream_t stream, const DeviceHeads *heads, const DeviceRow *rows, int n, int n_chunks,
                   const float *q, size_t q_stride, float *scratch, const DeviceOperand *out);
+
+/* ---- recurrent layers: recurrence.cu --------------------------------------------------------------- */
+
+/* The recurrence of one layer over the n rows of a pass, which are those of the runs, and what it remembers of them:
+ * out row = its results, times silu(gates). */
+void queue_recur(cudaStream_t stream, const Recurrence *recurrence, const DeviceRun *runs, int n_runs, int n,
+                 const float *inputs, size_t input_stride, const float *gates, float *out, size_t stride);
+/* The convolution alone, of products of two numbers, times a third: input rows are [first | third | second]. */
+void queue_convolve(cudaStream_t stream, const Recurrence *recurrence, const DeviceRun *runs, int n_runs,
+                    const float *inputs, size_t input_stride, float *out, size_t stride);
 
 /* ---- tokens: choose.cu --------------------------------------------------------------------------- */
 
@@ -228,6 +264,7 @@ typedef struct DeviceSession {
     int32_t mask_token;
     int32_t causal; /* the drafter */
     DeviceCache cache, draft_cache;
+    StateEnd end; /* where recurrent layers stand */
     /* Accepted drafts are drawn from this profile instead, where it is given: [k] is the share of cycles that accept
      * more than k drafts. For measurements with made-up weights. */
     int32_t has_profile;
@@ -238,6 +275,7 @@ typedef struct DeviceSession {
 /* What the host reads of a cycle, in pinned memory. `cycle` is written last. */
 typedef struct CycleResult {
     int32_t n_drafts, n_new, finished;
+    StateEnd end; /* where recurrent layers stand behind it */
     int32_t drafts[BEE_MAX_BLOCK];
     int32_t tokens[BEE_MAX_BLOCK]; /* what the target chose behind each row: n_drafts + 1 */
     volatile uint32_t cycle;
@@ -246,9 +284,9 @@ typedef struct CycleResult {
 /* Rows and choices of the draft: the last token and n_drafts masks. A finished session's rows are idle. */
 void queue_draft_rows(cudaStream_t stream, const DeviceSession *session, int n_drafts, DeviceRow *rows,
                       DeviceChoice *choices);
-/* Of the verification: the last token and the drafts (negative ones become token 0). */
+/* Of the verification: the last token and the drafts (negative ones become token 0), and the run that they are. */
 void queue_verify_rows(cudaStream_t stream, const DeviceSession *session, int n_drafts, const int32_t *drafts,
-                       DeviceRow *rows, DeviceChoice *choices);
+                       DeviceRow *rows, DeviceChoice *choices, DeviceRun *run);
 /* Accepts the longest prefix of drafts that agrees with the chosen tokens, and one token more, up to a stop token and
  * the limits; moves the session on; writes the result (host memory, mapped) into results[cycle % 2]. Then rows of the
  * accepted positions in the drafter's cache, for the injection; the others are idle. `inject_rows` may be NULL. */

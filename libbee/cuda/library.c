@@ -91,7 +91,7 @@ static const char *note(const Backend *backend) { return load_library(NULL)->not
 enum { DRIVER_BYTES = 512 << 20, DRIVER_BYTES_TO_COME = 64 << 20 };
 
 /* Products split over their columns: at most 511 blocks of 64 rows, for each of those that run together. */
-static const uint64_t PARTIAL_BYTES = 3ull * 511 * 64 * BEE_MAX_PASS_ROWS * sizeof(float) + (1 << 20);
+static const uint64_t PARTIAL_BYTES = 4ull * 511 * 64 * BEE_MAX_PASS_ROWS * sizeof(float) + (1 << 20);
 
 static uint64_t matrix_bytes(TensorType type, int rows, int columns) {
     const DeviceWeight weight = device_weight_layout(type, rows, columns);

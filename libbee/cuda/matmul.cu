@@ -34,7 +34,7 @@ enum {
     RESULT_STRIDE = BLOCK_ROWS + 4, /* fragments of a warp go to different banks */
     PAIR = 2 * GROUP,
     UNIT_PAIRS = 4, /* parts of the columns are whole units: 256 columns */
-    MAX_PRODUCTS = 3,
+    MAX_PRODUCTS = 4,
     FLOAT_TOKENS = 16,   /* of a block where the weight is float32 */
     RESIDENT_BLOCKS = 4, /* of a processor: 128 registers a thread; without it some are spilled to have more blocks */
     RESIDENT_LARGE = 3,  /* for 64 tokens: 168 registers; shared memory has no place for more on most processors */
@@ -51,7 +51,8 @@ struct Task {
     size_t stride;
     int rows, n_tiles, n_pairs, n_parts, n_blocks;
     bool add;
-    Activation activation; /* of a gate */
+    bool activates;        /* an up without a gate: what comes of it is an operand, too */
+    Activation activation; /* of a gate, or that */
     const float *bias, *up_bias;
     float scale, up_scale;
 };
@@ -194,11 +195,25 @@ __device__ void store_gated(const Share &s, const float *results, const DeviceOp
     }
 }
 
+/* The block's 64 rows are two groups of the operand. */
+__device__ void store_activated(const Share &s, const float *results, const DeviceOperand &out) {
+    for (int job = (int)threadIdx.x / WARP_SIZE; job < 2 * s.n_tokens; job += BLOCK_WARPS) {
+        const int token = job / 2, in_block = job % 2 * GROUP + lane_of(), row = s.block * BLOCK_ROWS + in_block;
+        float x = 0;
+        if (row < s.task.rows)
+            x = activated(s.task.activation,
+                          with_bias(results[token * RESULT_STRIDE + in_block], s.task.scale, s.task.bias, row));
+        store_group(&out, s.first_token + token, s.block * 2 + job % 2, x);
+    }
+}
+
 __device__ void finish(const Share &s, float *results, const DeviceOperand &out, int n) {
     __syncthreads();
     if (s.task.n_parts > 1 && !sum_parts(s, results, n)) return;
     if (s.task.up)
         store_gated(s, results, out);
+    else if (s.task.activates)
+        store_activated(s, results, out);
     else
         store_rows(s, results);
 }
@@ -869,10 +884,18 @@ void queue_multiply(cudaStream_t stream, const DeviceProduct *products, int n_pr
  * than this weight are left as they are: what multiplies it reads whole pairs of its own columns alone. */
 void queue_gate(cudaStream_t stream, Activation activation, const DeviceProduct *gate, const DeviceProduct *up,
                 const DeviceOperand *in, int n, const DeviceOperand *out, const ProductScratch *scratch) {
+    ProductScratch left = *scratch;
+    Tasks tasks = {};
+    Task *const t = &tasks.task[0];
+    if (!gate) {
+        *t = new_task(up, blocks_of(&up->weight), n, &left);
+        t->activates = true;
+        t->activation = activation;
+        tasks.n_tasks = 1;
+        launch_tasks(stream, up->weight.type, tasks, *in, *out, n);
+        return;
+    }
     if (gate->weight.type == up->weight.type) {
-        ProductScratch left = *scratch;
-        Tasks tasks = {};
-        Task *const t = &tasks.task[0];
         *t = new_task(gate, 2 * quotient_up(gate->weight.rows, PAIR), n, &left);
         t->activation = activation;
         t->up = up->weight.data;
@@ -918,10 +941,14 @@ void queue_expert_multiply(cudaStream_t stream, const DeviceExperts *experts, co
 void queue_expert_gate(cudaStream_t stream, Activation activation, const DeviceExperts *gate, const DeviceExperts *up,
                        const DevicePlaces *places, int n_tiles, const DeviceOperand *in, int n,
                        const DeviceOperand *out) {
-    ExpertTask t = expert_task(gate, places, 2 * quotient_up(gate->weight.rows, PAIR));
+    ExpertTask t = gate ? expert_task(gate, places, 2 * quotient_up(gate->weight.rows, PAIR))
+                        : expert_task(up, places, blocks_of(&up->weight));
     t.task.activation = activation;
-    t.task.up = up->weight.data;
-    t.task.up_bias = up->bias;
-    t.up_scales = up->scales;
-    launch_experts(stream, gate->weight.type, n_tiles, t, *in, *out, n);
+    t.task.activates = !gate;
+    if (gate) {
+        t.task.up = up->weight.data;
+        t.task.up_bias = up->bias;
+        t.up_scales = up->scales;
+    }
+    launch_experts(stream, up->weight.type, n_tiles, t, *in, *out, n);
 }

@@ -124,6 +124,7 @@ static __global__ void __launch_bounds__(NORM_THREADS)
     begin_grid();
     float *const part = x + blockIdx.y * stride + (size_t)blockIdx.x * (size_t)columns;
     const RowNorm of = row_norm(norm, part, columns, of_warps);
+    if (norm.apart) norm.gain += (size_t)blockIdx.x * (size_t)columns;
     for (int c = (int)threadIdx.x; c < columns; c += NORM_THREADS) part[c] = normed_value(norm, of, part, c);
 }
 

@@ -20,11 +20,42 @@ static DeviceCache device_cache(const Cache *cache) {
         d.n_positions[r] = cache->n_positions[r];
     }
     d.n_ctx = cache->n_ctx;
+    d.states = cache->states;
+    d.kept = cache->kept;
     return d;
 }
 
 static DeviceRow device_row(const Row *row) {
     return {device_cache(row->cache), row->token, row->position, row->n_visible};
+}
+
+/* Rows from `first` on that have its cache. */
+static int run_length(const RunInput *input, int first) {
+    int n = 1;
+    while (first + n < input->n_rows && input->rows[first + n].cache == input->rows[first].cache) n++;
+    return n;
+}
+
+/* Whether the model whose pass it is has recurrent layers. */
+static bool recurs(const RunInput *input) { return input->n_rows && input->rows->cache->n_states; }
+
+static int count_runs(const RunInput *input) {
+    int n_runs = 0;
+    for (int i = 0; recurs(input) && i < input->n_rows; i += run_length(input, i)) n_runs++;
+    return n_runs;
+}
+
+/* The runs of a pass, and where their layers stand behind it, all of them, as a pass is never left between two: the
+ * last rows are kept, those before are in the states. */
+static void take_runs(const RunInput *input, DeviceRun *runs) {
+    for (int i = 0, n; recurs(input) && i < input->n_rows; i += n) {
+        const Row *row = &input->rows[i];
+        const DeviceCache cache = device_cache(row->cache);
+        n = run_length(input, i);
+        *runs++ = device_run(&cache, row->cache->ends[0], i, n, row->position);
+        const int kept = n < CACHE_KEPT_ROWS ? n : CACHE_KEPT_ROWS;
+        cache_set_ends(row->cache, {row->position + n - kept, kept});
+    }
 }
 
 /* Edits and masks of all choices go where the choices then point. */
@@ -68,7 +99,9 @@ static GraphKey key_of(void (*body)(Worker *, void *), const RunInput *input) {
     GraphKey key = {};
     key.body = body;
     key.model = input->model;
+    key.variant = input->variant;
     key.n_rows = input->n_rows;
+    key.n_runs = count_runs(input);
     key.n_index = input->n_index;
     key.n_choices = input->n_choices;
     key.n_chunks = chunks_seen(input);
@@ -82,9 +115,10 @@ static GraphKey key_of(void (*body)(Worker *, void *), const RunInput *input) {
 }
 
 static bool same_key(const GraphKey *a, const GraphKey *b) {
-    return a->body == b->body && a->model == b->model && a->cycle == b->cycle && a->n_rows == b->n_rows &&
-           a->n_index == b->n_index && a->n_choices == b->n_choices && a->n_chunks == b->n_chunks &&
-           a->truncates == b->truncates && a->edits == b->edits && a->reports == b->reports;
+    return a->body == b->body && a->model == b->model && a->cycle == b->cycle && a->variant == b->variant &&
+           a->n_rows == b->n_rows && a->n_runs == b->n_runs && a->n_index == b->n_index &&
+           a->n_choices == b->n_choices && a->n_chunks == b->n_chunks && a->truncates == b->truncates &&
+           a->edits == b->edits && a->reports == b->reports;
 }
 
 void drop_graphs(Backend *b) {
@@ -184,6 +218,7 @@ static Slot *next_slot(Backend *b) {
 static void upload_input(Backend *b, const RunInput *input) {
     Slot *slot = next_slot(b);
     for (int i = 0; i < input->n_rows; i++) slot->input->rows[i] = device_row(&input->rows[i]);
+    take_runs(input, slot->input->runs);
     if (input->n_index) memcpy(slot->input->index, input->index, (size_t)input->n_index * sizeof *input->index);
     for (int i = 0; i < input->n_choices; i++) {
         const Choice *c = &input->choices[i];
@@ -263,7 +298,9 @@ DeviceCycle *cycle_new(Backend *b) {
 /* Cycles that nobody reads any more are waited for first: they write the state, too. */
 void cycle_set(Backend *b, DeviceCycle *cycle, const CycleState *state) {
     wait_for_stream(b);
+    if (cycle->n_read != cycle->n_queued) cache_set_ends(cycle->cache, cycle->results[cycle->n_queued % 2].end);
     cycle->n_read = cycle->n_queued;
+    cycle->cache = state->cache;
     cycle->position = state->n_cached;
     DeviceSession *s = cycle->staged;
     *s = {};
@@ -277,6 +314,7 @@ void cycle_set(Backend *b, DeviceCycle *cycle, const CycleState *state) {
     s->mask_token = state->mask_token;
     s->causal = state->causal;
     s->cache = device_cache(state->cache);
+    if (state->cache->n_states) s->end = state->cache->ends[0];
     if (state->draft_cache) s->draft_cache = device_cache(state->draft_cache);
     s->has_profile = state->profile != NULL;
     if (state->profile) memcpy(s->profile, state->profile, sizeof s->profile);
@@ -292,7 +330,8 @@ void cycle_draft_rows(Worker *w) {
 
 void cycle_verify_rows(Worker *w) {
     Backend *b = w->backend;
-    queue_verify_rows(b->stream, w->cycle->session, w->cycle->n_drafts, b->drafts, b->input->rows, b->input->choices);
+    queue_verify_rows(b->stream, w->cycle->session, w->cycle->n_drafts, b->drafts, b->input->rows, b->input->choices,
+                      b->input->runs);
     w->tokens = b->output->tokens;
 }
 
@@ -322,6 +361,7 @@ void cycle_queue(Backend *b, DeviceCycle *cycle, void (*body)(Worker *, void *),
     worker.key.model = input->model;
     worker.key.cycle = cycle;
     worker.key.n_rows = n_drafts + 1;
+    worker.key.n_runs = cycle->cache->n_states ? 1 : 0;
     worker.key.truncates = truncates(&cycle->staged->sampling);
     worker.key.n_chunks = chunk_bucket(cycle->position + n_drafts + 1);
     upload_index(b);
@@ -357,6 +397,7 @@ bool cycle_read(Backend *b, DeviceCycle *cycle, CycleOutcome *out) {
     out->n_new = result->n_new;
     memcpy(out->drafts, result->drafts, sizeof out->drafts);
     memcpy(out->tokens, result->tokens, sizeof out->tokens);
+    cache_set_ends(cycle->cache, result->end);
     cycle->position -= result->n_drafts + 1 - result->n_new;
     return true;
 }

@@ -8,7 +8,7 @@
 
 enum {
     ATTENTION_ROWS = 16,  /* rows whose attention is computed together: at least, and multiples of it */
-    PRODUCTS_TOGETHER = 3 /* of one operand, in one launch */
+    PRODUCTS_TOGETHER = 4 /* of one operand, in one launch */
 };
 
 /* Of each of the two buffers that weights are uploaded through. */

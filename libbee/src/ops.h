@@ -12,6 +12,7 @@
 #include "activation.h"
 #include "cache/cache.h"
 #include "file/gguf.h"
+#include "recurrence.h"
 #include "routing.h"
 
 typedef struct Backend Backend;
@@ -80,37 +81,6 @@ typedef struct Heads {
     int first_column; /* where the keys lie among those of a position, in the region of layers like this one */
 } Heads;
 
-enum { MAX_KERNEL = 16, MAX_STATE_SIZE = 512 }; /* rows of a convolution; sides of a state */
-
-/* What a recurrent layer remembers. A row has `channels` inputs, each of which a causal convolution mixes with those of
- * the kernel - 1 rows before it, and `input_floats` in all. Then every head has a state of key_size x value_size,
- *
- *     state = decay state + key (rate (value - decay state' key))'       the gated delta rule (arXiv 2412.06464),
- *     state = decay state + key (rate value)'                            Mamba-2 (arXiv 2405.21060),
- *
- * and gives state' query. Queries, keys and values are convolved inputs; steps and rates come behind these. */
-typedef struct Recurrence {
-    int kernel, channels, input_floats;
-    int n_heads, n_key_heads; /* 0 heads: a convolution alone */
-    int key_size, value_size;
-    int query_at, key_at, value_at; /* the first head's, among the inputs */
-    int step_at, rate_at;           /* a number for each head */
-    bool corrects;                  /* the delta rule: queries and keys have length 1; rate = 1 / (1 + exp(-input)) */
-    bool alternating;               /* head m reads keys m % n_key_heads; otherwise as many heads in turn read one's */
-    float eps;                      /* of those lengths, and of the norm of a head's results */
-    const float *taps;              /* [kernel][channels] */
-    const float *tap_bias;          /* [channels]; NULL: 0 */
-    const float *decay, *step_bias; /* [n_heads]: decay = exp(`decay` step), step = log(1 + exp(input + bias)) */
-    const float *skip; /* [n_heads]: skip * value is added to results; NULL: nothing is. The rate is step */
-    const float *gain; /* [value_size]: results are normed; NULL: they are not */
-    int index;         /* among the layers that have states */
-    size_t first_state, first_kept; /* where this layer's numbers begin in a cache */
-} Recurrence;
-
-static inline size_t state_floats(const Recurrence *r) {
-    return (size_t)(r->kernel - 1) * r->channels + (size_t)r->n_heads * r->key_size * r->value_size;
-}
-
 /* down(activation(gate x) * (up x)) of each expert, or where `gate` is NULL down(activation(up x)); matrices in the
  * order of the experts. Biases of one kind lie one behind the other, each padded. */
 typedef struct Experts {
@@ -163,6 +133,7 @@ typedef struct Choice {
  * these very arrays, and parts of `index`, and no others. */
 typedef struct RunInput {
     const void *model; /* the models and buffers that the function works on */
+    int variant;       /* where the function does not do the same with all of them: a number for each that it does */
     const Row *rows;
     int n_rows;
     const int32_t *index; /* rows of a buffer, for rms_norm and to_operand */
@@ -187,7 +158,8 @@ typedef struct DeviceCycle DeviceCycle;
 /* Of a session at the beginning of a cycle. */
 typedef struct CycleState {
     bee_sampling sampling;
-    const Cache *cache, *draft_cache; /* draft_cache may be NULL */
+    Cache *cache;             /* it is told where recurrent layers stand when a cycle is read */
+    const Cache *draft_cache; /* may be NULL */
     int32_t last_token, n_cached;
     int32_t output_left, context_left; /* tokens that may still come */
     const int32_t *stop_tokens;
@@ -277,7 +249,7 @@ typedef struct Ops {
                              size_t kv_stride);
     void (*attend)(Worker *worker, const Heads *heads, const Row *rows, int n, const float *q, size_t q_stride,
                    Operand *out);
-    /* out = activation(gate in) * (up in); where a device has recurrences: without `gate` activation(up in) */
+    /* out = activation(gate in) * (up in), or without `gate` activation(up in) */
     void (*gate)(Worker *worker, Activation activation, const Matrix *gate, const Matrix *up, const Operand *in, int n,
                  Operand *out);
     /* out = activation(gate) * up, of values at hand */
@@ -291,11 +263,11 @@ typedef struct Ops {
     void (*experts)(Worker *worker, const Experts *experts, const Operand *in, int n, ExpertRoom *room, float *out,
                     size_t stride);
     /* The recurrence of one layer over the rows, which the caches remember: out row = its results, times silu(gates).
-     * NULL where a device cannot, like the next. */
+     */
     void (*recur)(Worker *worker, const Recurrence *recurrence, const Row *rows, int n, const float *inputs,
                   size_t input_stride, const float *gates, float *out, size_t stride);
     /* The convolution alone, of products of two numbers, times a third: input rows are [first | third | second] of
-     * `channels` each. The products take the place of the first. */
+     * `channels` each. The products may take the place of the first. */
     void (*convolve)(Worker *worker, const Recurrence *recurrence, const Row *rows, int n, float *inputs,
                      size_t input_stride, float *out, size_t stride);
     /* For what is read after the run; no barrier. */

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from family_models import CASES, LONG, LONG_CASES, N_CTX, N_VOCAB, WINDOW, make, tokens
+from family_models import CASES, LONG, LONG_CASES, N_CTX, N_POSITIONS, N_VOCAB, WINDOW, make, tokens
 from gguf_document import ARRAY, BOOL, FLOAT32, INT32, STRING, Document, Stored, Value, integer, number, text
 from tiny_model import VOCABULARY as BYTES
 
@@ -51,17 +51,22 @@ def _with(*keys: str) -> list[str]:
     return [name for name in CASES if any(key.endswith(keys) for key in make(name).metadata)]
 
 
-RECURRENT = _with("ssm.conv_kernel", "shortconv.l_cache")  # these run on the CPU alone
+RECURRENT = _with("ssm.conv_kernel", "shortconv.l_cache")
 MIXTURES = _with("expert_count")
-DIFFERENT = ("qwen2moe", "gpt-oss", "glm4moe")  # among mixtures: shared experts, biases, activations, routings
-RUNNING = [name for name in CASES if name not in RECURRENT]
-ON_CUDA = [name for name in RUNNING if name not in MIXTURES or name in DIFFERENT or os.environ.get("BEE_FAMILIES")]
+# Among mixtures: shared experts, biases, activations, routings; among recurrent ones: delta net and gated heads,
+# convolutions, Mamba-2 and experts without gates.
+DIFFERENT = ("qwen2moe", "gpt-oss", "glm4moe", "qwen35", "lfm2", "nemotron_h_moe")
+ON_CUDA = [
+    name for name in CASES if name not in (*MIXTURES, *RECURRENT) or name in DIFFERENT or os.environ.get("BEE_FAMILIES")
+]
 SHALLOW = [name for name in ON_CUDA if name != "exaone4-windows"]  # its 64 layers take long on an emulation
 
 
 def of_devices(names: Any, on_cuda: Any = None) -> Any:
     """Parametrises a test with devices and names of models."""
-    pairs = [(device, name) for device in DEVICES for name in (on_cuda or names if device == "cuda" else names)]
+    pairs = [
+        (device, name) for device in DEVICES for name in (names if device == "cpu" or on_cuda is None else on_cuda)
+    ]
     return pytest.mark.parametrize(("device", "name"), pairs)
 
 
@@ -132,13 +137,6 @@ def test_logits(device: str, name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif("cuda" not in DEVICES, reason="needs a card, or an emulated one")
-def test_cuda_refuses_recurrent_layers(tmp_path: Path) -> None:
-    path = make("qwen35").write(tmp_path / "model.gguf")
-    with pytest.raises(BeeError, match="recurrent layers"):
-        logits(path, tokens(), 16, device="cuda")
-
-
-@pytest.mark.skipif("cuda" not in DEVICES, reason="needs a card, or an emulated one")
 def test_cuda_refuses_gate_and_up_of_different_types(tmp_path: Path) -> None:
     document = make("qwen3moe", "F16")
     name = "blk.1.ffn_up_exps.weight"
@@ -174,9 +172,10 @@ def test_same_bits_however_a_pass_is_cut(name: str, tmp_path: Path) -> None:
 @pytest.mark.skipif("cuda" not in DEVICES, reason="needs a card, or an emulated one")
 def test_same_bits_however_a_pass_is_cut_on_cuda(name: str, tmp_path: Path) -> None:
     path = make(name, "F16").write(tmp_path / "model.gguf")
-    found = logits(path, tokens(), 16, device="cuda")
-    for rows in (1, 3, 108):
-        assert logits(path, tokens(), rows, device="cuda").tobytes() == found.tobytes(), rows
+    ids = tokens(44 if name in RECURRENT else N_POSITIONS)  # no window to leave, but more rows than are kept
+    found = logits(path, ids, 16, device="cuda")
+    for rows in (1, 3, len(ids)):
+        assert logits(path, ids, rows, device="cuda").tobytes() == found.tobytes(), rows
 
 
 # ---- speculation -----------------------------------------------------------------------------------------------------
@@ -322,22 +321,40 @@ def test_a_long_prompt_cut_in_two_ways(name: str, tmp_path: Path) -> None:
     assert found.tobytes() == logits(path, ids, 9, n_ctx=4096, threads=1).tobytes()
 
 
-@pytest.mark.parametrize("name", ["qwen35", "lfm2", "granitehybrid"])
-def test_states_are_saved_where_conversations_branch(name: str, tmp_path: Path) -> None:
+# Tokens that are shared with the text so far, those that follow, and how many must be remembered.
+BRANCHES = [(0, 2900, 0), (2900, 3, 2880), (2000, 40, 1488), (2035, 9, 2020), (100, 20, 0), (90, 5, 0), (88, 700, 75)]
+FEW_BRANCHES = [(0, 60, 0), (60, 3, 40), (72, 9, 72), (62, 5, 45), (30, 9, 0)]
+
+
+@of_devices(["qwen35", "lfm2", "granitehybrid"])
+def test_states_are_saved_where_conversations_branch(device: str, name: str, tmp_path: Path) -> None:
     """A prompt that differs goes on from the last place before the difference at which states were saved: a few tokens
     before the end of a prompt, or one of every 512; and always as if it had been read from the beginning."""
     path, ids = target_of(name, n_ctx=4096).write(tmp_path / "model.gguf"), tokens(3000)
-    off = (lib.BEE_SPECULATION_OFF, 0, 0.8, 1, 20)
-    turns = [(0, 2900, 0), (2900, 3, 2880), (2000, 40, 1488), (2035, 9, 2020), (100, 20, 0), (90, 5, 0), (88, 700, 75)]
-    with engine(path) as handle, session(handle, 4096) as kept:
+    off = (lib.BEE_SPECULATION_OFF, 0, 0.8, 1, 20 if device == "cpu" else 10)
+    with engine(path, device=device) as handle, session(handle, 4096) as kept:
         history: list[int] = []
-        for shared, more, least in turns:
+        for shared, more, least in BRANCHES if device == "cpu" else FEW_BRANCHES:
             prompt = history[:shared] + [token ^ shared % 61 for token in ids[:more]]
             found = generate(handle, kept, prompt, *off)
             assert least <= reused(kept) <= shared
             with session(handle, 4096) as fresh:
                 assert found == generate(handle, fresh, prompt, *off)
             history = prompt + found
+
+
+@of_devices(["lfm2"], on_cuda=["lfm2"] if os.environ.get("BEE_FAMILIES") else [])
+def test_states_are_saved_in_the_middle_of_an_answer(device: str, name: str, tmp_path: Path) -> None:
+    """On a device a cycle is not queued ahead of the one behind which a state is saved."""
+    path = target_of(name, n_ctx=1024).write(tmp_path / "model.gguf")
+    off = (lib.BEE_SPECULATION_OFF, 0, 0.8, 1)
+    with engine(path, device=device) as handle, session(handle, 1024) as kept:
+        answer = generate(handle, kept, tokens(9), *off, 620)
+        prompt = [*tokens(9), *answer[:560], answer[560] ^ 1]
+        found = generate(handle, kept, prompt, *off, 9)
+        assert 512 <= reused(kept) <= 569
+        with session(handle, 1024) as fresh:
+            assert found == generate(handle, fresh, prompt, *off, 9)
 
 
 @pytest.mark.parametrize("name", ["qwen35", "lfm2", "nemotron_h"])
@@ -360,16 +377,18 @@ def test_cancelled_in_the_middle_of_a_pass(name: str, tmp_path: Path) -> None:
     assert ended
 
 
-def test_sessions_in_company(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_sessions_in_company(device: str, tmp_path: Path) -> None:
     """Rows of several sessions in one pass, each with its own state."""
     path = target_of("qwen35").write(tmp_path / "model.gguf")
     prompts = [tokens(30), tokens(41)[::-1], tokens(60)[7:9], [*tokens(50), 5]]
-    with engine(path) as handle, ExitStack() as stack:
+    n = 30 if device == "cpu" else 8
+    with engine(path, device=device) as handle, ExitStack() as stack:
         found = [stack.enter_context(session(handle)) for _ in prompts]
-        expected = [generate(handle, found[0], prompt, lib.BEE_SPECULATION_OFF, 0, 0.9, 1, 30) for prompt in prompts]
+        expected = [generate(handle, found[0], prompt, lib.BEE_SPECULATION_OFF, 0, 0.9, 1, n) for prompt in prompts]
         out: list[list[int]] = [[] for _ in prompts]
         for prompt, one in zip(prompts, found, strict=True):
-            begin(one, prompt, lib.BEE_SPECULATION_COPY, -1, 0.9, 1, 30)
+            begin(one, prompt, lib.BEE_SPECULATION_COPY, -1, 0.9, 1, n)
         running = list(range(len(prompts)))
         while running:
             steps = ffi.new("bee_step[]", len(running))
@@ -385,14 +404,18 @@ def test_sessions_in_company(tmp_path: Path) -> None:
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 
-def cache_bytes(path: Path, n_ctx: int) -> int:
+def planned(path: Path, n_ctx: int, device: int = lib.BEE_DEVICE_CPU) -> Any:
     error = new_error()
     file = lib.bee_file_open(bytes(path), error)
     check(file, error)
     plan = ffi.new("bee_memory_plan *")
-    check(lib.bee_plan_memory(file, ffi.NULL, lib.BEE_DEVICE_CPU, n_ctx, plan, error), error)
+    check(lib.bee_plan_memory(file, ffi.NULL, device, n_ctx, plan, error), error)
     lib.bee_file_close(file)
-    return int(plan.cache_bytes)
+    return plan
+
+
+def cache_bytes(path: Path, n_ctx: int) -> int:
+    return int(planned(path, n_ctx).cache_bytes)
 
 
 def test_a_window_bounds_the_cache(tmp_path: Path) -> None:
@@ -401,6 +424,28 @@ def test_a_window_bounds_the_cache(tmp_path: Path) -> None:
     position = 2 * 2 * 2 * 16  # keys and values, two bytes, two heads of 16
     assert cache_bytes(path, 8192) == position * (8192 + 6 * 640)
     assert cache_bytes(path, 256) == position * 7 * 256
+
+
+@pytest.mark.parametrize("name", ["qwen35", "lfm2", "qwen35-listed-predicting"])
+@pytest.mark.skipif("cuda" not in DEVICES, reason="needs a card, or an emulated one")
+def test_the_plan_counts_states_on_cuda(name: str, tmp_path: Path) -> None:
+    path, error = target_of(name).write(tmp_path / "model.gguf"), new_error()
+    card = ffi.new("bee_device_info *")
+
+    def free() -> int:
+        check(lib.bee_device_describe(lib.BEE_DEVICE_CUDA, card, error), error)
+        return int(card.free_bytes)
+
+    before, plan = free(), planned(path, N_CTX, lib.BEE_DEVICE_CUDA)
+    with engine(path, device="cuda") as handle, session(handle) as found:
+        generate(handle, found, tokens(20), lib.BEE_SPECULATION_AUTO, -1, 0, 1, 5)
+        one = free()
+        assert before - one <= plan.total_bytes
+        with session(handle):
+            held = one - free()
+    # Keys, values, states, the rows kept for them and the saved ones; what one cycle leaves for the next, and features
+    # that wait for a block that predicts.
+    assert plan.cache_bytes <= held <= plan.cache_bytes + (1 << 16)
 
 
 def test_states_do_not_grow_with_the_context(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ import pytest
 from family_models import N_CTX, N_PREDICTED, N_VOCAB, PREDICTING, block_alone, tokens, without_block
 from gguf_document import ARRAY, STRING, Document, Stored, Value, integer
 from test_families import (
-    DEVICES,
     ERROR,
     GENERATIONS,
     VOCABULARY,
@@ -23,6 +22,7 @@ from test_families import (
     evaluate,
     generate,
     golden,
+    of_devices,
     session,
     spoken,
     target_of,
@@ -177,15 +177,16 @@ def drafted(found: Any, ids: list[int], last: int) -> tuple[list[int], npt.NDArr
     return list(drafts), out
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_block_that_predicts(name: str, tmp_path: Path) -> None:
+@of_devices(NAMES, on_cuda=[LISTED])
+def test_a_block_that_predicts(device: str, name: str, tmp_path: Path) -> None:
     """Its first draft behind texts of any length, against the formulas; and the same bits from a file of its own."""
     document, ids = target_of(name), tokens(60)
     path = document.write(tmp_path / "model.gguf")
     trunk = without_block(document).write(tmp_path / "trunk.gguf")
     alone = block_alone(document).write(tmp_path / "mtp-model.gguf")
     error = new_error()
-    with engine(path, threads=1) as whole, engine(trunk, alone, threads=1) as parted:
+    on = {"threads": 1, "device": device}
+    with engine(path, **on) as whole, engine(trunk, alone, **on) as parted:
         kept = lib.bee_session_open(whole, N_CTX, True, error)
         check(kept, error)
         evaluate(kept, ids, 16)
@@ -209,8 +210,8 @@ def test_the_formulas_are_llama_cpps(name: str) -> None:
     assert ((found - exact) ** 2).mean() < ERROR * (exact**2).mean()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_predicted_drafts_change_nothing(name: str, tmp_path: Path) -> None:
+@of_devices(NAMES, on_cuda=[LISTED, "glm4moe-predicting"])
+def test_predicted_drafts_change_nothing(device: str, name: str, tmp_path: Path) -> None:
     """As test_speculation_changes_nothing, without a DFlash drafter."""
     draw = random.Random(5)
     document = target_of(name)
@@ -220,9 +221,10 @@ def test_predicted_drafts_change_nothing(name: str, tmp_path: Path) -> None:
         drafter = block_alone(document).write(tmp_path / "mtp-model.gguf")
     modes, accepted = (lib.BEE_SPECULATION_MTP, lib.BEE_SPECULATION_AUTO), 0
     stats = ffi.new("bee_stats *")
-    with engine(path, drafter) as handle, session(handle) as plain, session(handle) as drafting:
+    rounds = (GENERATIONS + 3) // 4 if device == "cuda" else 3 * GENERATIONS if name == LISTED else GENERATIONS
+    with engine(path, drafter, device=device) as handle, session(handle) as plain, session(handle) as drafting:
         history = tokens(20)
-        for _ in range(3 * GENERATIONS if name == LISTED else GENERATIONS):
+        for _ in range(rounds):
             temperature, seed, n = draw.choice([0, 0.3, 1, 1.5]), draw.getrandbits(48), draw.randint(1, 24)
             expected = generate(handle, plain, history, lib.BEE_SPECULATION_OFF, 0, temperature, seed, n)
             mode, length = draw.choice(modes), draw.choice([-1, 1, 3, 5])
@@ -298,15 +300,6 @@ def test_what_a_file_of_the_block_alone_need_not_repeat(missing: list[str], tmp_
         expected = drafted(found, tokens(20), 5)[1].tobytes()
     with engine(trunk, drafter, threads=1) as handle, session(handle) as found:
         assert drafted(found, tokens(20), 5)[1].tobytes() == expected
-
-
-@pytest.mark.skipif("cuda" not in DEVICES, reason="needs a card, or an emulated one")
-def test_cuda_refuses_a_file_of_the_block_alone(tmp_path: Path) -> None:
-    document = target_of("glm4moe-predicting")
-    target = without_block(document).write(tmp_path / "model.gguf")
-    drafter = block_alone(document).write(tmp_path / "mtp-model.gguf")
-    with pytest.raises(UnsupportedModelError, match="CPU alone"), engine(target, drafter, device="cuda"):
-        pass
 
 
 def _key(name: str, value: Value) -> Any:

@@ -105,9 +105,17 @@ static inline void cache_state_places(const Cache *cache, int *first, int *last)
     }
 }
 
+/* All layers stand at the same place. */
+static inline void cache_set_ends(Cache *cache, StateEnd end) {
+    for (int i = 0; i < cache->n_states; i++) cache->ends[i] = end;
+}
+
 /* The states are those behind so many tokens, whatever they were; behind none they need not be cleared. */
 static inline void cache_set_states(Cache *cache, int position) {
-    for (int i = 0; i < cache->n_states; i++) cache->ends[i] = (StateEnd){position, 0};
+    StateEnd end;
+    end.position = position;
+    end.n_kept = 0;
+    cache_set_ends(cache, end);
 }
 
 /* Of keys and values of one position, while no window is full. */

@@ -14,7 +14,7 @@ static void draft_one(bee_engine *e, DraftOrder *orders, int n, int j, int most)
     Choice choices[BEE_MAX_PASS_ROWS];
     Workspace work = e->draft_work;
     work.logits += (size_t)j * work.logit_stride;
-    work.logit_stride *= (size_t)most;
+    if (n > 1) work.logit_stride *= (size_t)most;
     for (int i = 0; i < n; i++) {
         const DraftOrder *order = &orders[i];
         const int position = order->session->n_cached - 1 + j;
@@ -31,6 +31,7 @@ static void draft_one(bee_engine *e, DraftOrder *orders, int n, int j, int most)
                         .hidden = j ? work.hidden : e->work.features,
                         .hidden_stride = j ? work.embd_stride : e->work.feature_stride,
                         .own = j > 0,
+                        .variant = n > 1 ? most * BEE_MAX_BLOCK + j : j,
                         .head_rows = head_rows,
                         .n_head_rows = n,
                         .choices = choices};

@@ -307,7 +307,7 @@ static void commit(Part *p) {
     for (int i = 0; i < N_DRAFT_SOURCES && !p->on_device; i++)
         if (s->uses[i] && draft_sources[i]->keep) draft_sources[i]->keep(s, p->first_row, n);
     s->n_cached += n;
-    snapshots_keep(s, p->n_choices && s->stats.output_tokens == p->n_new);
+    if (!device_cycle_queued(s)) snapshots_keep(s, p->n_choices && s->stats.output_tokens == p->n_new);
     s->last_source = p->source;
     p->step->n_prompt_left = waiting_prompt(s);
     if (p->step->finish) s->active = false;

@@ -3,6 +3,7 @@
 #include "clock.h"
 #include "draft/dflash.h"
 #include "draft/sources.h"
+#include "snapshots.h"
 
 /* The passes of one cycle. Their rows are made on the device; the arrays here only stand for them. */
 typedef struct Passes {
@@ -111,9 +112,10 @@ static bool choice_may_be_early(const bee_session *s, const DraftSource *source,
            e->short_cycle;
 }
 
-/* A constraint may call for masks, and features for the host must be taken from the pass's memory before the next. */
+/* A constraint may call for masks, features for the host must be taken from the pass's memory before the next, and
+ * states that are to be saved, before the next changes them. */
 bool device_cycle_goes_on(const bee_session *s, const DraftSource *source, int n_drafts, bool urgent) {
-    if (s->constrained || s->features) return false;
+    if (s->constrained || s->features || snapshots_due(s)) return false;
     if (s->speculation == BEE_SPECULATION_OFF) return true;
     if (n_drafts ? !has_room_for_drafts(s) : !has_room_for_features(s, 2)) return false;
     if (s->speculation == BEE_SPECULATION_DFLASH) return n_drafts > 0 && n_drafts == s->draft_length;
@@ -163,6 +165,8 @@ double device_cycle_seconds(bee_session *s, int n_drafts, int n_cycles) {
         for (int i = 0; i < n_cycles; i++) queue(s, n_drafts);
         begin(s); /* waits for them, and goes back */
         end = monotonic_seconds();
+        cache_set_states(s->cache, s->n_cached); /* which ones, does not matter here */
+        begin(s);
     }
     return (end - start) / n_cycles;
 }

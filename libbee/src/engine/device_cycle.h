@@ -27,7 +27,8 @@ bool device_cycle_run(bee_session *session, int n_drafts, bool ahead, CycleOutco
  * drafts the drafter knows them, and nothing behind. */
 void device_cycle_commit(bee_session *session, int n_drafts, int n_rows);
 
-/* For measurements: seconds of a cycle where so many are queued at once. Nothing of them is kept. */
+/* For measurements: seconds of a cycle where so many are queued at once. Nothing of them is kept but states of
+ * recurrent layers, which cannot go back. */
 double device_cycle_seconds(bee_session *session, int n_drafts, int n_cycles);
 
 /* Forgets what is under way: the session stands where the host believes. */

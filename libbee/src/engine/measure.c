@@ -88,6 +88,11 @@ bee_status bee_engine_measure(bee_engine *engine, int32_t n_rows, int32_t n_past
     return engine_status(engine, error);
 }
 
+/* Whether cycles of so many drafts can run on the device without the host. */
+static bool runs_whole(const bee_engine *e, int n_drafts) {
+    return e->ops->device && (!n_drafts || draft_sources[drafting_model(e)]->on_device);
+}
+
 static bee_status check_cycles(const bee_engine *e, int n_drafts, int n_past, int n_cycles, const float *profile,
                                bee_error *error) {
     if (n_drafts < 0 || n_drafts >= BEE_MAX_BLOCK || n_past < 0 || n_cycles < 1 || n_cycles > 10000)
@@ -97,8 +102,9 @@ static bee_status check_cycles(const bee_engine *e, int n_drafts, int n_past, in
     if (n_drafts && !can_draft(e, n_drafts))
         return bee_fail(error, BEE_ERROR_ARGUMENT, "n_drafts is %d; the drafter drafts at most %d", n_drafts,
                         e->drafter ? e->drafter->shape.block_size - 1 : 0);
-    if (profile && !e->ops->device)
-        return bee_fail(error, BEE_ERROR_UNSUPPORTED, "only a device draws accepted drafts from a profile");
+    if (profile && !runs_whole(e, n_drafts))
+        return bee_fail(error, BEE_ERROR_UNSUPPORTED,
+                        "only cycles that run on a device as a whole draw accepted drafts from a profile");
     for (int i = 0; profile && i < BEE_MAX_BLOCK; i++)
         if (!(profile[i] >= 0 && profile[i] <= (i ? profile[i - 1] : 1)))
             return bee_fail(error, BEE_ERROR_ARGUMENT, "profile[%d] is %g; shares lie between 0 and the one before", i,
@@ -134,7 +140,7 @@ static bee_status time_cycles(bee_session *s, int n_drafts, int n_past, int n_cy
     bee_status status = bee_session_begin(s, &request, error);
     for (int i = 0; !status && i < WARM_UP; i++) status = run_cycle(s, &n_tokens, error);
     pthread_mutex_lock(&s->engine->mutex);
-    out->device_seconds = !status && s->cycle ? device_cycle_seconds(s, n_drafts, n_cycles) : 0;
+    out->device_seconds = !status && runs_whole(s->engine, n_drafts) ? device_cycle_seconds(s, n_drafts, n_cycles) : 0;
     pthread_mutex_unlock(&s->engine->mutex);
     const double start = monotonic_seconds();
     n_tokens = 0;

@@ -68,12 +68,12 @@ static bee_status open_drafter(bee_engine *e, const char *path, const bee_engine
     return BEE_OK;
 }
 
-/* The block that came with the model, where no drafter did. On a card its passes are not queued yet. */
+/* The block that came with the model, where no drafter did. */
 static bee_status open_predictor(bee_engine *e, const bee_engine_params *params, LoadProgress *progress,
                                  bee_error *error) {
     bee_error local;
     if (!error) error = &local;
-    if (!model_predicts(e->file, &e->target->shape) || e->n_taps || e->ops->device) return BEE_OK;
+    if (!model_predicts(e->file, &e->target->shape) || e->n_taps) return BEE_OK;
     e->drafter = model_load(e->device, e->ops, e->backend, e->file, e->target, e->file, params->made_up_weights,
                             progress, error);
     if (!e->drafter) return error->status;

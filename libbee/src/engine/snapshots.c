@@ -64,13 +64,25 @@ static int take_slot(Snapshots *saved) {
     return slot;
 }
 
+/* How many tokens lie between the last saved state and the place where the layers stand; 0 where none is to be saved.
+ */
+static int unsaved_tokens(const bee_session *s, int *position) {
+    const Snapshots *saved = &s->snapshots;
+    int last;
+    if (!saved->capacity) return 0;
+    cache_state_places(s->cache, position, &last);
+    return *position > s->n_cached ? 0 : *position - (saved->n ? saved->at[saved->n - 1].position : 0);
+}
+
+bool snapshots_due(const bee_session *s) {
+    int position;
+    return unsaved_tokens(s, &position) >= TOKENS_BETWEEN;
+}
+
 void snapshots_keep(bee_session *s, bool turn) {
     Snapshots *saved = &s->snapshots;
-    int position, last;
-    if (!saved->capacity) return;
-    cache_state_places(s->cache, &position, &last);
-    const int behind = position - (saved->n ? saved->at[saved->n - 1].position : 0);
-    if (behind <= 0 || position > s->n_cached || (!turn && behind < TOKENS_BETWEEN)) return;
+    int position;
+    if (unsaved_tokens(s, &position) < (turn ? 1 : TOKENS_BETWEEN)) return;
     const int slot = take_slot(saved);
     saved->at[saved->n++] = (Snapshot){position, slot};
     move(s, state_of(saved, saved->n - 1), s->cache->states);

@@ -14,7 +14,11 @@ void snapshots_free(bee_session *session);
 int snapshots_reach(const bee_session *session, int n);
 /* Lets them go on there; n is an answer of snapshots_reach, and the tokens behind may change. */
 void snapshots_go_to(bee_session *session, int n);
-/* Behind a pass, whose tokens have been committed: may save what the layers know. `turn`: the prompt ended in it. */
+/* Behind a pass, whose tokens have been committed: may save what the layers know. `turn`: the prompt ended in it. No
+ * other pass of the session is under way. */
 void snapshots_keep(bee_session *session, bool turn);
+
+/* Whether it would, by the number of tokens behind the last saved state. */
+bool snapshots_due(const bee_session *session);
 
 #endif

@@ -142,8 +142,8 @@ static void predict_body(Worker *worker, void *argument) {
 }
 
 void predict_forward(Backend *backend, PredictPass *pass) {
-    const RunInput input =
-        input_of(pass->model, pass->rows, pass->n_rows, pass->head_rows, pass->n_head_rows, pass->choices);
+    RunInput input = input_of(pass->model, pass->rows, pass->n_rows, pass->head_rows, pass->n_head_rows, pass->choices);
+    input.variant = pass->variant;
     pass->ops->run(backend, predict_body, pass, &input);
 }
 

@@ -63,7 +63,8 @@ typedef struct PredictPass {
     int n_rows;
     const float *hidden; /* [rows][hidden_stride] */
     size_t hidden_stride;
-    bool own; /* made by the block itself: work->hidden */
+    bool own;    /* made by the block itself: work->hidden */
+    int variant; /* of the run: another one for other places of `hidden` and of the logits */
     const int32_t *head_rows;
     int n_head_rows;
     Choice *choices; /* one per head row */

@@ -300,13 +300,6 @@ static void check_leftovers(Loader *l, const Shape *s) {
     }
 }
 
-/* Of what a device may lack. */
-static bool needs_recurrences(const Shape *s) {
-    for (int i = 0; i < s->n_layer; i++)
-        if (is_recurrent(&s->layers[i]) || s->layers[i].gated_heads) return true;
-    return false;
-}
-
 static bool layers_new(Loader *l, Model *m) {
     m->layers = calloc((size_t)m->shape.n_layer, sizeof *m->layers);
     l->bound = calloc(bee_file_tensor_count(l->file) + 1, sizeof *l->bound);
@@ -316,9 +309,6 @@ static bool layers_new(Loader *l, Model *m) {
 
 static void load_model(Loader *l, Model *m, const Model *target, const bee_file *target_file) {
     const Shape *s = &m->shape;
-    if (l->ops && needs_recurrences(s) && !l->ops->recur)
-        l->status = bee_fail(l->error, BEE_ERROR_UNSUPPORTED,
-                             "recurrent layers and gated heads cannot run on this device yet; use the CPU");
     if (l->status || !layers_new(l, m)) return;
     if (s->architecture->about.is_drafter)
         load_drafter(l, m, target, target_file);
@@ -334,10 +324,6 @@ static void load_model(Loader *l, Model *m, const Model *target, const bee_file 
 
 static void load_block(Loader *l, Model *m, const Model *target, const bee_file *target_file) {
     const bool alone = l->file != target_file;
-    if (alone && l->device->own_memory)
-        l->status = bee_fail(l->error, BEE_ERROR_UNSUPPORTED,
-                             "drafts by a block that predicts further tokens (MTP) are made on the CPU alone: use it, "
-                             "or no drafter");
     if (l->status || !read_block(l, &m->shape, target, target_file) || !layers_new(l, m)) return;
     load_predictor(l, m, target, target_file);
     if (!l->status) load_layer(l, &m->shape, 0, &m->layers[0]);

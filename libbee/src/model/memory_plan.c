@@ -97,8 +97,8 @@ static uint64_t model_cache_bytes(const Device *device, const Model *m, int n_ct
     for (int r = 0; r < CACHE_REGIONS; r++)
         if (cache_half_bytes(&cache, r)) bytes += 2 * device->buffer_bytes(cache_half_bytes(&cache, r));
     if (!shape.n_states) return bytes;
-    const uint64_t states = device->buffer_bytes(shape.state_floats * sizeof(float));
-    return bytes + states * (uint64_t)(1 + cache_snapshots(&shape)) +
+    const uint64_t states = shape.state_floats * sizeof(float);
+    return bytes + device->buffer_bytes(states) + device->buffer_bytes(states * (uint64_t)cache_snapshots(&shape)) +
            device->buffer_bytes(shape.kept_floats * sizeof(float));
 }
 
@@ -130,7 +130,7 @@ bee_status bee_plan_memory(const bee_file *target_file, const bee_file *drafter_
         if (!status && !drafter_kind(drafter_file, &drafter.shape))
             status = bee_fail(error, BEE_ERROR_MISMATCH, "the plan's drafter is a model, not a drafter");
     }
-    const bool predicts = !status && !drafter_file && !device->own_memory && model_predicts(target_file, &target.shape);
+    const bool predicts = !status && !drafter_file && model_predicts(target_file, &target.shape);
     if (predicts) status = model_plan(target_file, device, &target, target_file, &drafter, error);
     if (!status && (n_ctx < 0 || n_ctx > target.shape.n_ctx_train))
         status = bee_fail(error, BEE_ERROR_ARGUMENT, "n_ctx is %d; it must lie between 0 and the model's %d", n_ctx,

@@ -7,43 +7,10 @@ extern "C" {
 
 #include "../check.h"
 #include "../random.h"
-#include "must.h"
+#include "device_array.h"
 
 #include <algorithm>
 #include <cstdlib>
-#include <vector>
-
-/* ---- device memory ------------------------------------------------------------------------------ */
-
-static cudaStream_t stream;
-
-template <class T> struct DeviceArray {
-    T *at = nullptr;
-    size_t n = 0;
-    explicit DeviceArray(size_t count) : n(count) { MUST(cudaMalloc((void **)&at, (n ? n : 1) * sizeof(T))); }
-    explicit DeviceArray(const std::vector<T> &values) : DeviceArray(values.size()) { put(values); }
-    DeviceArray(const DeviceArray &) = delete;
-    ~DeviceArray() { cudaFree(at); }
-    void put(const std::vector<T> &values) {
-        if (values.empty()) return;
-        MUST(cudaMemcpyAsync(at, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice, stream));
-        MUST(cudaStreamSynchronize(stream));
-    }
-    std::vector<T> get() const {
-        std::vector<T> values(n);
-        if (n) MUST(cudaMemcpyAsync(values.data(), at, n * sizeof(T), cudaMemcpyDeviceToHost, stream));
-        MUST(cudaStreamSynchronize(stream));
-        return values;
-    }
-};
-
-static void set_order(int order) {
-#if defined(BEE_EMULATE)
-    emulated_order = order;
-#else
-    (void)order;
-#endif
-}
 
 /* ---- references --------------------------------------------------------------------------------- */
 
@@ -417,6 +384,7 @@ static void test_edits() {
 struct Stage {
     DeviceArray<DeviceSession> session{1};
     DeviceArray<DeviceRow> rows{BEE_MAX_BLOCK};
+    DeviceArray<DeviceRun> run{1};
     DeviceArray<DeviceChoice> choices{BEE_MAX_BLOCK};
     DeviceArray<int32_t> drafts{BEE_MAX_BLOCK}, chosen{BEE_MAX_BLOCK};
     CycleResult *results = nullptr;
@@ -433,11 +401,12 @@ static DeviceCache fake_cache(uintptr_t first) {
         cache.n_positions[r] = (int32_t)(1024 * (first + r));
     }
     cache.n_ctx = (int32_t)(1024 * first - 100);
+    cache.states = (float *)fake_pointer(first + 5), cache.kept = (float *)fake_pointer(first + 6);
     return cache;
 }
 
 static bool same_cache(const DeviceCache &a, const DeviceCache &b) {
-    bool same = a.n_ctx == b.n_ctx;
+    bool same = a.n_ctx == b.n_ctx && a.states == b.states && a.kept == b.kept;
     for (int r = 0; r < CACHE_REGIONS; r++)
         same = same && a.keys[r] == b.keys[r] && a.values[r] == b.values[r] && a.n_positions[r] == b.n_positions[r];
     return same;
@@ -455,6 +424,8 @@ static DeviceSession session_new(Random *r) {
     s.mask_token = 777;
     s.causal = random_below(r, 2);
     s.cache = fake_cache(1), s.draft_cache = fake_cache(10);
+    s.end.n_kept = 1 + random_below(r, CACHE_KEPT_ROWS);
+    s.end.position = s.n_cached - random_below(r, s.end.n_kept + 1);
     return s;
 }
 
@@ -474,6 +445,15 @@ static void check_choice(const DeviceChoice &choice, const DeviceSession &s, int
     CHECK(!choice.mask && !choice.edits && !choice.n_edits && choice.n_top == -1);
 }
 
+/* Of the rows that are kept those before the pass count; of a finished session there are no rows. */
+static void check_run(const DeviceRun &run, const DeviceSession &s, int n_drafts) {
+    CHECK(run.states == s.cache.states && run.kept == s.cache.kept);
+    CHECK_EQ(run.first, 0);
+    CHECK_EQ(run.n, s.finished ? 0 : n_drafts + 1);
+    CHECK_EQ(run.end.position, s.end.position);
+    CHECK_EQ(run.end.n_kept, s.n_cached - s.end.position);
+}
+
 /* Idle rows, where the session has finished. */
 static void check_rows(Stage *stage, const DeviceSession &s, int n_drafts, const std::vector<int32_t> &drafts) {
     queue_draft_rows(stream, stage->session.at, n_drafts, stage->rows.at, stage->choices.at);
@@ -488,7 +468,9 @@ static void check_rows(Stage *stage, const DeviceSession &s, int n_drafts, const
                       s.causal ? position + 1 : s.n_cached + n_drafts + 1);
         if (i < n_drafts) check_choice(choices[(size_t)i], s, i);
     }
-    queue_verify_rows(stream, stage->session.at, n_drafts, stage->drafts.at, stage->rows.at, stage->choices.at);
+    queue_verify_rows(stream, stage->session.at, n_drafts, stage->drafts.at, stage->rows.at, stage->choices.at,
+                      stage->run.at);
+    check_run(stage->run.get()[0], s, n_drafts);
     rows = stage->rows.get();
     choices = stage->choices.get();
     for (int i = 0; i <= n_drafts; i++) {
@@ -505,6 +487,7 @@ static void check_rows(Stage *stage, const DeviceSession &s, int n_drafts, const
 static void expect_accept(DeviceSession *s, int n_drafts, const std::vector<int32_t> &drafts,
                           const std::vector<int32_t> &chosen) {
     int n = 0;
+    if (!s->finished) s->end = {s->n_cached, n_drafts + 1};
     while (!s->finished && n <= n_drafts) {
         const int32_t token = chosen[(size_t)n];
         if (token < 0) {
@@ -533,6 +516,8 @@ static void check_session(const DeviceSession &s, const DeviceSession &expected)
     CHECK_EQ(s.n_new, expected.n_new);
     CHECK_EQ(s.finished, expected.finished);
     CHECK_EQ(s.cycles, expected.cycles);
+    CHECK_EQ(s.end.position, expected.end.position);
+    CHECK_EQ(s.end.n_kept, expected.end.n_kept);
     CHECK(same_cache(s.cache, expected.cache) && same_cache(s.draft_cache, expected.draft_cache));
     CHECK(s.n_stop_tokens == expected.n_stop_tokens && s.causal == expected.causal);
 }
@@ -555,6 +540,7 @@ static void check_result(const CycleResult &result, const DeviceSession &after, 
     CHECK_EQ(result.n_drafts, n_drafts);
     CHECK_EQ(result.n_new, after.n_new);
     CHECK_EQ(result.finished, after.finished);
+    CHECK(result.end.position == after.end.position && result.end.n_kept == after.end.n_kept);
     for (int i = 0; i < n_drafts; i++) CHECK_EQ(result.drafts[i], std::max(drafts[(size_t)i], 0));
     for (int i = 0; i <= n_drafts; i++) CHECK_EQ(result.tokens[i], chosen[(size_t)i]);
 }

@@ -624,6 +624,10 @@ struct Gated {
  * quotient follows it; below -87 the gate is all but shut. Then the code: half a scale, and the scale's own roundings.
  */
 static Gated expected_gated(Activation activation, float g, float u) {
+    if (activation == ACTIVATION_RELU_SQUARED) {
+        const double squared = g > 0 ? (double)g * g * u : 0;
+        return {squared, 2 * U * SECOND_ORDER * squared};
+    }
     const double cubic = g + 0.044715 * g * g * g;
     const double t = activation == ACTIVATION_GELU ? 2 * sqrt(2 / M_PI) * cubic : (double)g;
     const double value = g / (1 + exp(-t)) * u, follows = fabs(t) / (1 + exp(t));
@@ -681,6 +685,7 @@ struct Gate {
     Matrix gate, up;
     Activation activation;
     Extra gate_extra, up_extra;
+    bool alone; /* the up without a gate */
 };
 
 static void run_gate(const Gate &g, const DeviceOperand *in, int n, const DeviceOperand *out) {
@@ -691,21 +696,24 @@ static void run_gate(const Gate &g, const DeviceOperand *in, int n, const Device
     const DeviceProduct up = {g.up.weight,     (float *)device_memory(bytes), stride, false, g.up_extra.bias,
                               g.up_extra.scale};
     Scratch scratch = new_scratch(weights, 2, in->max_rows);
-    queue_gate(stream, g.activation, &gate, &up, in, n, out, &scratch.device);
+    queue_gate(stream, g.activation, g.alone ? nullptr : &gate, &up, in, n, out, &scratch.device);
     CHECK(finished());
     free_scratch(&scratch);
     cudaFree(gate.out);
     cudaFree(up.out);
 }
 
-/* `wider`: columns that the operand has beyond the matrices' rows. */
+/* `wider`: columns that the operand has beyond the matrices' rows. `alone`: an up without a gate. */
 static void test_gate_case(int gate_type, int up_type, int rows, int columns, int n, bool extra, int wider,
-                           Random *random) {
+                           Random *random, bool alone = false) {
     Gate g = {new_small_matrix(&block_types[gate_type], rows, columns, random),
               new_small_matrix(&block_types[up_type], rows, columns, random),
-              extra ? ACTIVATION_GELU : ACTIVATION_SILU,
+              alone   ? ACTIVATION_RELU_SQUARED
+              : extra ? ACTIVATION_GELU
+                      : ACTIVATION_SILU,
               {},
-              {}};
+              {},
+              alone};
     float *const x = new_floats((size_t)n * (size_t)columns), *const bias = new_floats(2 * (size_t)rows);
     for (int i = 0; i < n * columns; i++) x[i] = (float)random_normal(random);
     for (int i = 0; i < 2 * rows; i++) bias[i] = (float)random_normal(random);
@@ -720,7 +728,9 @@ static void test_gate_case(int gate_type, int up_type, int rows, int columns, in
     run_gate(g, &in, n, &out);
     float *const gates = multiply(&g.gate, &in, n, nullptr, g.gate_extra);
     float *const ups = multiply(&g.up, &in, n, nullptr, g.up_extra);
-    check_gated(g.activation, &out, gates, ups, out_stride(&g.gate), rows, n, g.gate.type->name);
+    if (alone) /* the activation of what the up came to, times 1 */
+        for (size_t i = 0; i < (size_t)n * out_stride(&g.up); i++) gates[i] = ups[i], ups[i] = 1;
+    check_gated(g.activation, &out, gates, ups, out_stride(&g.gate), rows, n, g.up.type->name);
     DeviceOperand one_in = new_operand(columns, 1, formats), one = new_operand(rows, 1, FORMAT_CODES);
     DeviceOperand rest_in = new_operand(columns, n, formats), rest = new_operand(rows, n, FORMAT_CODES);
     fill_operand(&one_in, x, 0, 1);
@@ -752,7 +762,10 @@ static void test_gate() {
     for (int type = 0; type < N_BLOCK_TYPES; type++) {
         test_gate_case(type, type, 96, 256, 3 + type, type % 2, 0, &random);
         test_gate_case(type, (type + 5) % N_BLOCK_TYPES, 70, 512, 18, type % 2, 0, &random);
+        test_gate_case(type, type, 70, 256, 1 + 5 * type % 23, type % 2, 0, &random, true);
     }
+    test_gate_case(8, 8, 200, 2048, 17, true, 0, &random, true); /* in parts */
+    test_gate_case(8, 8, 40, 2048, 9, true, 2000, &random, true);
     test_gate_case(8, 8, 200, 2048, 17, false, 0, &random); /* in parts */
     test_gate_case(3, 3, 33, 4096, 5, true, 0, &random);
     test_gate_case(8, 10, 40, 2048, 9, true, 0, &random);
@@ -812,12 +825,13 @@ static void free_stack(Stack *s) {
 
 /* What an expert answers to a row that is alone. */
 static float *answer_alone(const Stack *gate, const Stack *up, const Stack *down, Activation activation, int expert,
-                           const float *x, int row) {
+                           const float *x, int row, bool gated) {
     const TensorType type = gate->matrices[0].type->type;
     DeviceOperand in = new_operand(gate->device.weight.columns, 1, operand_format(type));
     DeviceOperand between = new_operand(down->device.weight.columns, 1, operand_format(type));
     fill_operand(&in, x, row, 1);
-    run_gate({gate->matrices[expert], up->matrices[expert], activation, extra_of(gate, expert), extra_of(up, expert)},
+    run_gate({gate->matrices[expert], up->matrices[expert], activation, extra_of(gate, expert), extra_of(up, expert),
+              !gated},
              &in, 1, &between);
     float *const out = multiply(&down->matrices[expert], &between, 1, nullptr, extra_of(down, expert));
     free_operand(&in);
@@ -842,6 +856,7 @@ static int make_tiles(int n, bool crowded, ExpertTile *tiles, int32_t *places) {
 
 /* Rows gathered by expert: of each the bits that it has alone, and nothing else is written. */
 static void test_experts_case(const BlockType *type, int n, bool crowded, Activation activation, Random *random) {
+    const bool gated = activation != ACTIVATION_RELU_SQUARED;
     enum { ROWS = 40, MOST = 64 };
     const int columns = type->columns > 32 ? 512 : 96, between_columns = type->columns > 32  ? 256
                                                                          : type->columns > 1 ? 160
@@ -866,14 +881,15 @@ static void test_experts_case(const BlockType *type, int n, bool crowded, Activa
     float *const each = (float *)device_memory((size_t)(all_rows * stride) * sizeof(float));
     fill_operand(&in, x, 0, n);
     queue_gather(stream, &in, n, 2, &device, &gathered);
-    queue_expert_gate(stream, activation, &gate.device, &up.device, &device, most, &gathered, n, &between);
+    queue_expert_gate(stream, activation, gated ? &gate.device : nullptr, &up.device, &device, most, &gathered, n,
+                      &between);
     queue_expert_multiply(stream, &down.device, &device, most, &between, n, each, (size_t)stride);
     CHECK(finished());
     float *const out = (float *)copy_back(each, (size_t)(all_rows * stride) * sizeof(float));
     int wrong = 0, written = 0;
     for (int i = 0; i < 2 * n; i++) {
         const int expert = i % 2 ? 2 + i / 2 % 3 : crowded ? 0 : i / 2 % 2;
-        float *const alone = answer_alone(&gate, &up, &down, activation, expert, x, i / 2);
+        float *const alone = answer_alone(&gate, &up, &down, activation, expert, x, i / 2, gated);
         wrong += memcmp(alone, out + places[i] * stride, ROWS * sizeof(float)) != 0;
         free(alone);
     }
@@ -893,6 +909,7 @@ static void test_experts() {
     for (int t = 0; t < N_BLOCK_TYPES; t++) {
         test_experts_case(&block_types[t], 1 + t % 8, t % 2, activations[t % 3], &random);
         test_experts_case(&block_types[t], 17 + t % 5, t % 2 == 0, activations[t % 3], &random);
+        test_experts_case(&block_types[t], 1 + 7 * t % 20, t % 2, ACTIVATION_RELU_SQUARED, &random);
     }
 }
 

@@ -322,13 +322,13 @@ template <class Compute> static void check_in_any_company(int n, size_t stride, 
 }
 
 /* Slices side by side, each for itself; nothing else of a row changes. */
-static void test_norm_in_place(int columns, int parts, bool with_gain, bool centred) {
+static void test_norm_in_place(int columns, int parts, bool with_gain, bool centred, bool apart) {
     Random random = {(uint64_t)(columns + parts)};
     const int n = 5;
     const size_t stride = (size_t)(columns * parts) + 7;
-    const auto x = random_floats(n * stride, 3, &random), gain = random_floats((size_t)columns, 1, &random);
+    const auto x = random_floats(n * stride, 3, &random), gain = random_floats((size_t)(columns * parts), 1, &random);
     const Device<float> device_gain(gain);
-    const DeviceNorm norm = {with_gain ? device_gain.data : nullptr, 1e-6f, centred};
+    const DeviceNorm norm = {with_gain ? device_gain.data : nullptr, 1e-6f, centred, apart};
     const auto compute = [&](int first, int rows) {
         const Device<float> y(std::vector<float>(x.begin() + (ptrdiff_t)((size_t)first * stride),
                                                  x.begin() + (ptrdiff_t)((size_t)(first + rows) * stride)));
@@ -339,7 +339,8 @@ static void test_norm_in_place(int columns, int parts, bool with_gain, bool cent
     for (size_t i = 0; i < (size_t)n; i++) {
         for (size_t part = 0; part < (size_t)parts; part++) {
             const size_t at = i * stride + part * (size_t)columns;
-            check_norm(norm, &x[at], with_gain ? gain.data() : nullptr, columns, &out[at]);
+            check_norm(norm, &x[at], with_gain ? &gain[apart ? part * (size_t)columns : 0] : nullptr, columns,
+                       &out[at]);
         }
         const size_t end = i * stride + (size_t)(columns * parts);
         CHECK(same_floats(&x[end], &out[end], 7));
@@ -596,12 +597,13 @@ static void test_gate_values(Activation activation, int columns) {
         for (size_t c = 0; c < (size_t)columns; c++) {
             const double g = gate[i * stride + c];
             const double clamped = fmin(g, 7), u = up[i * up_stride + c];
-            const bool clamps = activation == ACTIVATION_CLAMPED;
+            const bool clamps = activation == ACTIVATION_CLAMPED, squares = activation == ACTIVATION_RELU_SQUARED;
+            const double numerator = activation == ACTIVATION_LOGISTIC ? 1 : clamps ? clamped : g;
             const double t = activation == ACTIVATION_GELU ? 2 * sqrt(2 / M_PI) * (g + 0.044715 * g * g * g)
                              : clamps                      ? 1.702 * clamped
                                                            : g;
             const double factor = clamps ? fmax(-7, fmin(u, 7)) + 1 : u;
-            const double expected = (clamps ? clamped : g) / (1 + exp(-t)) * factor;
+            const double expected = squares ? fmax(g, 0) * g * factor : numerator / (1 + exp(-t)) * factor;
             const double relative = EXP_ERROR + 5 * U + 6 * U * fabs(t) / (1 + exp(t));
             CHECK_NEAR(out[i].values[c], expected, relative * SECOND_ORDER * fabs(expected) + 1e-36);
         }
@@ -1166,6 +1168,31 @@ static void test_variants() {
         for (int length : {3, 200}) test_attention_case(s, length, true);
 }
 
+/* Gates multiply what the heads give, row by row. */
+static void test_gated_heads() {
+    Attention a({48, 1, 3, 48, true, false, 2}, 77);
+    fill_cache(a, 0, 137);
+    fill_cache(a, 1, 128);
+    const Pass pass = make_pass(a, 140, 130, true);
+    const auto q = rotate_and_store(a, pass.rows, pass.q, pass.k, pass.v);
+    const auto plain = attend(a, pass.rows, q, a.n_chunks());
+    const size_t stride = a.columns() + 20;
+    const auto gates = random_floats(pass.rows.size() * stride, 4, &a.random);
+    const Device<float> device_gates(gates);
+    a.heads.gate_stride = stride;
+    a.heads.gates = device_gates.data;
+    const auto out = attend(a, pass.rows, q, a.n_chunks());
+    for (size_t i = 0; i < pass.rows.size(); i++) {
+        if (is_idle(pass.rows[i])) continue;
+        for (size_t c = 0; c < a.columns(); c++) {
+            const double expected = plain[i].values[c] / (1 + exp(-(double)gates[i * stride + c]));
+            CHECK_NEAR(out[i].values[c], expected, (EXP_ERROR + 4 * U) * SECOND_ORDER * fabs(expected));
+        }
+        a.heads.gates = device_gates.data + i * stride;
+        CHECK(same_token(attend(a, {pass.rows[i]}, row_of(q, a.q_stride, i), a.n_chunks())[0], out[i]));
+    }
+}
+
 /* A ring of chunks, which has come round or has not; windows of one position, less and more than a chunk. */
 static void test_windows() {
     for (int window : {1, 7, 127, 128, 129, 300})
@@ -1273,11 +1300,13 @@ int main() {
     if (cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) != cudaSuccess) return 77; /* no device: skipped */
     test_embed();
     for (int columns : {32, 48, 64, 352, 1088}) test_rows_case(columns);
-    for (int columns : {16, 72, 1500}) test_norm_in_place(columns, columns < 100 ? 5 : 2, columns != 16, columns > 100);
+    for (int columns : {16, 72, 1500})
+        test_norm_in_place(columns, columns < 100 ? 5 : 2, columns != 16, columns > 100, columns == 72);
     for (int columns : {48, 1088, 2500})
         for (int normed = 0; normed < 2; normed++) test_add(columns, normed);
     for (int columns : {31, 96, 300})
-        for (Activation activation : {ACTIVATION_SILU, ACTIVATION_GELU, ACTIVATION_CLAMPED})
+        for (Activation activation :
+             {ACTIVATION_SILU, ACTIVATION_GELU, ACTIVATION_CLAMPED, ACTIVATION_LOGISTIC, ACTIVATION_RELU_SQUARED})
             test_gate_values(activation, columns);
     test_add_gated();
     test_routes();
@@ -1287,6 +1316,7 @@ int main() {
     test_angles();
     test_copy();
     test_attention();
+    test_gated_heads();
     test_many_rows({32, 1, 3, 32, true, true, 1}, 128);
     test_many_rows({16, 2, 20, 8, false, false, 4}, 40);
     test_many_rows({16, 1, 3, 16, true, false, 2, 140}, 128);
