@@ -275,10 +275,9 @@ def test_a_file_of_the_block_alone_is_a_drafter(tmp_path: Path) -> None:
     whole = document.write(tmp_path / "whole.gguf")
     with ModelFile(path) as file, ModelFile(target) as other, ModelFile(whole) as together:
         assert file.plan().is_drafter
-        plan = plan_memory(other, file, "cpu", N_CTX)
-        assert plan == plan_memory(together, None, "cpu", N_CTX)
-        with pytest.raises(UnsupportedModelError, match="CPU alone"):
-            plan_memory(other, file, "cuda", N_CTX)
+        for device in ("cpu", "cuda"):
+            plan = plan_memory(other, file, device, N_CTX)
+            assert plan == plan_memory(together, None, device, N_CTX)
     with engine(target, path) as handle:
         info = ffi.new("bee_engine_info *")
         lib.bee_engine_describe(handle, info)
