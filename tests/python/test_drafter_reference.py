@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 from family_models import N_CTX, N_VOCAB, tokens
 from gguf_document import ARRAY, BOOL, INT32, Document, Stored, Value, integer, number, text
-from test_families import ERROR, drafter_for, target_of
+from test_families import DEVICES, ERROR, drafter_for, target_of
 from test_families import engine as tiny_engine
 
 from bee_integrations.engine.device_plan import plan_memory
@@ -311,17 +311,24 @@ OPTIONS: dict[str, list[Change]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_options_of_drafters(option: str, tmp_path: Path) -> None:
-    """Of floats, which nothing is rounded for but keys and values, behind a hybrid that the features are taken from."""
-    document = drafter_for("qwen35")
+ON_CUDA = ("an embedding of its own, and a reduced head of it", "all of it") if "cuda" in DEVICES else ()
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "option"),
+    [*(("cpu", "qwen35", option) for option in OPTIONS), *(("cuda", "llama-yarn", option) for option in ON_CUDA)],
+)
+def test_options_of_drafters(device: str, name: str, option: str, tmp_path: Path) -> None:
+    """Of floats, which nothing is rounded for but keys and values; on the CPU behind a hybrid that the features are
+    taken from."""
+    document = drafter_for(name)
     for change in OPTIONS[option]:
         change(document)
-    paths = target_of("qwen35").write(tmp_path / "model.gguf"), document.write(tmp_path / "drafter.gguf")
+    paths = target_of(name).write(tmp_path / "model.gguf"), document.write(tmp_path / "drafter.gguf")
     target, drafter = map(Weights, paths)
     ids = tokens(60)
     n_rows = len(drafter["d2t"]) if "d2t" in drafter else N_VOCAB
-    with tiny_engine(*paths, threads=1) as engine:
+    with tiny_engine(*paths, threads=1, device=device) as engine:
         error = new_error()
         found = lib.bee_session_open(engine, N_CTX, True, error)
         check(found, error)
