@@ -361,6 +361,13 @@ INLINE void finish_span(WeightTraits t, int n, int step, Pair at, const OperandP
     TOKEN_LOOP for (int i = 0; i < n; i++) acc[i] = rf_fma(minimum, sums[i], acc[i]);
 }
 
+/* The hardware's prefetcher stops at every page. A line's way into the first-level cache ends in few buffers: most of
+ * it is made beforehand, into the second-level one. Together a third of a single token's time. */
+INLINE void prefetch_ahead(const uint8_t *line) {
+    __builtin_prefetch(line + 8192, 0, 2);
+    __builtin_prefetch(line + 4096);
+}
+
 /* ---- all columns --------------------------------------------------------------------------------------- */
 
 INLINE void store_sums(float *out, RF sums, bool add) { rf_store(out, add ? rf_add(rf_load(out), sums) : sums); }
@@ -379,8 +386,7 @@ INLINE void multiply_codes(TensorType type, int n, const uint8_t *w, int n_pairs
                 rf_set(0);
         for (int p = 0; p < in_span; p++, a += TILE) {
             const Pair at = {w, w + p * code_bytes(t), small + p * small_scale_bytes(t), scales, p};
-            /* Ahead of the hardware's prefetcher, which stops at every page: a sixth of a single token's time. */
-            for (int i = p * lines; i < (p + 1) * lines; i++) __builtin_prefetch(w + 4096 + 64 * i);
+            for (int i = p * lines; i < (p + 1) * lines; i++) prefetch_ahead(w + 64 * i);
             UNROLL for (int step = 0; step < STEPS; step++) UNROLL for (int group = 0; group < 2; group++) {
                 if (STEPS > 1 && group) escape(w); /* or it keeps all nibbles for the other group, on the stack */
                 if (scaled_by_span(t))
@@ -401,13 +407,17 @@ INLINE void multiply_floats(TensorType type, int n, const uint8_t *w, int column
                             size_t out_stride, bool add) {
     RF acc[STEPS][TILE];
     UNROLL for (int step = 0; step < STEPS; step++) UNROLL for (int t = 0; t < n; t++) acc[step][t] = rf_set(0);
-    for (int k = 0; k < columns; k++) UNROLL for (int step = 0; step < STEPS; step++) {
-            const int at = k * BLOCK_ROWS + STEP_ROWS * step;
-            const RF column = type == TYPE_F32   ? rf_load((const float *)w + at)
-                              : type == TYPE_F16 ? rf_load_f16((const uint16_t *)w + at)
-                                                 : rf_load_bf16((const uint16_t *)w + at);
+    const int bytes = BLOCK_ROWS * (type == TYPE_F32 ? 4 : 2);
+    for (int k = 0; k < columns; k++) {
+        if (bytes == 64 || k % 2 == 0) prefetch_ahead(w + k * bytes);
+        UNROLL for (int step = 0; step < STEPS; step++) {
+            const uint8_t *at = w + k * bytes + step * STEP_ROWS * bytes / BLOCK_ROWS;
+            const RF column = type == TYPE_F32   ? rf_load((const float *)at)
+                              : type == TYPE_F16 ? rf_load_f16((const uint16_t *)at)
+                                                 : rf_load_bf16((const uint16_t *)at);
             UNROLL for (int t = 0; t < n; t++) acc[step][t] = rf_fma(column, rf_set(a[k * TILE + t]), acc[step][t]);
         }
+    }
     UNROLL for (int step = 0; step < STEPS; step++) UNROLL for (int t = 0; t < n; t++)
         store_sums(out + t * out_stride + STEP_ROWS * step, acc[step][t], add);
 }

@@ -4,9 +4,10 @@
 
 Needs gguf and llama-cpp-python. A random model with rows of 576 and of 1024 is quantised in each mix, with an
 importance matrix of ones, and run by both; the exact logits are those of a forward pass in double precision over the
-file's weights, as gguf decodes them. Each line has the types in the file and the root mean square of both errors, as
-parts of the deviation of the exact logits. The exit status is 1 where libbee is further from the exact logits than 1.3
-times llama.cpp.
+file's weights, as gguf decodes them. MXFP4_MOE is of a model with experts (family_models.py) instead, whose exact
+logits are libbee's over a file of the decoded weights. Each line has the types in the file and the root mean square
+of both errors, as parts of the deviation of the exact logits. The exit status is 1 where libbee is further from the
+exact logits than 1.3 times llama.cpp.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy.typing as npt
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "python")]
 import make_tiny_models as tiny  # noqa: E402
+from family_models import HEAD_NORMS, N_VOCAB, PRE, QKV, mixture, tokens  # noqa: E402
 from gguf_document import Document, Stored  # noqa: E402
 from gguf_document import read as read_document  # noqa: E402
 from reference_forward import Forward  # noqa: E402
@@ -33,13 +35,16 @@ from test_architectures import INSTRUCTION_SETS, evaluated, session  # noqa: E40
 
 MIXES = (
     "Q2_K", "Q3_K_M", "IQ4_XS", "IQ4_NL", "IQ3_M", "IQ3_XXS", "IQ2_M", "IQ2_XS", "IQ2_XXS", "IQ1_S", "IQ1_M", "TQ1_0",
-    "TQ2_0", "Q4_K_M",
+    "TQ2_0", "Q4_K_M", "MXFP4_MOE",
 )  # fmt: skip
+MIXTURE = mixture("qwen3moe", [*PRE, *QKV, *HEAD_NORMS], size=32, ff=64, expert_feed_forward_length=64)
 TOKENS = np.array(np.random.RandomState(0).randint(0, tiny.N_VOCAB, 40), np.int32)
 SLACK = 1.3
 
 
-def make_source(folder: Path, width: int) -> Path:
+def make_source(folder: Path, width: int, mix: str) -> Path:
+    if mix == "MXFP4_MOE":
+        return MIXTURE().write(folder / "source-mixture.gguf")
     tiny.MODELS = folder
     tiny.make_model(
         f"source-{width}", "llama", 7, n_layer=2, n_embd=width, n_ff=1024, n_head=width // 64, n_head_kv=width // 64,
@@ -74,14 +79,17 @@ def quantise(source: Path, out: Path, mix: str) -> None:
     assert not failed, f"llama.cpp does not write {mix}"
 
 
-def exact_logits(path: Path) -> npt.NDArray[np.float64]:
+def exact_logits(path: Path, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
     """Over the file's weights, which gguf decodes."""
     document = read_document(path)
     decoded = Document(document.metadata, {})
     for tensor in gguf.GGUFReader(str(path)).tensors:
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
         decoded.tensors[tensor.name] = Stored.of(values)
-    return Forward(decoded).logits(TOKENS)
+    if "mixture" not in path.stem:
+        return Forward(decoded).logits(ids)
+    with session(decoded.write(path.with_suffix(".decoded")), "portable") as opened:
+        return evaluated(opened, ids, N_VOCAB).astype(np.float64)
 
 
 def error(logits: npt.NDArray[np.float64], exact: npt.NDArray[np.float64]) -> float:
@@ -92,12 +100,13 @@ def compare(source: Path, folder: Path, mix: str) -> bool:
     path = folder / f"{source.stem}-{mix}.gguf"
     quantise(source, path, mix)
     types = Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(str(path)).tensors)
-    exact = exact_logits(path)
-    theirs = error(tiny.llama_cpp_logits(path, TOKENS.tolist()).astype(np.float64), exact)
+    ids, n_vocab = (TOKENS, tiny.N_VOCAB) if "mixture" not in path.stem else (np.array(tokens(40), np.int32), N_VOCAB)
+    exact = exact_logits(path, ids)
+    theirs = error(tiny.llama_cpp_logits(path, ids.tolist()).astype(np.float64), exact)
     fine = True
     for name in INSTRUCTION_SETS:
         with session(path, name) as opened:
-            ours = error(evaluated(opened, TOKENS, tiny.N_VOCAB).astype(np.float64), exact)
+            ours = error(evaluated(opened, ids, n_vocab).astype(np.float64), exact)
         fine = fine and ours <= SLACK * theirs
         print(f"{path.stem:22} {name:9} {ours:.4f}  llama.cpp {theirs:.4f}  {dict(types)}", flush=True)
     return fine
@@ -114,7 +123,10 @@ def main() -> int:
         folder = arguments.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         results = [
-            compare(make_source(folder, width), folder, mix) for width in arguments.width for mix in arguments.mix
+            compare(make_source(folder, width, mix), folder, mix)
+            for width in arguments.width
+            for mix in arguments.mix
+            if mix != "MXFP4_MOE" or width == arguments.width[0]
         ]
     return 0 if all(results) else 1
 

@@ -23,6 +23,8 @@ from golden_models import tiny_model
 from reference_forward import Forward
 from test_architectures import CUDA_ERROR, INSTRUCTION_SETS, SHORT_ERROR, difference, evaluated, session
 
+from bee_integrations.errors import UnsupportedModelError
+
 BLOCKS = Path(__file__).resolve().parent.parent / "golden" / "weights" / "blocks.npz"
 WIDTH = 256
 # The norm's sum, root and product, the head's product, and the scale that is divided and multiplied by.
@@ -278,7 +280,16 @@ def test_scales_of_matrices(instruction_set: str, tmp_path: Path) -> None:
             document.tensors[name] = matrix = random_fp4("NVFP4", tensor.shape, random)
             scale = np.float32(random.uniform(0.5, 2) / (matrix.values().std() * np.sqrt(WIDTH)))
             document.tensors[name.replace(".weight", ".scale")] = Stored.of(np.array([scale]))
+            document.tensors[name.replace(".weight", ".input_scale")] = Stored.of(np.array([3.0]))  # read by nobody
             exact.tensors[name] = Known("NVFP4", matrix.shape, matrix.data, matrix.values() * float(scale))
     forward = Forward(exact, float16_cache=True, rounded_activations=True)
     n_vocab = document.tensors["token_embd.weight"].shape[0]
     check_errors(errors(document.write(tmp_path / "m.gguf"), instruction_set, n_vocab, forward.logits), instruction_set)
+
+
+def test_an_input_scale_without_a_matrix(tmp_path: Path) -> None:
+    document = tiny_model("llama-q4_k").copy()
+    document.tensors["blk.0.attn_x.input_scale"] = Stored.of(np.array([3.0]))
+    path = document.write(tmp_path / "m.gguf")
+    with pytest.raises(UnsupportedModelError, match=r"blk\.0\.attn_x\.input_scale"), session(path, INSTRUCTION_SETS[0]):
+        pass

@@ -287,12 +287,23 @@ static bool is_beyond_layers(const Shape *s, const bee_tensor_info *tensor) {
     return block >= s->n_layer && block < s->n_blocks;
 }
 
+/* "<name>.input_scale" beside a matrix, as files in NVFP4 have it: what somebody else's products divide activations by.
+ * Here these have scales of their own. */
+static bool is_input_scale(const Loader *l, const bee_tensor_info *tensor) {
+    static const char suffix[] = ".input_scale";
+    const size_t n = sizeof suffix - 1, length = (size_t)tensor->name_length;
+    char matrix[96];
+    if (length < n || memcmp(tensor->name + length - n, suffix, n)) return false;
+    snprintf(matrix, sizeof matrix, "%.*s.weight", (int)(length - n), tensor->name);
+    return gguf_has_tensor(l->file, matrix);
+}
+
 /* A tensor that nothing reads would be a part of the model left out. */
 static void check_leftovers(Loader *l, const Shape *s) {
     for (uint64_t i = 0; !l->status && i < bee_file_tensor_count(l->file); i++) {
         bee_tensor_info tensor;
         l->status = bee_file_tensor(l->file, i, &tensor, l->error);
-        if (!l->status && !is_bound(l, tensor.name) && !is_beyond_layers(s, &tensor))
+        if (!l->status && !is_bound(l, tensor.name) && !is_beyond_layers(s, &tensor) && !is_input_scale(l, &tensor))
             l->status = bee_fail(l->error, BEE_ERROR_UNSUPPORTED,
                                  "tensor '%.*s' has no place in this architecture; models with adapters, experts or "
                                  "parts of another family cannot be run",
