@@ -484,6 +484,9 @@ def bench(
             "qwen3-1.7b:IQ4_XS, ..."
         ),
     ] = None,
+    contexts: Annotated[
+        str, typer.Option(help="With --shapes: tokens before the measured passes, comma-separated.")
+    ] = "256",
     prompts: Annotated[Path | None, typer.Option(help='A JSON list of {"name", "messages"}.')] = None,
     speculation: Annotated[
         str | None,
@@ -524,9 +527,11 @@ def bench(
     if shapes is not None:
         if model is not None or earlier is not None or rows is not None or figures or device == "cuda":
             raise ParameterError("--shapes measures no model or figures, and the CPU alone: leave those options out")
-        _check_outputs(json_file, markdown, None)
-        report = _shapes_report(_names(shapes) or (), _names(peer) or (), peer_path, threads, instruction_set)
-        _write_bench(report, json_file, markdown, None)
+        _check_outputs(json_file, markdown, plot)
+        report = _shapes_report(
+            _names(shapes) or (), _names(peer) or (), peer_path, _numbers(contexts), threads, instruction_set
+        )
+        _write_bench(report, json_file, markdown, plot)
         return
     options = BenchOptions(
         model=model,
@@ -565,18 +570,33 @@ def _shapes_report(
     shapes: tuple[str, ...],
     peers: tuple[str, ...],
     peer_path: Path | None,
+    contexts: tuple[int, ...],
     threads: int | None,
     instruction_set: str | None,
 ) -> dict[str, Any]:
     from .bench.shapes import ShapesOptions, run_shapes
 
-    options = ShapesOptions(shapes, peers=peers, peer_path=peer_path, threads=threads, instruction_set=instruction_set)
+    options = ShapesOptions(
+        shapes,
+        peers=peers,
+        peer_path=peer_path,
+        contexts=contexts,
+        threads=threads,
+        instruction_set=instruction_set,
+    )
     with _step_progress() as report_step:
         return run_shapes(options, report_step)
 
 
 def _names(value: str | None) -> tuple[str, ...] | None:
     return None if value is None else tuple(name.strip() for name in value.split(","))
+
+
+def _numbers(value: str) -> tuple[int, ...]:
+    try:
+        return tuple(map(int, value.split(",")))
+    except ValueError:
+        raise ParameterError(f"--contexts is {value!r}; give numbers, comma-separated") from None
 
 
 def _figure_groups(wanted: bool, rows: str | None) -> tuple[str, ...] | None:

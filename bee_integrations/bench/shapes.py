@@ -9,7 +9,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,7 @@ __all__ = ["PEERS", "ShapesOptions", "print_shapes", "run_shapes", "shapes_markd
 PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (LlamaCppPeer, IkLlamaPeer, OpenVinoPeer)}
 PASS_ROWS = (1, 4, 8, 16)
 _REPEATS = 6
+_LONGEST = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class ShapesOptions:
     """The folder to import those from that name none."""
     threads: int | None = None
     instruction_set: str | None = None
-    context: int = 256
-    prompt: int = 512
+    contexts: tuple[int, ...] = (256,)
+    """Tokens before the measured passes; one row for each."""
     rounds: int = 3
 
     def __post_init__(self) -> None:
@@ -65,6 +66,13 @@ class ShapesOptions:
                 raise ParameterError(f"there is no peer {peer!r} for shapes; there are {', '.join(PEERS)}")
         if not self.shapes:
             raise ParameterError(f"no shape is named; there are {', '.join(SHAPES)}")
+        for context in self.contexts or (0,):
+            if not 1 <= context <= _LONGEST:
+                raise ParameterError(f"a context is {context}; it must be from 1 to {_LONGEST}")
+
+    def rows(self) -> Iterator[tuple[int, int]]:
+        """Tokens of context and of a prompt."""
+        return ((context, max(min(2 * context, 512), context // 2)) for context in self.contexts)
 
     def peer_folders(self) -> list[tuple[str, Path | None]]:
         """The peers, each with where to import it from."""
@@ -76,24 +84,23 @@ def run_shapes(options: ShapesOptions, progress: Progress | None = None) -> dict
     """Measure all shapes and return what `bee bench --shapes --json` writes. A peer that cannot open a file is left
     out of its row, which says why. Raises BeeError where Bee itself cannot."""
     steps = Steps(progress)
-    steps.expect(len(options.shapes) * (2 + options.rounds * (len(PASS_ROWS) + 1)))
+    steps.expect(len(options.shapes) * (2 + len(options.contexts) * options.rounds * (len(PASS_ROWS) + 1)))
     return {
         "bee_version": __version__,
         "machine": describe_machine(),
-        "context": options.context,
-        "prompt": options.prompt,
-        "shapes": [_measure_shape(name, options, steps) for name in options.shapes],
+        "shapes": [row for name in options.shapes for row in _measure_shape(name, options, steps)],
     }
 
 
-def _measure_shape(name: str, options: ShapesOptions, steps: Steps) -> dict[str, Any]:
+def _measure_shape(name: str, options: ShapesOptions, steps: Steps) -> Iterator[dict[str, Any]]:
     shape = shape_named(name)
     assert shape is not None, name  # ShapesOptions has looked
     steps.next(f"{name}: writing the file")
     with tempfile.TemporaryDirectory(prefix="bee-shapes-") as folder, ExitStack() as stack:
         file = write_target(shape, Path(folder) / "model.gguf", with_weights=True)
-        n_ctx = max(options.context + max(PASS_ROWS), options.prompt) + 1
+        n_ctx = max(max(context + max(PASS_ROWS), prompt) for context, prompt in options.rows()) + 1
         steps.next(f"{name}: opening")
+        start = time.perf_counter()
         engine = stack.enter_context(
             Engine(
                 file,
@@ -105,18 +112,21 @@ def _measure_shape(name: str, options: ShapesOptions, steps: Steps) -> dict[str,
                 instruction_set=options.instruction_set,
             )
         )
-        threads = int(engine.info["n_threads"])
-        peers, refusals = _start_peers(file, n_ctx, threads, options, stack)
-        return {
+        common = {
             "shape": name,
             "file_bytes": file.stat().st_size,
             "memory_bytes": int(engine.info["weight_bytes"]),
             "n_weights": _n_weights(file),
+            "load_seconds": time.perf_counter() - start,
             "instruction_set": engine.info["instruction_set"],
-            "threads": threads,
-            **_measure_in_turn(name, engine, peers, options, steps),
-            "refusals": refusals,
+            "threads": int(engine.info["n_threads"]),
         }
+        peers, refusals = _start_peers(file, n_ctx, common["threads"], options, stack)
+        for context, prompt in options.rows():
+            measured = _measure_in_turn(
+                f"{name} after {context}", engine, peers, context, prompt, options.rounds, steps
+            )
+            yield {**common, "context": context, "prompt": prompt, **measured, "refusals": refusals}
 
 
 def _start_peers(
@@ -151,19 +161,19 @@ class _Times:
 
 
 def _measure_in_turn(
-    name: str, engine: Engine, peers: Sequence[PeerProcess], options: ShapesOptions, steps: Steps
+    name: str, engine: Engine, peers: Sequence[PeerProcess], context: int, prompt: int, rounds: int, steps: Steps
 ) -> dict[str, Any]:
     ours, theirs = _Times(), [_Times() for _ in peers]
     limits = measure_limits(engine)
-    tokens = made_up_tokens(options.prompt, int(engine.info["n_vocab"]))
-    for _ in range(options.rounds):
+    tokens = made_up_tokens(prompt, int(engine.info["n_vocab"]))
+    for _ in range(rounds):
         for rows in PASS_ROWS:
             steps.next(f"{name}: pass over {rows}")
-            ours.passes[rows].append(engine.measure(rows, options.context, _REPEATS)[0])
+            ours.passes[rows].append(engine.measure(rows, context, _REPEATS)[0])
             for peer, times in zip(peers, theirs, strict=True):
                 if rows <= peer.largest_pass:
-                    times.passes[rows].append(peer.pass_seconds(rows, options.context, _REPEATS))
-        steps.next(f"{name}: prompt of {options.prompt}")
+                    times.passes[rows].append(peer.pass_seconds(rows, context, _REPEATS))
+        steps.next(f"{name}: prompt of {prompt}")
         tokens = tokens[1:] + tokens[:1]  # nothing in common with the last one
         ours.prompts.append(_prompt_seconds(engine, tokens))
         for peer, times in zip(peers, theirs, strict=True):
@@ -172,8 +182,8 @@ def _measure_in_turn(
     return {
         "read_bytes_per_s": limits.read_bytes_per_s,
         "pass_ms": _milliseconds(ours),
-        "bound_ms": {str(rows): 1e3 * limits.pass_seconds(rows, options.context) for rows in PASS_ROWS},
-        "prompt_tokens_per_s": options.prompt / statistics.median(ours.prompts),
+        "bound_ms": {str(rows): 1e3 * limits.pass_seconds(rows, context) for rows in PASS_ROWS},
+        "prompt_tokens_per_s": prompt / statistics.median(ours.prompts),
         "peers": {peer.name: _beside(peer, times, ours) for peer, times in zip(peers, theirs, strict=True)},
     }
 
@@ -211,6 +221,8 @@ COLUMNS = (
     "shape",
     "bits per weight, file",
     "in memory",
+    "load s/GB",
+    "after",
     "1 token ms",
     "share of bound",
     "4 / 1",
@@ -233,6 +245,8 @@ def shapes_lines(row: Mapping[str, Any]) -> list[tuple[str, ...]]:
         row["shape"],
         f"{8 * row['file_bytes'] / row['n_weights']:.2f}",
         f"{8 * row['memory_bytes'] / row['n_weights']:.2f}",
+        f"{1e9 * row['load_seconds'] / row['file_bytes']:.2f}",
+        f"{row['context']}",
         f"{passes['1']:.1f}",
         f"{row['bound_ms']['1'] / passes['1']:.0%}",
         *(f"{passes[rows] / passes['1']:.2f}" for rows in ("4", "8", "16")),
@@ -257,7 +271,8 @@ def describe_shapes(report: Mapping[str, Any]) -> str:
     text = (
         f"Random weights in the shapes of models, on {report['machine']['cpu']}, {rows[0]['threads']} threads, "
         f"{rows[0]['instruction_set']}, which reads {max(row['read_bytes_per_s'] for row in rows) / 1e9:.0f} GB/s; "
-        f"passes after {report['context']} tokens, prompts of {report['prompt']}; {', '.join(names) or 'no peer'}. "
+        f"passes after so many tokens; {', '.join(names) or 'no peer'}. Prompts are of "
+        f"{' and '.join(str(row['prompt']) for row in {row['context']: row for row in rows}.values())} tokens. "
         "Ratios are the peer's time over Bee's."
     )
     refusals = [f"{row['shape']}: {reason}" for row in rows for reason in row["refusals"].values()]

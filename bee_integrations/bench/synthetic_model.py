@@ -19,7 +19,15 @@ from typing import BinaryIO
 from ..errors import ModelFileError
 from ..library import check, ffi, lib, new_error
 
-__all__ = ["BLOCK_SIZE", "SHAPES", "WEIGHT_TYPES", "Shape", "shape_named", "write_drafter", "write_target"]
+__all__ = [
+    "BLOCK_SIZE",
+    "SHAPES",
+    "WEIGHT_TYPES",
+    "Shape",
+    "shape_named",
+    "write_drafter",
+    "write_target",
+]
 
 BLOCK_SIZE = 16  # of the drafters: the last token and 15 drafts
 

@@ -13,6 +13,7 @@ from bee_integrations import Engine, GenerationParams
 from bee_integrations.bench import shapes
 from bee_integrations.bench.markdown import markdown_of
 from bee_integrations.bench.peer_process import Peer
+from bee_integrations.bench.plot import plot_report
 from bee_integrations.bench.shapes import PEERS, ShapesOptions, run_shapes
 from bee_integrations.bench.synthetic_model import shape_named, write_target
 from bee_integrations.errors import ModelFileError, ParameterError, UnsupportedModelError
@@ -20,7 +21,7 @@ from bee_integrations.models.file import ModelFile
 
 
 def quick(*names: str, **more: Any) -> ShapesOptions:
-    return ShapesOptions(names, threads=1, context=16, prompt=24, rounds=1, **more)
+    return ShapesOptions(names, threads=1, contexts=(16,), rounds=1, **more)
 
 
 def test_a_row_has_passes_bounds_and_sizes() -> None:
@@ -32,6 +33,15 @@ def test_a_row_has_passes_bounds_and_sizes() -> None:
         assert row["memory_bytes"] < 1.15 * row["file_bytes"]
         assert row["peers"] == row["refusals"] == {}
     assert "| tiny:IQ3_S |" in markdown_of(report)
+
+
+def test_contexts_have_rows_of_their_own_and_a_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    report = run_shapes(ShapesOptions(("tiny",), threads=1, contexts=(16, 1100), rounds=1))
+    assert [(row["context"], row["prompt"]) for row in report["shapes"]] == [(16, 32), (1100, 550)]
+    assert all(row["load_seconds"] > 0 for row in report["shapes"])
+    plot_report(report, tmp_path / "shapes.png")
+    assert (tmp_path / "shapes.png").stat().st_size > 10_000
 
 
 class StubPeer:
@@ -62,13 +72,13 @@ def test_ratios_are_the_peers_time_over_ours(monkeypatch: pytest.MonkeyPatch) ->
         for rows, ratio in peer["pass_ratios"].items():
             assert peer["pass_ms"][rows] == pytest.approx(1e6 * int(rows))
             assert ratio == pytest.approx(1e6 * int(rows) / row["pass_ms"][rows])
-        assert peer["prompt_ratio"] == pytest.approx(5e3 * row["prompt_tokens_per_s"] / 24)
+        assert peer["prompt_ratio"] == pytest.approx(5e3 * row["prompt_tokens_per_s"] / 32)
     assert list(row["peers"]["llama-cpp-python"]["pass_ratios"]) == ["1", "4", "8", "16"]
     assert list(row["peers"]["openvino"]["pass_ratios"]) == ["1"]  # it cannot be asked for more
     second = markdown_of(report).splitlines()[-1].split(" | ")
     assert second[0].strip("| ") == ""  # Bee's own figures stand once
-    assert second[9] == "openvino"
-    assert second[11:14] == ["-", "-", "-"]
+    assert second[11] == "openvino"
+    assert second[13:16] == ["-", "-", "-"]
 
 
 def test_a_peer_that_cannot_open_the_file_is_left_out_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +114,8 @@ def test_files_hold_weights_of_usual_size(kind: str, tmp_path: Path) -> None:
         ({"shapes": ("huge",)}, "there is no shape 'huge'"),
         ({"shapes": ("tiny:Q9",)}, "there is no shape 'tiny:Q9'"),
         ({"shapes": ()}, "no shape is named"),
+        ({"shapes": ("tiny",), "contexts": (0,)}, "from 1 to 32768"),
+        ({"shapes": ("tiny",), "contexts": ()}, "from 1 to 32768"),
         ({"shapes": ("tiny",), "peers": ("another",)}, "there is no peer 'another'"),
         ({"shapes": ("tiny",), "peers": ("another=folder",)}, "there is no peer 'another'"),
     ],
