@@ -486,7 +486,8 @@ static __device__ float fold(const Partials &partials, size_t at, int first, int
 
 /* A warp per row and group of 32 columns, which may lie in two heads. */
 static __global__ void __launch_bounds__(FOLD_THREADS)
-    fold_chunks(DeviceHeads heads, const DeviceRow *rows, int n_chunks, Partials partials, DeviceOperand out) {
+    fold_chunks(DeviceHeads heads, const DeviceRow *rows, int n_chunks, Partials partials, const float *gates,
+                size_t gate_stride, DeviceOperand out) {
     begin_grid();
     const int row = (int)blockIdx.y, group = (int)(blockIdx.x * FOLD_WARPS + threadIdx.x / WARP_SIZE);
     if (group >= out.n_groups) return;
@@ -497,13 +498,14 @@ static __global__ void __launch_bounds__(FOLD_THREADS)
     if (head < heads.n_head && rows[row].position >= 0)
         x = fold(partials, ((size_t)row * (size_t)heads.n_head + (size_t)head) * (size_t)n_chunks, first, end, n_chunks,
                  heads.head_size, d, heads.sinks ? heads.sinks + head : nullptr);
-    if (heads.gates && head < heads.n_head)
-        x = gated(ACTIVATION_LOGISTIC, heads.gates[(size_t)row * heads.gate_stride + (size_t)column], x);
+    if (gates && head < heads.n_head)
+        x = gated(ACTIVATION_LOGISTIC, gates[(size_t)row * gate_stride + (size_t)column], x);
     store_group(&out, row, group, x);
 }
 
 void queue_attend(cudaStream_t stream, const DeviceHeads *heads, const DeviceRow *rows, int n, int n_chunks,
-                  const float *q, size_t q_stride, float *scratch, const DeviceOperand *out) {
+                  const float *q, size_t q_stride, const float *gates, size_t gate_stride, float *scratch,
+                  const DeviceOperand *out) {
     Partials partials;
     partials.totals = (float2 *)scratch;
     partials.values = scratch + 2 * (size_t)n * (size_t)heads->n_head * (size_t)n_chunks;
@@ -513,5 +515,5 @@ void queue_attend(cudaStream_t stream, const DeviceHeads *heads, const DeviceRow
     launch(stream, dim3((unsigned)tiles, (unsigned)heads->n_head_kv, (unsigned)n_chunks), dim3(ATTEND_THREADS), shared,
            attend_chunks, task);
     launch(stream, dim3((unsigned)((out->n_groups + FOLD_WARPS - 1) / FOLD_WARPS), (unsigned)n), dim3(FOLD_THREADS), 0,
-           fold_chunks, *heads, rows, n_chunks, partials, *out);
+           fold_chunks, *heads, rows, n_chunks, partials, gates, gate_stride, *out);
 }

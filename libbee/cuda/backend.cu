@@ -86,17 +86,17 @@ static void rotate_and_store(Worker *w, const Heads *heads, const Row *, int n, 
 
 /* As many rows at a time as there is memory for their partial results. */
 static void attend(Worker *w, const Heads *heads, const Row *, int n, const float *q, size_t q_stride, Operand *out) {
-    DeviceHeads h = device_heads(heads);
+    const DeviceHeads h = device_heads(heads);
     const Scratch *scratch = &w->backend->attention;
     const int n_chunks = chunks_at_once(w->key.n_chunks, h.window);
     const int together =
         attention_rows_together(scratch->bytes, attention_row_bytes(h.n_head, h.n_head * h.head_size, n_chunks));
     for (int first = 0; first < n; first += together) {
         DeviceOperand part = operand_from(&out->operand, first);
-        if (heads->gates) h.gates = heads->gates + (size_t)first * heads->gate_stride;
+        const float *const gates = heads->gates ? heads->gates + (size_t)first * heads->gate_stride : NULL;
         queue_attend(w->backend->stream, &h, w->backend->input->rows + first,
                      n - first < together ? n - first : together, n_chunks, q + (size_t)first * q_stride, q_stride,
-                     (float *)scratch->memory, &part);
+                     gates, heads->gate_stride, (float *)scratch->memory, &part);
     }
 }
 

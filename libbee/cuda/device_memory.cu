@@ -342,8 +342,6 @@ DeviceHeads device_heads(const Heads *h) {
     d.period = h->period;
     d.window = h->window;
     d.sinks = h->sinks;
-    d.gates = h->gates;
-    d.gate_stride = h->gate_stride;
     return d;
 }
 

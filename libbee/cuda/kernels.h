@@ -44,8 +44,7 @@ typedef struct DeviceHeads {
     float scale, eps, softcap;
     double growth;
     int period, window;
-    const float *sinks, *gates;
-    size_t gate_stride;
+    const float *sinks;
 } DeviceHeads;
 
 /* The run of n rows from `first` on, the first of which stands at `position`, where layers stood at `end`. */
@@ -196,10 +195,12 @@ void queue_copy(cudaStream_t stream, const float *from, size_t from_stride, floa
 void queue_rotate_and_store(cudaStream_t stream, const DeviceHeads *heads, const DeviceRow *rows, int n,
                             const float *angles, const float *q_gain, const float *k_gain, float *q, size_t q_stride,
                             const float *k, const float *v, size_t kv_stride);
-/* n_chunks: of 128 positions, at least as many as any row sees; it decides the grid, never a number. `scratch` has
- * attention_row_bytes (work_sizes.h) for each row. */
+/* n_chunks: of 128 positions, at least as many as any row sees; it decides the grid, never a number. Results are
+ * multiplied with 1 / (1 + exp(-gate)) where there are gates, [row][gate_stride]. `scratch` has attention_row_bytes
+ * (work_sizes.h) for each row. */
 void queue_attend(cudaStream_t stream, const DeviceHeads *heads, const DeviceRow *rows, int n, int n_chunks,
-                  const float *q, size_t q_stride, float *scratch, const DeviceOperand *out);
+                  const float *q, size_t q_stride, const float *gates, size_t gate_stride, float *scratch,
+                  const DeviceOperand *out);
 
 /* ---- recurrent layers: recurrence.cu --------------------------------------------------------------- */
 

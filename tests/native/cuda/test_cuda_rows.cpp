@@ -719,6 +719,8 @@ struct Attention {
     Shape shape;
     DeviceHeads heads;
     size_t q_stride, kv_stride;
+    const float *gates = nullptr; /* the device's */
+    size_t gate_stride = 0;
     std::vector<double> frequencies;
     std::vector<float> q_gain, k_gain;
     std::vector<float> sinks;
@@ -825,7 +827,8 @@ static std::vector<Token> attend(const Attention &a, const std::vector<DeviceRow
     const Device<float> device_q(q), scratch((size_t)n * row_bytes / sizeof(float));
     const Operand out((int)a.columns(), n);
     const DeviceOperand o = out.device();
-    queue_attend(stream, &a.heads, device_rows.data, n, n_chunks, device_q.data, a.q_stride, scratch.data, &o);
+    queue_attend(stream, &a.heads, device_rows.data, n, n_chunks, device_q.data, a.q_stride, a.gates, a.gate_stride,
+                 scratch.data, &o);
     return read_tokens(out, n);
 }
 
@@ -1179,8 +1182,8 @@ static void test_gated_heads() {
     const size_t stride = a.columns() + 20;
     const auto gates = random_floats(pass.rows.size() * stride, 4, &a.random);
     const Device<float> device_gates(gates);
-    a.heads.gate_stride = stride;
-    a.heads.gates = device_gates.data;
+    a.gate_stride = stride;
+    a.gates = device_gates.data;
     const auto out = attend(a, pass.rows, q, a.n_chunks());
     for (size_t i = 0; i < pass.rows.size(); i++) {
         if (is_idle(pass.rows[i])) continue;
@@ -1188,7 +1191,7 @@ static void test_gated_heads() {
             const double expected = plain[i].values[c] / (1 + exp(-(double)gates[i * stride + c]));
             CHECK_NEAR(out[i].values[c], expected, (EXP_ERROR + 4 * U) * SECOND_ORDER * fabs(expected));
         }
-        a.heads.gates = device_gates.data + i * stride;
+        a.gates = device_gates.data + i * stride;
         CHECK(same_token(attend(a, {pass.rows[i]}, row_of(q, a.q_stride, i), a.n_chunks())[0], out[i]));
     }
 }
