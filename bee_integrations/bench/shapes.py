@@ -28,7 +28,7 @@ from .llama_cpp_peer import IkLlamaPeer, LlamaCppPeer
 from .openvino_peer import OpenVinoPeer
 from .peer_process import Peer, PeerProcess
 from .run import made_up_tokens
-from .synthetic_model import SHAPES, WEIGHT_TYPES, shape_named, write_target
+from .synthetic_model import SHAPES, no_shape, shape_named, write_target
 
 __all__ = ["PEERS", "ShapesOptions", "print_shapes", "run_shapes", "shapes_markdown"]
 
@@ -43,7 +43,7 @@ class ShapesOptions:
     """What to measure. The numbers are smaller in tests alone."""
 
     shapes: tuple[str, ...]
-    """Names of SHAPES, or `SHAPE:TYPE` with all matrices of that type."""
+    """As `shape_named` knows them."""
     peers: tuple[str, ...] = ()
     """Names of PEERS, or `PEER=FOLDER` with the folder to import it from."""
     peer_path: Path | None = None
@@ -57,10 +57,7 @@ class ShapesOptions:
     def __post_init__(self) -> None:
         for shape in self.shapes:
             if shape_named(shape) is None:
-                raise ParameterError(
-                    f"there is no shape {shape!r}; there are {', '.join(SHAPES)}, and each of them as SHAPE:TYPE, with "
-                    f"all matrices of one of the types {', '.join(WEIGHT_TYPES)}"
-                )
+                raise ParameterError(no_shape(shape))
         for peer, _ in self.peer_folders():
             if peer not in PEERS:
                 raise ParameterError(f"there is no peer {peer!r} for shapes; there are {', '.join(PEERS)}")

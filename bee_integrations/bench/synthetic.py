@@ -26,7 +26,7 @@ from .benchmark import describe_machine
 from .contenders import Progress, Steps
 from .limits import Limits, limits_of
 from .run import made_up_tokens
-from .synthetic_model import BLOCK_SIZE, SHAPES, WEIGHT_TYPES, shape_named, write_drafter, write_target
+from .synthetic_model import BLOCK_SIZE, SHAPES, no_shape, shape_named, write_drafter, write_target
 
 __all__ = [
     "ACCEPTED_SHARE",
@@ -63,10 +63,7 @@ class SyntheticOptions:
         check_device(self.device)
         for shape in self.shapes:
             if shape_named(shape) is None:
-                raise ParameterError(
-                    f"there is no shape {shape!r}; there are {', '.join(SHAPES)}, and each of them as SHAPE:TYPE, with "
-                    f"all matrices of one of the types {', '.join(WEIGHT_TYPES)}"
-                )
+                raise ParameterError(no_shape(shape))
         if not self.shapes:
             raise ParameterError(f"no shape is named; there are {', '.join(SHAPES)}")
         if self.threads is not None and self.threads < 1:

@@ -24,6 +24,7 @@ __all__ = [
     "SHAPES",
     "WEIGHT_TYPES",
     "Shape",
+    "no_shape",
     "shape_named",
     "write_drafter",
     "write_target",
@@ -153,15 +154,29 @@ SHAPES: dict[str, Shape] = {
 
 
 def shape_named(name: str) -> Shape | None:
-    """One of SHAPES, or `shape:TYPE`, all of whose matrices have that type; None where there is no such shape."""
-    base, colon, kind = name.partition(":")
+    """One of SHAPES, or `shape@LAYERS` with its first layers alone, or either and `:TYPE`, with all matrices of that
+    type; None where there is no such shape."""
+    whole, colon, kind = name.partition(":")
+    base, at, layers = whole.partition("@")
     if base not in SHAPES or (colon and kind not in _TYPES):
         return None
     shape = SHAPES[base]
+    if at:
+        if not (layers.isdecimal() and 1 <= int(layers) <= shape.n_layer):
+            return None
+        shape = replace(shape, n_layer=int(layers))
     if not colon:
         return shape
     experts = shape.experts and replace(shape.experts, kind=kind)
     return replace(shape, kind=kind, head_kind=kind, more_kind=kind, experts=experts)
+
+
+def no_shape(name: str) -> str:
+    """What to say of a name that `shape_named` does not know."""
+    return (
+        f"there is no shape {name!r}; there are {', '.join(SHAPES)}, each of them also as SHAPE@LAYERS, with its first "
+        f"layers alone, and as SHAPE:TYPE, with all matrices of one of the types {', '.join(WEIGHT_TYPES)}"
+    )
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ def quick(*names: str, **more: Any) -> ShapesOptions:
 
 
 def test_a_row_has_passes_bounds_and_sizes() -> None:
-    report = run_shapes(quick("tiny", "tiny:IQ3_S"))
-    for row, bits in zip(report["shapes"], (4.9, 3.5), strict=True):
+    report = run_shapes(quick("tiny", "tiny:IQ3_S", "tiny@1:IQ3_S"))
+    assert report["shapes"][2]["n_weights"] < report["shapes"][1]["n_weights"]
+    for row, bits in zip(report["shapes"], (4.9, 3.5, 3.5), strict=True):
         assert list(row["pass_ms"]) == list(row["bound_ms"]) == ["1", "4", "8", "16"]
         assert all(0 < row["bound_ms"][rows] < math.inf and row["pass_ms"][rows] > 0 for rows in row["pass_ms"])
         assert 8 * row["file_bytes"] / row["n_weights"] == pytest.approx(bits, rel=0.1)
@@ -113,6 +114,9 @@ def test_files_hold_weights_of_usual_size(kind: str, tmp_path: Path) -> None:
     [
         ({"shapes": ("huge",)}, "there is no shape 'huge'"),
         ({"shapes": ("tiny:Q9",)}, "there is no shape 'tiny:Q9'"),
+        ({"shapes": ("tiny@0",)}, "there is no shape 'tiny@0'"),
+        ({"shapes": ("tiny@3",)}, "there is no shape 'tiny@3'"),  # it has two
+        ({"shapes": ("tiny@",)}, "there is no shape 'tiny@'"),
         ({"shapes": ()}, "no shape is named"),
         ({"shapes": ("tiny",), "contexts": (0,)}, "from 1 to 32768"),
         ({"shapes": ("tiny",), "contexts": ()}, "from 1 to 32768"),

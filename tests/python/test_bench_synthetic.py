@@ -223,7 +223,7 @@ def test_cycles_with_drafts_yield_at_least_one(engine: Any) -> None:
 
 
 def test_the_cpu_refuses_a_profile(engine: Any) -> None:
-    with pytest.raises(UnsupportedModelError, match="only a device draws"):
+    with pytest.raises(UnsupportedModelError, match="run on a device as a whole draw accepted drafts"):
         cycles(engine, 15, profile=ffi.new("float[16]", acceptance_profile()))
 
 

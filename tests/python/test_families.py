@@ -1,8 +1,8 @@
 """Every family of models: logits against llama.cpp's, the same bits however a pass is cut, and speculation that changes
 nothing. The models are tiny and made from their names (family_models.py); golden logits: tests/golden/families.npz.
 
-BEE_FAMILY_GENERATIONS=100 runs as many generations per family in place of a few; BEE_FAMILIES=all runs every family on
-CUDA, where an emulation takes long, in place of those that differ there.
+BEE_FAMILY_GENERATIONS=100 runs as many generations per family in place of a few; BEE_FAMILIES=all runs every test of
+every family on CUDA, where an emulation takes long, in place of those that differ there.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from bee_integrations.library import check, ffi, lib, new_error
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "families.npz"
 ERROR = 1e-5  # normalised squared error: llama.cpp rounds queries, probabilities and F16 operands to half precision
-GENERATIONS = int(os.environ.get("BEE_FAMILY_GENERATIONS", "8"))
+GENERATIONS = int(os.environ.get("BEE_FAMILY_GENERATIONS", "5"))
 Logits = npt.NDArray[np.float32]
 
 
@@ -59,7 +59,13 @@ DIFFERENT = ("qwen2moe", "gpt-oss", "glm4moe", "qwen35", "lfm2", "nemotron_h_moe
 ON_CUDA = [
     name for name in CASES if name not in (*MIXTURES, *RECURRENT) or name in DIFFERENT or os.environ.get("BEE_FAMILIES")
 ]
-SHALLOW = [name for name in ON_CUDA if name != "exaone4-windows"]  # its 64 layers take long on an emulation
+# For what a pass is computed with, not what it computes: one of each kind of layer.
+KINDS = [
+    "llama-fused-qkv", "gemma2", "gemma3-softcap-pattern", "gemma4-embeddings-shared-caches", "phi3-long",
+    "granite-without-positions", "olmo2", "glm4", "cohere2", "minicpm-scales", *DIFFERENT,
+]  # fmt: skip
+if os.environ.get("BEE_FAMILIES"):
+    KINDS = [name for name in ON_CUDA if name != "exaone4-windows"]  # its 64 layers take long on an emulation
 
 
 def of_devices(names: Any, on_cuda: Any = None) -> Any:
@@ -145,7 +151,7 @@ def test_cuda_refuses_gate_and_up_of_different_types(tmp_path: Path) -> None:
         logits(document.write(tmp_path / "model.gguf"), tokens(), 16, device="cuda")
 
 
-@of_devices(LONG_CASES)
+@of_devices(LONG_CASES, on_cuda=set(LONG_CASES).intersection(KINDS))
 def test_logits_beyond_what_windows_remember(device: str, name: str, tmp_path: Path) -> None:
     ids, expected = tokens(LONG), golden()[f"{name} long"]
     path = make(name, n_ctx=1024).write(tmp_path / "model.gguf")
@@ -168,7 +174,7 @@ def test_same_bits_however_a_pass_is_cut(name: str, tmp_path: Path) -> None:
             assert other.tobytes() == found.tobytes(), (ffi.string(sets[i]), rows)
 
 
-@pytest.mark.parametrize("name", SHALLOW)
+@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.skipif("cuda" not in DEVICES, reason="needs a card, or an emulated one")
 def test_same_bits_however_a_pass_is_cut_on_cuda(name: str, tmp_path: Path) -> None:
     path = make(name, "F16").write(tmp_path / "model.gguf")
@@ -256,7 +262,7 @@ def begin(found: Any, prompt: list[int], mode: int, length: int, temperature: fl
     check(lib.bee_session_begin(found, request, error), error)
 
 
-@of_devices(CASES, on_cuda=SHALLOW)
+@of_devices(CASES, on_cuda=KINDS)
 def test_speculation_changes_nothing(device: str, name: str, tmp_path: Path) -> None:
     """Conversations that grow, go back and branch, with and without drafts, in sessions that remember them."""
     draw = random.Random(name)
@@ -278,7 +284,10 @@ def test_speculation_changes_nothing(device: str, name: str, tmp_path: Path) -> 
 TURNS = ((800, 1), (790, 2), (400, 3), (799, 4), (120, 5), (30, 6), (900, 7), (640, 8), (200, 9))  # tokens, the next
 
 
-@of_devices((*LONG_CASES, "qwen35", "lfm2-windows", "nemotron_h"), on_cuda=["gemma3"])
+@of_devices(
+    (*LONG_CASES, "qwen35", "lfm2-windows", "nemotron_h"),
+    on_cuda=["gemma3"] if os.environ.get("BEE_FAMILIES") else ["lfm2-windows"],
+)
 def test_going_back_further_than_a_window_remembers(device: str, name: str, tmp_path: Path) -> None:
     path = target_of(name, n_ctx=1024).write(tmp_path / "model.gguf")
     drafter = drafter_for(name, window=6).write(tmp_path / "drafter.gguf")
