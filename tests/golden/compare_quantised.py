@@ -61,7 +61,8 @@ class Importance(ctypes.Structure):
 
 def importance_of_ones(source: Path) -> ctypes.Array[Importance]:
     """Ended by an entry without a name."""
-    names = [(t.name.encode(), int(t.shape[0])) for t in gguf.GGUFReader(str(source)).tensors]
+    tensors = gguf.GGUFReader(str(source)).tensors
+    names = [(t.name.encode(), int(t.shape[0] * (t.shape[2] if len(t.shape) > 2 else 1))) for t in tensors]
     entries = (Importance * (len(names) + 1))()
     for entry, (name, columns) in zip(entries, names, strict=False):
         entry.name, entry.size = name, columns

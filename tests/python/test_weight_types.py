@@ -93,8 +93,8 @@ def test_weights_of_a_product(name: str, instruction_set: str, tmp_path: Path) -
 
 # ---- files of several types ------------------------------------------------------------------------------------------
 
-# By the beginnings of names, the last that fits: what llama-quantize makes of a model without shared embeddings whose
-# first layer is one of the first eighth.
+# By the beginnings of names, the last that fits: what llama-quantize makes of large models, where the first of these
+# layers is one of their first eighth.
 MIXES = {
     "Q2_K": {
         "": "Q2_K", "output.weight": "Q6_K", "attn_v": "Q4_K", "attn_output": "Q3_K", "ffn_down": "Q3_K",
