@@ -7,6 +7,7 @@ every family on CUDA, where an emulation takes long, in place of those that diff
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import re
@@ -31,6 +32,7 @@ from bee_integrations.engine import Engine
 from bee_integrations.engine import engine as engine_module
 from bee_integrations.errors import BeeError, OutOfMemoryError
 from bee_integrations.library import check, ffi, lib, new_error
+from bee_integrations.models.file import ModelFile
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "families.npz"
 ERROR = 1e-5  # normalised squared error: llama.cpp rounds queries, probabilities and F16 operands to half precision
@@ -423,6 +425,25 @@ def planned(path: Path, n_ctx: int, device: int = lib.BEE_DEVICE_CPU) -> Any:
     return plan
 
 
+class HeapSizes(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in (*"0123456", "used", *"89")]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library does not count what is taken")
+def test_plans_leave_nothing_behind(tmp_path: Path) -> None:
+    """A mixture has an array for each matrix of a layer."""
+    library = ctypes.CDLL(None)
+    library.mallinfo2.restype = HeapSizes
+    with ModelFile(make("qwen3moe").write(tmp_path / "model.gguf")) as file:
+        file.plan()
+        before = library.mallinfo2().used
+        for _ in range(300):
+            file.plan()
+        assert library.mallinfo2().used - before < 50_000
+
+
 def cache_bytes(path: Path, n_ctx: int) -> int:
     return int(planned(path, n_ctx).cache_bytes)
 
@@ -473,6 +494,7 @@ from pathlib import Path
 from bee_integrations.bench.synthetic_model import DeltaNet, Shape, write_target
 from bee_integrations.errors import OutOfMemoryError
 from bee_integrations.library import check, ffi, lib, new_error
+from bee_integrations.models.file import ModelFile
 sizes = Shape("qwen35", 4, 256, 512, 4, 2, 64, 320, "Q4_K", "Q6_K", "Q6_K", DeltaNet(4, 64, state_size=512))
 path = write_target(sizes, Path(sys.argv[1]) / "model.gguf")
 error = new_error()

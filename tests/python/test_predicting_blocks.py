@@ -338,6 +338,9 @@ UNFIT: dict[str, tuple[Any, type[BeeError], str]] = {
     "of another architecture": (_other_architecture, DrafterMismatchError, "'glm4moe'.*'qwen35'"),
     "of another width": (_key("qwen35.embedding_length", integer(128)), DrafterMismatchError, "embedding_length is 12"),
     "of more layers": (_moved, DrafterMismatchError, "block_count .* is 4, the target's is 3"),
+    "of another size of the vocabulary": (
+        _key("qwen35.vocab_size", integer(65)), DrafterMismatchError, "vocab_size is 65, the target's is 64",
+    ),
     "of more tokens": (_key("tokenizer.ggml.tokens", _words(65, "token 0")), DrafterMismatchError, "vocabulary size"),
     "of other tokens": (_key("tokenizer.ggml.tokens", _words(64, "other")), DrafterMismatchError, "other tokens"),
     "without a vocabulary": (
@@ -381,6 +384,8 @@ def test_blocks_that_do_not_fit(case: str, tmp_path: Path) -> None:
 
 def test_a_whole_model_is_no_drafter(tmp_path: Path) -> None:
     path = target_of(LISTED).write(tmp_path / "model.gguf")
+    with ModelFile(path) as file, pytest.raises(DrafterMismatchError, match="drafter is its target"):
+        plan_memory(file, file, "cpu", N_CTX)
     with pytest.raises(DrafterMismatchError, match="nor a model's block alone"), engine(path, path):
         pass
 

@@ -287,6 +287,42 @@ def test_scales_of_matrices(instruction_set: str, tmp_path: Path) -> None:
     check_errors(errors(document.write(tmp_path / "m.gguf"), instruction_set, n_vocab, forward.logits), instruction_set)
 
 
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize("type_name", ["F32", "NVFP4"])
+@pytest.mark.parametrize("name", ["attn_output", "ffn_up", "ffn_down"])
+def test_a_scale_beside_a_bias(name: str, type_name: str, instruction_set: str, tmp_path: Path) -> None:
+    """A feed-forward's multiplies the bias, too, as in llama.cpp; but not beside NVFP4, where it belongs to the
+    weights. Halves are exact: the weights may be them."""
+    scaled, random = tiny_model("llama-q4_k").copy(), np.random.RandomState(8)
+    rows, columns = scaled.tensors[f"blk.0.{name}.weight"].shape
+    bias = random.standard_normal(rows).astype(np.float32)
+    halved = scaled.copy()
+    if type_name == "F32":
+        matrix = random.standard_normal((rows, columns)).astype(np.float32)
+        pair = Stored.of(matrix), Stored.of(matrix / 2)
+    else:
+        pair = halves_of_nvfp4(rows, columns, random)
+    of_bias = 0.5 if name.startswith("ffn_") and type_name != "NVFP4" else 1
+    for document, weights, factor in ((scaled, pair[0], 1), (halved, pair[1], of_bias)):
+        document.tensors[f"blk.0.{name}.weight"] = weights
+        document.tensors[f"blk.0.{name}.bias"] = Stored.of(bias * factor)
+    scaled.tensors[f"blk.0.{name}.scale"] = Stored.of(np.array([0.5]))
+    n_vocab, found = scaled.tensors["token_embd.weight"].shape[0], []
+    for document in (scaled, halved):
+        with session(document.write(tmp_path / "m.gguf"), instruction_set) as opened:
+            found.append(evaluated(opened, np.arange(8, dtype=np.int32), n_vocab))
+    assert np.array_equal(*found)
+
+
+def halves_of_nvfp4(rows: int, columns: int, random: np.random.RandomState) -> tuple[Stored, Stored]:
+    """A matrix, and its half: the exponents of the scales, above the three bits of their mantissas, are less by one."""
+    blocks = random.randint(0, 256, (rows * columns // 64, 36)).astype(np.uint8)
+    blocks[:, :4] = random.randint(24, 48, (len(blocks), 4))
+    less = blocks.copy()
+    less[:, :4] -= 8
+    return Stored("NVFP4", (rows, columns), blocks.tobytes()), Stored("NVFP4", (rows, columns), less.tobytes())
+
+
 def test_an_input_scale_without_a_matrix(tmp_path: Path) -> None:
     document = tiny_model("llama-q4_k").copy()
     document.tensors["blk.0.attn_x.input_scale"] = Stored.of(np.array([3.0]))

@@ -197,6 +197,7 @@ static void check_block(Loader *l, const Shape *model, const Model *target, cons
                              "model of the architecture '%s', and the target is of '%s'",
                              model->architecture->about.name, s->architecture->about.name);
     if (model->n_embd != s->n_embd) mismatch(l, "embedding_length", model->n_embd, s->n_embd);
+    if (model->n_vocab && model->n_vocab != s->n_vocab) mismatch(l, "vocab_size", model->n_vocab, s->n_vocab);
     if (model->n_layer != s->n_layer) mismatch(l, "block_count without its own block", model->n_layer, s->n_layer);
     if (!l->status) check_vocabulary(l, target_file, s->n_vocab);
 }

@@ -101,6 +101,12 @@ static bool is_whole(const TensorSlot *slot) {
     return slot->bare || (n > 5 && !strcmp(slot->name + n - 5, ".bias"));
 }
 
+/* The bias of a feed-forward comes before its scale. */
+static ScaleUse scale_use(const TensorSlot *slot) {
+    if (slot->unscaled) return SCALES_NOTHING;
+    return strncmp(slot->name, "ffn_", 4) ? SCALES_PRODUCT : SCALES_SUM;
+}
+
 static void load_slot(Loader *l, const TensorSlot *slot, const Shape *s, int index, Layer *layer) {
     const LayerShape *shape = &s->layers[index];
     const int64_t rows = extent_of(slot->rows, s, shape), columns = extent_of(slot->columns, s, shape);
@@ -118,7 +124,7 @@ static void load_slot(Loader *l, const TensorSlot *slot, const Shape *s, int ind
     Name full = name;
     if (!is_whole(slot)) snprintf(full.text + strlen(full.text), sizeof full.text - strlen(full.text), ".weight");
     switch (slot->kind) {
-    case SLOT_MATRIX: load_matrix(l, name.text, part, columns, !slot->unscaled, (Matrix *)field); break;
+    case SLOT_MATRIX: load_matrix(l, name.text, part, columns, scale_use(slot), (Matrix *)field); break;
     case SLOT_EXPERTS: load_experts(l, name.text, part, columns, shape->routing.n_experts, (Matrix **)field); break;
     case SLOT_HEADS: load_experts(l, name.text, part, columns, shape->heads.n_head, (Matrix **)field); break;
     case SLOT_VECTOR: *(float **)field = load_vector(l, full.text, columns); break;

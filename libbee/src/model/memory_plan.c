@@ -125,6 +125,8 @@ bee_status bee_plan_memory(const bee_file *target_file, const bee_file *drafter_
     if (!status && drafter_kind(target_file, &target.shape))
         status = bee_fail(error, BEE_ERROR_UNSUPPORTED, "the plan's target is %s, not a model",
                           drafter_kind(target_file, &target.shape));
+    if (!status && drafter_file == target_file)
+        status = bee_fail(error, BEE_ERROR_MISMATCH, "the plan's drafter is its target: leave out the drafter");
     if (!status && drafter_file) {
         status = model_plan(drafter_file, device, &target, target_file, &drafter, error);
         if (!status && !drafter_kind(drafter_file, &drafter.shape))

@@ -115,8 +115,9 @@ Weight *load_weight(Loader *l, const char *name, const Tensor *tensor, const int
     return weight;
 }
 
-/* `columns` numbers from `first` on, of a vector of `whole`. */
-static float *load_part_of_vector(Loader *l, const char *name, int64_t first, int64_t columns, int64_t whole) {
+/* `columns` numbers from `first` on, of a vector of `whole`, times a factor. */
+static float *load_part_of_vector(Loader *l, const char *name, int64_t first, int64_t columns, int64_t whole,
+                                  float factor) {
     Tensor tensor;
     if (!find_tensor(l, name, 1, whole, &tensor)) return NULL;
     l->weight_bytes += padded(columns) * sizeof(float);
@@ -125,6 +126,7 @@ static float *load_part_of_vector(Loader *l, const char *name, int64_t first, in
     float *vector = values ? l->ops->buffer_new(l->backend, padded(columns)) : NULL;
     if (vector) {
         dequantize_row(&tensor, 0, values);
+        for (int64_t i = 0; i < whole; i++) values[i] *= factor;
         l->ops->buffer_write(l->backend, vector, values + first, (size_t)columns * sizeof *values);
     } else {
         fail_memory(l, name);
@@ -134,7 +136,7 @@ static float *load_part_of_vector(Loader *l, const char *name, int64_t first, in
 }
 
 float *load_vector(Loader *l, const char *name, int64_t columns) {
-    return load_part_of_vector(l, name, 0, columns, columns);
+    return load_part_of_vector(l, name, 0, columns, columns, 1);
 }
 
 float *load_numbers(Loader *l, const char *name, int64_t rows, int64_t columns, int slot_kind) {
@@ -178,7 +180,7 @@ static Weight *load_stripes(Loader *l, const char *name, const Tensor *tensor, P
     return weight;
 }
 
-void load_matrix(Loader *l, const char *name, Part part, int64_t columns, bool scaled, Matrix *out) {
+void load_matrix(Loader *l, const char *name, Part part, int64_t columns, ScaleUse use, Matrix *out) {
     char full[96];
     Tensor tensor;
     *out = (Matrix){.scale = 1};
@@ -190,11 +192,13 @@ void load_matrix(Loader *l, const char *name, Part part, int64_t columns, bool s
         if (part.rows != tensor.rows && part.whole >= 0) tensor = tensor_rows(&tensor, part.first, part.rows);
         out->weight = load_weight(l, full, &tensor, NULL, (int)tensor.rows);
     }
+    snprintf(full, sizeof full, "%s.scale", name);
+    if (use != SCALES_NOTHING) out->scale = load_number(l, full, 1);
+    const float factor = use == SCALES_SUM && tensor.type != TYPE_NVFP4 ? out->scale : 1;
     snprintf(full, sizeof full, "%s.bias", name);
     if (gguf_has_tensor(l->file, full) && !part.stripe)
-        out->bias = load_part_of_vector(l, full, part.first, tensor.rows, part.whole < 0 ? tensor.rows : part.whole);
-    snprintf(full, sizeof full, "%s.scale", name);
-    if (scaled) out->scale = load_number(l, full, 1);
+        out->bias =
+            load_part_of_vector(l, full, part.first, tensor.rows, part.whole < 0 ? tensor.rows : part.whole, factor);
 }
 
 /* Scales of experts, as the file has them; false without. */
@@ -253,8 +257,8 @@ void load_experts(Loader *l, const char *name, Part part, int64_t columns, int n
     Tensor tensor;
     snprintf(full, sizeof full, "%s.weight", name);
     if (!find_matrices(l, full, part.whole, columns, n_experts, &tensor)) return;
-    Matrix *matrices = *out = calloc((size_t)n_experts, sizeof **out);
-    if (!matrices) fail_memory(l, full);
+    Matrix *matrices = *out = l->backend ? calloc((size_t)n_experts, sizeof **out) : NULL;
+    if (l->backend && !matrices) fail_memory(l, full);
     const bool scaled = load_scales(l, name, n_experts, scales);
     for (int e = 0; matrices && e < n_experts; e++) matrices[e].scale = scaled ? scales[e] : 1;
     if (!l->status) load_expert_weights(l, full, &tensor, part, n_experts, scaled ? scales : NULL, matrices);
@@ -263,7 +267,7 @@ void load_experts(Loader *l, const char *name, Part part, int64_t columns, int n
 }
 
 void load_whole_matrix(Loader *l, const char *name, int64_t rows, int64_t columns, Matrix *out) {
-    load_matrix(l, name, (Part){.rows = rows, .whole = rows}, columns, true, out);
+    load_matrix(l, name, (Part){.rows = rows, .whole = rows}, columns, SCALES_PRODUCT, out);
 }
 
 void matrix_free(const Ops *ops, Backend *backend, Matrix *matrix) {

@@ -54,9 +54,15 @@ typedef struct Part {
     bool odd;
 } Part;
 
-/* "<name>.weight", with "<name>.bias" and, where it is a matrix's that is scaled, "<name>.scale", where the file has
- * them. */
-void load_matrix(Loader *l, const char *name, Part part, int64_t columns, bool scaled, Matrix *out);
+/* What "<name>.scale" multiplies. */
+typedef enum ScaleUse {
+    SCALES_NOTHING, /* what has that name is something else */
+    SCALES_PRODUCT,
+    SCALES_SUM, /* the bias, too; not that of a matrix in NVFP4, whose scale is a part of its weights */
+} ScaleUse;
+
+/* "<name>.weight", with "<name>.bias" and "<name>.scale" where the file has them. */
+void load_matrix(Loader *l, const char *name, Part part, int64_t columns, ScaleUse use, Matrix *out);
 /* The same part of each expert's matrix in a tensor of three dimensions, with their rows of "<name>.bias" and numbers
  * of "<name>.scale" where the file has them. */
 void load_experts(Loader *l, const char *name, Part part, int64_t columns, int n_experts, Matrix **out);
