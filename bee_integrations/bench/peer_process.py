@@ -119,11 +119,13 @@ class PeerProcess:
         return float(self._call("pass_seconds", n_rows, n_past, repeats))
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        self._pipe.send((method, arguments))
-        return self._answer()
+        return self._answer((method, arguments))
 
-    def _answer(self) -> Any:
+    def _answer(self, request: tuple[str, tuple[Any, ...]] | None = None) -> Any:
+        """Of a request, or that the process has begun."""
         try:
+            if request is not None:
+                self._pipe.send(request)
             error, value = self._pipe.recv()
         except (EOFError, ConnectionError) as lost:
             self._process.join(timeout=10)
@@ -138,6 +140,7 @@ class PeerProcess:
         self._process.join(timeout=10)
         if self._process.is_alive():
             self._process.kill()
+            self._process.join()  # until then it has its memory
 
     def __enter__(self) -> PeerProcess:
         return self

@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,17 +55,25 @@ class ShapesOptions:
     rounds: int = 3
 
     def __post_init__(self) -> None:
-        for shape in self.shapes:
-            if shape_named(shape) is None:
-                raise ParameterError(no_shape(shape))
-        for peer, _ in self.peer_folders():
-            if peer not in PEERS:
-                raise ParameterError(f"there is no peer {peer!r} for shapes; there are {', '.join(PEERS)}")
         if not self.shapes:
             raise ParameterError(f"no shape is named; there are {', '.join(SHAPES)}")
+        for name in self.shapes:
+            self._check_shape(name)
+        names = [name for name, _ in self.peer_folders()]
+        for name in names:
+            if name not in PEERS:
+                raise ParameterError(f"there is no peer {name!r} for shapes; there are {', '.join(PEERS)}")
+            if names.count(name) > 1:
+                raise ParameterError(f"the peer {name!r} is named twice; a report has one place for it")
+
+    def _check_shape(self, name: str) -> None:
+        shape = shape_named(name)
+        if shape is None:
+            raise ParameterError(no_shape(name))
+        longest = min(_LONGEST, shape.n_ctx - max(PASS_ROWS) - 1)
         for context in self.contexts or (0,):
-            if not 1 <= context <= _LONGEST:
-                raise ParameterError(f"a context is {context}; it must be from 1 to {_LONGEST}")
+            if not 1 <= context <= longest:
+                raise ParameterError(f"a context is {context}; with {name!r} it must be from 1 to {longest}")
 
     def rows(self) -> Iterator[tuple[int, int]]:
         """Tokens of context and of a prompt."""
@@ -78,8 +86,8 @@ class ShapesOptions:
 
 
 def run_shapes(options: ShapesOptions, progress: Progress | None = None) -> dict[str, Any]:
-    """Measure all shapes and return what `bee bench --shapes --json` writes. A peer that cannot open a file is left
-    out of its row, which says why. Raises BeeError where Bee itself cannot."""
+    """Measure all shapes and return what `bee bench --shapes --json` writes. A peer that cannot open a file,
+    or fails at it, is left out of its row, which says why. Raises BeeError where Bee itself cannot."""
     steps = Steps(progress)
     steps.expect(len(options.shapes) * (2 + len(options.contexts) * options.rounds * (len(PASS_ROWS) + 1)))
     return {
@@ -118,28 +126,38 @@ def _measure_shape(name: str, options: ShapesOptions, steps: Steps) -> Iterator[
             "instruction_set": engine.info["instruction_set"],
             "threads": int(engine.info["n_threads"]),
         }
-        peers, refusals = _start_peers(file, n_ctx, common["threads"], options, stack)
+        peers = _Peers(file)
+        peers.start(options, n_ctx, common["threads"], stack)
         for context, prompt in options.rows():
             measured = _measure_in_turn(
                 f"{name} after {context}", engine, peers, context, prompt, options.rounds, steps
             )
-            yield {**common, "context": context, "prompt": prompt, **measured, "refusals": refusals}
+            yield {**common, "context": context, "prompt": prompt, **measured, "refusals": dict(peers.refusals)}
 
 
-def _start_peers(
-    file: Path, n_ctx: int, threads: int, options: ShapesOptions, stack: ExitStack
-) -> tuple[list[PeerProcess], dict[str, str]]:
-    """Those that are there and can open the file; and of the others, why not."""
-    peers, refusals = [], {}
-    for name, folder in options.peer_folders():
+@dataclass
+class _Peers:
+    """Those that are there and can run the file; and of the others, why not."""
+
+    file: Path
+    running: list[PeerProcess] = field(default_factory=list)
+    refusals: dict[str, str] = field(default_factory=dict)
+
+    def start(self, options: ShapesOptions, n_ctx: int, threads: int, stack: ExitStack) -> None:
+        for name, folder in options.peer_folders():
+            with self.left_out_on_error(name):
+                peer = PeerProcess(PEERS[name], self.file, n_ctx=n_ctx, threads=threads, folder=folder)
+                stack.callback(peer.close)
+                self.running.append(peer)
+
+    @contextmanager
+    def left_out_on_error(self, name: str) -> Iterator[None]:
+        """One that fails once is not asked again."""
         try:
-            peer = PeerProcess(PEERS[name], file, n_ctx=n_ctx, threads=threads, folder=folder)
+            yield
         except BeeError as error:
-            refusals[name] = str(error).replace(str(file), "the file")
-        else:
-            stack.callback(peer.close)
-            peers.append(peer)
-    return peers, refusals
+            self.refusals[name] = str(error).replace(str(self.file), "the file")
+            self.running = [peer for peer in self.running if peer.name != name]
 
 
 def _n_weights(file: Path) -> int:
@@ -158,30 +176,31 @@ class _Times:
 
 
 def _measure_in_turn(
-    name: str, engine: Engine, peers: Sequence[PeerProcess], context: int, prompt: int, rounds: int, steps: Steps
+    name: str, engine: Engine, peers: _Peers, context: int, prompt: int, rounds: int, steps: Steps
 ) -> dict[str, Any]:
-    ours, theirs = _Times(), [_Times() for _ in peers]
+    ours, theirs = _Times(), {peer.name: _Times() for peer in peers.running}
     limits = measure_limits(engine)
     tokens = made_up_tokens(prompt, int(engine.info["n_vocab"]))
     for _ in range(rounds):
         for rows in PASS_ROWS:
             steps.next(f"{name}: pass over {rows}")
             ours.passes[rows].append(engine.measure(rows, context, _REPEATS)[0])
-            for peer, times in zip(peers, theirs, strict=True):
-                if rows <= peer.largest_pass:
-                    times.passes[rows].append(peer.pass_seconds(rows, context, _REPEATS))
+            for peer in [peer for peer in peers.running if rows <= peer.largest_pass]:
+                with peers.left_out_on_error(peer.name):
+                    theirs[peer.name].passes[rows].append(peer.pass_seconds(rows, context, _REPEATS))
         steps.next(f"{name}: prompt of {prompt}")
         tokens = tokens[1:] + tokens[:1]  # nothing in common with the last one
         ours.prompts.append(_prompt_seconds(engine, tokens))
-        for peer, times in zip(peers, theirs, strict=True):
-            times.prompts.append(peer.generate(tokens, 1, ()).time_to_first_token_s)
+        for peer in peers.running:
+            with peers.left_out_on_error(peer.name):
+                theirs[peer.name].prompts.append(peer.generate(tokens, 1, ()).time_to_first_token_s)
         limits = limits.with_rates_of(measure_limits(engine))
     return {
         "read_bytes_per_s": limits.read_bytes_per_s,
         "pass_ms": _milliseconds(ours),
         "bound_ms": {str(rows): 1e3 * limits.pass_seconds(rows, context) for rows in PASS_ROWS},
         "prompt_tokens_per_s": prompt / statistics.median(ours.prompts),
-        "peers": {peer.name: _beside(peer, times, ours) for peer, times in zip(peers, theirs, strict=True)},
+        "peers": {peer.name: _beside(peer, theirs[peer.name], ours) for peer in peers.running},
     }
 
 

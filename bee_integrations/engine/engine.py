@@ -392,8 +392,8 @@ class Engine:
         mode, length = params.speculation, params.draft_length
         if mode == "mtp" and not self.info["predicts"]:
             raise ParameterError(
-                "speculation is 'mtp', but no block of this model predicts further tokens here (with a DFlash drafter, "
-                "or on a card, none is used): use 'auto', or give the block's file ('mtp-*.gguf') as drafter="
+                "speculation is 'mtp', but no block of this model predicts further tokens here (with a DFlash drafter "
+                "none is used): use 'auto', or give the block's file ('mtp-*.gguf') as drafter="
             )
         if mode == "dflash" and not self.info["has_drafter"]:
             raise ParameterError(

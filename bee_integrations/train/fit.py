@@ -32,6 +32,7 @@ from .target import Target
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "fit.jsonl"
+COMPUTE_TYPES = (torch.float32, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def faster_type() -> torch.dtype:
     """bfloat16 or float32, by this machine's own products: without instructions for it, bfloat16 takes several times
     as long."""
     seconds = {}
-    for compute in (torch.float32, torch.bfloat16):
+    for compute in COMPUTE_TYPES:
         matrix = torch.ones(512, 512, dtype=compute)
         functional.linear(matrix, matrix)
         start = time.perf_counter()
@@ -113,6 +114,14 @@ def faster_type() -> torch.dtype:
             functional.linear(matrix, matrix)
         seconds[compute] = time.perf_counter() - start
     return min(seconds, key=lambda compute: seconds[compute])
+
+
+def agreed_type(rank: int, processes: int) -> torch.dtype:
+    """The first process's faster type: a step takes as long as in the slowest process."""
+    choice = torch.tensor([COMPUTE_TYPES.index(faster_type()) if rank == 0 else 0])
+    if processes > 1:
+        distributed.broadcast(choice, 0)
+    return COMPUTE_TYPES[int(choice)]
 
 
 def fit(model: Path, data: Path, folder: Path, plan: Plan, params: FitParams) -> Checkpoint:
@@ -171,7 +180,7 @@ class Trainer:
         self._state = Checkpoint.load(folder / CHECKPOINT)
         target = Target(model)
         self._width = len(self._state.plan.taps) * target.shape.n_embd
-        self._drafter = self._state.drafter(target, faster_type())
+        self._drafter = self._state.drafter(target, agreed_type(rank, params.processes))
         self._head = torch.from_numpy(target.head)[self._state.vocabulary].to(self._drafter.compute)
         self._rng = random.Random(f"{params.seed}-{self._state.step}-{rank}")
         self._batches = Batches(

@@ -12,7 +12,7 @@ import pytest
 from bee_integrations import Engine, GenerationParams
 from bee_integrations.bench import shapes
 from bee_integrations.bench.markdown import markdown_of
-from bee_integrations.bench.peer_process import Peer
+from bee_integrations.bench.peer_process import Peer, PeerCrashedError, PeerProcess
 from bee_integrations.bench.plot import plot_report
 from bee_integrations.bench.shapes import PEERS, ShapesOptions, run_shapes
 from bee_integrations.bench.synthetic_model import shape_named, write_target
@@ -82,6 +82,42 @@ def test_ratios_are_the_peers_time_over_ours(monkeypatch: pytest.MonkeyPatch) ->
     assert second[13:16] == ["-", "-", "-"]
 
 
+class FailingPeer(StubPeer):
+    def pass_seconds(self, n_rows: int, n_past: int, repeats: int) -> float:
+        if n_rows == 8 and self.name == "ik-llama":
+            raise UnsupportedModelError("it cannot go back")
+        return super().pass_seconds(n_rows, n_past, repeats)
+
+
+def test_a_peer_that_fails_on_the_way_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "PeerProcess", FailingPeer)
+    options = ShapesOptions(("tiny",), peers=("ik-llama", "llama-cpp-python"), threads=1, contexts=(16, 17), rounds=2)
+    report = run_shapes(options)
+    for row in report["shapes"]:
+        assert list(row["peers"]) == ["llama-cpp-python"]
+        assert row["refusals"] == {"ik-llama": "it cannot go back"}
+    assert "Left out: tiny: it cannot go back." in markdown_of(report)
+
+
+class ShortLivedPeer(StubPeer):
+    """Of a process."""
+
+    name, largest_pass = "short-lived", 1
+
+    def __init__(self, model_path: Path, **_: Any) -> None:
+        pass
+
+
+def test_a_peer_that_dies_between_two_calls(tmp_path: Path) -> None:
+    with PeerProcess(ShortLivedPeer, tmp_path, n_ctx=8, threads=1) as peer:
+        assert peer.pass_seconds(1, 0, 1) == 1e3
+        peer._process.kill()
+        peer._process.join()
+        for _ in range(2):
+            with pytest.raises(PeerCrashedError, match="short-lived crashed"):
+                peer.pass_seconds(1, 0, 1)
+
+
 def test_a_peer_that_cannot_open_the_file_is_left_out_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(peer: type[Peer], file: Path, **_: Any) -> None:
         raise UnsupportedModelError(f"the peer cannot load {file}")
@@ -118,10 +154,12 @@ def test_files_hold_weights_of_usual_size(kind: str, tmp_path: Path) -> None:
         ({"shapes": ("tiny@3",)}, "there is no shape 'tiny@3'"),  # it has two
         ({"shapes": ("tiny@",)}, "there is no shape 'tiny@'"),
         ({"shapes": ()}, "no shape is named"),
-        ({"shapes": ("tiny",), "contexts": (0,)}, "from 1 to 32768"),
-        ({"shapes": ("tiny",), "contexts": ()}, "from 1 to 32768"),
+        ({"shapes": ("tiny",), "contexts": (0,)}, "from 1 to 8175"),
+        ({"shapes": ("tiny",), "contexts": (8176,)}, "a context is 8176; with 'tiny' it must be from 1 to 8175"),
+        ({"shapes": ("gpt-oss-20b",), "contexts": ()}, "from 1 to 32768"),
         ({"shapes": ("tiny",), "peers": ("another",)}, "there is no peer 'another'"),
         ({"shapes": ("tiny",), "peers": ("another=folder",)}, "there is no peer 'another'"),
+        ({"shapes": ("tiny",), "peers": ("openvino=a", "openvino=b")}, "the peer 'openvino' is named twice"),
     ],
 )
 def test_names_that_do_not_exist(options: dict[str, Any], message: str) -> None:

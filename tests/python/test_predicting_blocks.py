@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from family_models import N_CTX, N_PREDICTED, N_VOCAB, PREDICTING, block_alone, tokens, without_block
-from gguf_document import ARRAY, STRING, Document, Stored, Value, integer
+from gguf_document import ARRAY, BOOL, STRING, Document, Stored, Value, integer
 from test_families import (
     ERROR,
     GENERATIONS,
     VOCABULARY,
+    drafter_for,
     engine,
     evaluate,
     generate,
@@ -301,6 +302,28 @@ def test_what_a_file_of_the_block_alone_need_not_repeat(missing: list[str], tmp_
         assert drafted(found, tokens(20), 5)[1].tobytes() == expected
 
 
+@pytest.mark.parametrize("drafter", ["in the file", "alone", "without the head", "dflash"])
+def test_the_scale_of_a_head(drafter: str, tmp_path: Path) -> None:
+    """Beside the head that drafts are made with. Halves are exact: the head may be them."""
+    scaled, found = target_of("qwen3next-predicting"), []
+    halved = scaled.copy()
+    halved.tensors["output.weight"] = Stored.of(scaled.tensors["output.weight"].values() / 2)
+    scaled.tensors["output.scale"] = Stored.of(np.array([0.5]))
+    for document in (scaled, halved):
+        path, other = document.write(tmp_path / "model.gguf"), None
+        if drafter != "in the file":
+            path = without_block(document).write(path)
+            made = drafter_for("qwen3next-predicting") if drafter == "dflash" else block_alone(document)
+            if drafter == "dflash":
+                made.tensors["d2t"] = Stored.of(np.arange(N_VOCAB)[::-1], "I64")
+            for name in ("output.weight", "output.scale") if drafter == "without the head" else ():
+                made.tensors.pop(name, None)
+            other = made.write(tmp_path / "drafter.gguf")
+        with engine(path, other, threads=1) as handle, session(handle) as opened:
+            found.append(drafted(opened, tokens(20), 5)[1])
+    assert np.array_equal(*found)
+
+
 def _key(name: str, value: Value) -> Any:
     return lambda document: document.metadata.update({name: value})
 
@@ -340,6 +363,11 @@ UNFIT: dict[str, tuple[Any, type[BeeError], str]] = {
     "of more layers": (_moved, DrafterMismatchError, "block_count .* is 4, the target's is 3"),
     "of another size of the vocabulary": (
         _key("qwen35.vocab_size", integer(65)), DrafterMismatchError, "vocab_size is 65, the target's is 64",
+    ),
+    "with a list for other blocks": (
+        _key("qwen35.attention.recurrent_layers", Value(ARRAY, [True, True, False], BOOL)),
+        ModelFormatError,
+        "'qwen35.attention.recurrent_layers' has 3 entries.* each of the 4 blocks",
     ),
     "of more tokens": (_key("tokenizer.ggml.tokens", _words(65, "token 0")), DrafterMismatchError, "vocabulary size"),
     "of other tokens": (_key("tokenizer.ggml.tokens", _words(64, "other")), DrafterMismatchError, "other tokens"),

@@ -28,6 +28,7 @@ from bee_integrations.errors import (  # noqa: E402
     ModelFormatError,
     ParameterError,
 )
+from bee_integrations.train import fit as fit_module  # noqa: E402
 from bee_integrations.train.batches import Batches, as_tensor, coverage, draft_vocabulary  # noqa: E402
 from bee_integrations.train.command import spread_taps, train  # noqa: E402
 from bee_integrations.train.conversations import ConversationParams, answers, generate, loop_start  # noqa: E402
@@ -348,6 +349,19 @@ def test_several_processes_keep_one_model(tiny_path: Path, data: Path, tmp_path:
     assert checkpoint.step == QUICK.max_steps
     assert checkpoint.blocks == QUICK.max_steps * QUICK.conversations_per_step * QUICK.anchors
     assert all(torch.isfinite(weight).all() for weight in checkpoint.model.values())
+
+
+def choose_type(rank: int, port: int, folder: str) -> None:
+    """One of two processes, of which each finds another type faster."""
+    fit_module.faster_type = lambda: fit_module.COMPUTE_TYPES[rank]
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    (Path(folder) / str(rank)).write_text(str(fit_module.agreed_type(rank, 2)))
+    torch.distributed.destroy_process_group()
+
+
+def test_several_processes_compute_in_one_type(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(choose_type, (fit_module._free_port(), str(tmp_path)), nprocs=2)
+    assert {(tmp_path / rank).read_text() for rank in "01"} == {"torch.float32"}
 
 
 def test_fitting_needs_enough_conversations(tiny_path: Path, data: Path, tmp_path: Path) -> None:

@@ -112,7 +112,8 @@ static void load_draft_head(Loader *l, Model *m, const int32_t *draft_tokens, co
         const Tensor rows = m->owns_table ? m->embedding : target_head(l, target, target_file);
         const char *name = m->owns_table ? "token_embd.weight" : "output.weight";
         m->owns_head = true;
-        m->head = (Matrix){.weight = load_weight(l, name, &rows, draft_tokens, m->n_head_rows), .scale = 1};
+        m->head = (Matrix){.weight = load_weight(l, name, &rows, draft_tokens, m->n_head_rows),
+                           .scale = m->owns_table ? 1 : target->head.scale};
     } else if (target) {
         m->head = target->head;
     }
@@ -233,24 +234,34 @@ static void check_repeated(Loader *l, Model *m) {
 
 /* The block's own head, the file's, or the target's. False where there is none, as without a target there may be. */
 static bool find_head(Loader *l, const Model *m, const Model *target, const bee_file *target_file, char name[80],
-                      Tensor *out) {
+                      Tensor *out, float *scale) {
+    char of_scale[80];
     block_name(m->shape.first_block, "shared_head_head.weight", name);
-    if (!gguf_has_tensor(l->file, name)) snprintf(name, 80, "output.weight");
-    if (gguf_has_tensor(l->file, name)) return find_tensor(l, name, m->shape.n_vocab, m->shape.n_embd, out);
+    block_name(m->shape.first_block, "shared_head_head.scale", of_scale);
+    if (!gguf_has_tensor(l->file, name)) {
+        snprintf(name, 80, "output.weight");
+        snprintf(of_scale, sizeof of_scale, "output.scale");
+    }
+    if (gguf_has_tensor(l->file, name)) {
+        *scale = load_number(l, of_scale, 1);
+        return find_tensor(l, name, m->shape.n_vocab, m->shape.n_embd, out);
+    }
     if (!target) return false;
     *out = target_head(l, target, target_file);
+    *scale = target->head.scale;
     return !l->status;
 }
 
 static void load_predicting_head(Loader *l, Model *m, const Model *target, const bee_file *target_file) {
     char name[80];
     Tensor tensor;
+    float scale = 1;
     const int n_vocab = m->shape.n_vocab;
     m->n_head_rows = n_vocab > 2 * PREDICTED_ROWS ? PREDICTED_ROWS : n_vocab;
-    if (!find_head(l, m, target, target_file, name, &tensor)) return;
+    if (!find_head(l, m, target, target_file, name, &tensor, &scale)) return;
     tensor = tensor_rows(&tensor, 0, m->n_head_rows);
     m->owns_head = true;
-    m->head = (Matrix){.weight = load_weight(l, name, &tensor, NULL, m->n_head_rows), .scale = 1};
+    m->head = (Matrix){.weight = load_weight(l, name, &tensor, NULL, m->n_head_rows), .scale = scale};
 }
 
 static float *load_block_norm(Loader *l, const Model *m, const char *name) {

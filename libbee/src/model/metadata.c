@@ -60,9 +60,8 @@ void read_layer_ints(MetadataReader *r, const Shape *shape, const char *suffix, 
     if (r->status || !n) return;
     if (n != 1 && n != shape->n_blocks) {
         r->status = bee_fail(r->error, BEE_ERROR_FORMAT,
-                             "metadata '%s' has %d entries; it needs one, or one for each of "
-                             "the %d layers",
-                             key, n, shape->n_layer);
+                             "metadata '%s' has %d entries; it needs one, or one for each of the %d blocks", key, n,
+                             shape->n_blocks);
         return;
     }
     for (int i = 0; i < shape->n_layer; i++) {
