@@ -1,5 +1,6 @@
 /* What a card may lack, and what becomes of engines when it fails. Needs the emulation (BEE_CUDA_LIBRARY), which plays
  * every kind of card; without it only the library's absence and progress on the CPU are tested. */
+#include "engine/measure.h"
 #include "engine_exercise.h"
 #include "model/memory_plan.h"
 
@@ -189,6 +190,34 @@ static void test_measured_cycles(void) {
     }
     const Output out = generate_fresh(engine, &request);
     CHECK(same_output(&out, &expected));
+    bee_engine_close(engine);
+}
+
+/* States cannot go back: where they stood when the measurement began, they stand behind it. */
+static void test_measured_states(void) {
+    static const TinyTarget remembering = {
+        .n_vocab = 97, .n_layer = 2, .n_embd = 64, .n_ctx = 256, .seed = 3, .sharpness = 3, .remembers = true};
+    TinyFile file = tiny_target(&remembering);
+    const bee_engine_params params = {.device = BEE_DEVICE_CUDA, .n_threads = 1, .n_ctx = N_CTX};
+    bee_error error = {BEE_OK, ""};
+    bee_engine *engine = bee_engine_open(file.path, NULL, &params, &error);
+    tiny_file_close(&file);
+    if (!CHECK(engine != NULL)) return;
+    bee_request request = greedy_request();
+    request.speculation = BEE_SPECULATION_OFF;
+    request.sampling = (bee_sampling){.temperature = 3, .top_p = 1, .seed = 5};
+    const Output expected = generate_fresh(engine, &request);
+    bee_session *session = open_session(engine, N_CTX);
+    Output out = {.n = 0};
+    CHECK_EQ(bee_session_begin(session, &request, NULL), BEE_OK);
+    while (!out.finish) {
+        bee_step step = {.finish = BEE_FINISH_CONSTRAINT}; /* in case of an error */
+        CHECK_EQ(bee_engine_step(engine, &session, 1, &step, NULL), BEE_OK);
+        take_step(&step, &out);
+        if (out.n == 4) CHECK(time_queued_cycles(session, 0, 3) > 0);
+    }
+    CHECK(same_output(&out, &expected));
+    bee_session_close(session);
     bee_engine_close(engine);
 }
 
@@ -507,6 +536,7 @@ int main(void) {
         test_full_card();
         test_room_for_one_graph();
         test_measured_cycles();
+        test_measured_states();
         test_progress(BEE_DEVICE_CUDA);
         test_progress(BEE_DEVICE_AUTO);
         test_failing_card();

@@ -6,7 +6,7 @@
 #include "random.h"
 #include "types/float16.h"
 
-enum { HEAD_SIZE = 16, N_HEAD = 4, N_HEAD_KV = 2, N_FF = 96 };
+enum { HEAD_SIZE = 16, N_HEAD = 4, N_HEAD_KV = 2, N_FF = 96, N_TAPS = 3 };
 
 /* Collects the header's tensor entries and the data side by side. */
 typedef struct Writer {
@@ -59,9 +59,18 @@ static void add_matrix(Writer *w, const char *name, TensorType type, int rows, i
 }
 
 /* Matrices of a layer mix the types, so that a pass uses integer and float kernels. */
+#define NAME(suffix) (snprintf(name, sizeof name, "blk.%d." suffix ".weight", index), name)
+
+static void add_feed_forward(Writer *w, int index, int n_embd) {
+    char name[64];
+    add_gain(w, NAME("ffn_norm"), n_embd);
+    add_matrix(w, NAME("ffn_gate"), TYPE_Q4_0, N_FF, n_embd, 1);
+    add_matrix(w, NAME("ffn_up"), TYPE_Q8_0, N_FF, n_embd, 1);
+    add_matrix(w, NAME("ffn_down"), TYPE_Q8_0, n_embd, N_FF, 1);
+}
+
 static void add_layer(Writer *w, int index, int n_embd, bool head_norms) {
     char name[64];
-#define NAME(suffix) (snprintf(name, sizeof name, "blk.%d." suffix ".weight", index), name)
     add_gain(w, NAME("attn_norm"), n_embd);
     add_matrix(w, NAME("attn_q"), TYPE_Q8_0, N_HEAD * HEAD_SIZE, n_embd, 2);
     add_matrix(w, NAME("attn_k"), TYPE_F16, N_HEAD_KV * HEAD_SIZE, n_embd, 2);
@@ -71,12 +80,18 @@ static void add_layer(Writer *w, int index, int n_embd, bool head_norms) {
         add_gain(w, NAME("attn_k_norm"), HEAD_SIZE);
     }
     add_matrix(w, NAME("attn_output"), TYPE_Q4_0, n_embd, N_HEAD * HEAD_SIZE, 1);
-    add_gain(w, NAME("ffn_norm"), n_embd);
-    add_matrix(w, NAME("ffn_gate"), TYPE_Q4_0, N_FF, n_embd, 1);
-    add_matrix(w, NAME("ffn_up"), TYPE_Q8_0, N_FF, n_embd, 1);
-    add_matrix(w, NAME("ffn_down"), TYPE_Q8_0, n_embd, N_FF, 1);
-#undef NAME
+    add_feed_forward(w, index, n_embd);
 }
+
+static void add_convolution(Writer *w, int index, int n_embd) {
+    char name[64];
+    add_gain(w, NAME("attn_norm"), n_embd);
+    add_matrix(w, NAME("shortconv.in_proj"), TYPE_Q8_0, 3 * n_embd, n_embd, 2);
+    add_matrix(w, NAME("shortconv.conv"), TYPE_F32, n_embd, N_TAPS, 2);
+    add_matrix(w, NAME("shortconv.out_proj"), TYPE_Q8_0, n_embd, n_embd, 2);
+    add_feed_forward(w, index, n_embd);
+}
+#undef NAME
 
 /* ---- metadata --------------------------------------------------------------------------------------- */
 
@@ -86,7 +101,7 @@ static void put_number(Bytes *bytes, const char *prefix, const char *suffix, uin
     PUT_VALUE(bytes, key, BEE_VALUE_UINT32, uint32_t, value);
 }
 
-enum { N_SHAPE_KEYS = 9 };
+enum { N_SHAPE_KEYS = 8 };
 
 static void put_shape(Bytes *bytes, const char *prefix, int n_layer, const TinyTarget *target) {
     char key[128];
@@ -95,7 +110,6 @@ static void put_shape(Bytes *bytes, const char *prefix, int n_layer, const TinyT
     put_number(bytes, prefix, "embedding_length", (uint32_t)target->n_embd);
     put_number(bytes, prefix, "feed_forward_length", N_FF);
     put_number(bytes, prefix, "attention.head_count", N_HEAD);
-    put_number(bytes, prefix, "attention.head_count_kv", N_HEAD_KV);
     put_number(bytes, prefix, "attention.key_length", HEAD_SIZE);
     snprintf(key, sizeof key, "%s.attention.layer_norm_rms_epsilon", prefix);
     PUT_VALUE(bytes, key, BEE_VALUE_FLOAT32, float, 1e-5f);
@@ -132,10 +146,22 @@ static TinyFile finish(Writer *w, Bytes metadata, uint64_t n_keys) {
 
 /* ---- files ------------------------------------------------------------------------------------------ */
 
+/* Layers without heads of keys are convolutions. */
+static void put_memory(Bytes *bytes, const TinyTarget *t) {
+    put_number(bytes, "lfm2", "shortconv.l_cache", N_TAPS);
+    put_array_head(bytes, "lfm2.attention.head_count_kv", BEE_VALUE_INT32, (uint64_t)t->n_layer);
+    for (int i = 0; i < t->n_layer; i++) put(bytes, &(int32_t){i ? N_HEAD_KV : 0}, 4);
+}
+
 TinyFile tiny_target(const TinyTarget *t) {
+    const char *const architecture = t->remembers ? "lfm2" : "llama";
     Bytes metadata = {0};
-    put_text_value(&metadata, "general.architecture", "llama");
-    put_shape(&metadata, "llama", t->n_layer, t);
+    put_text_value(&metadata, "general.architecture", architecture);
+    put_shape(&metadata, architecture, t->n_layer, t);
+    if (t->remembers)
+        put_memory(&metadata, t);
+    else
+        put_number(&metadata, architecture, "attention.head_count_kv", N_HEAD_KV);
     put_vocabulary(&metadata, t);
     Writer w = {.random = {t->seed}};
     add_tensor(&w, "token_embd.weight", TYPE_F32, (uint64_t)t->n_embd, (uint64_t)t->n_vocab, 0, 1);
@@ -143,11 +169,12 @@ TinyFile tiny_target(const TinyTarget *t) {
         const size_t after = (size_t)(t->n_vocab - t->broken_token) * (size_t)t->n_embd * 4;
         memcpy(w.data.data + w.data.size - after, &(float){NAN}, 4);
     }
-    for (int i = 0; i < t->n_layer; i++) add_layer(&w, i, t->n_embd, false);
-    add_gain(&w, "output_norm.weight", t->n_embd);
+    if (t->remembers) add_convolution(&w, 0, t->n_embd);
+    for (int i = t->remembers; i < t->n_layer; i++) add_layer(&w, i, t->n_embd, t->remembers);
+    add_gain(&w, t->remembers ? "token_embd_norm.weight" : "output_norm.weight", t->n_embd);
     if (t->not_finite) memcpy(w.data.data + w.data.size - 4, &(float){NAN}, 4);
     add_matrix(&w, "output.weight", TYPE_Q8_0, t->n_vocab, t->n_embd, t->sharpness);
-    return finish(&w, metadata, 2 + N_SHAPE_KEYS);
+    return finish(&w, metadata, 2 + N_SHAPE_KEYS + 1 + t->remembers);
 }
 
 TinyFile tiny_drafter(const TinyTarget *t, const TinyDrafter *d) {
@@ -155,6 +182,7 @@ TinyFile tiny_drafter(const TinyTarget *t, const TinyDrafter *d) {
     Bytes metadata = {0};
     put_text_value(&metadata, "general.architecture", "dflash");
     put_shape(&metadata, "dflash", N_LAYER, t);
+    put_number(&metadata, "dflash", "attention.head_count_kv", N_HEAD_KV);
     put_vocabulary(&metadata, t);
     put_number(&metadata, "dflash", "block_size", (uint32_t)d->block_size);
     PUT_VALUE(&metadata, "dflash.attention.causal", BEE_VALUE_BOOL, uint8_t, d->causal);
@@ -174,7 +202,7 @@ TinyFile tiny_drafter(const TinyTarget *t, const TinyDrafter *d) {
             put_u64(&w.data, (uint64_t)(t->n_vocab - 1 - i));
         w.n_tensors++;
     }
-    return finish(&w, metadata, 2 + N_SHAPE_KEYS + 4);
+    return finish(&w, metadata, 2 + N_SHAPE_KEYS + 5);
 }
 
 void tiny_file_close(TinyFile *file) {

@@ -22,6 +22,7 @@ typedef struct TinyTarget {
     bool not_finite;  /* one weight of the last layer is NaN */
     int broken_token; /* whose embedding is NaN; 0: none */
     bool other_words; /* another vocabulary of the same size */
+    bool remembers;   /* its first layer is a short convolution */
 } TinyTarget;
 
 typedef struct TinyDrafter {

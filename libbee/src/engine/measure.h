@@ -15,4 +15,7 @@ void read_made_up(bee_session *session, int n_past, int n_more);
  * then as it was. `drafts` must be false where the drafter cannot draft as many. */
 void time_cycle(bee_session *session, int n_rows, bool drafts, double *pass_seconds, double *draft_seconds);
 
+/* Seconds of a cycle where a device has so many queued at once. The session goes on as if there had been none. */
+double time_queued_cycles(bee_session *session, int n_drafts, int n_cycles);
+
 #endif
