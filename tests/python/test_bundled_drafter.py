@@ -1,10 +1,12 @@
-"""The drafter that comes with the package: small, bound to its target, and as good as its training recipe promises."""
+"""The drafters that come with the package: small, bound to their targets, and as good as their recipe promises."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
+
+import pytest
 
 from bee_integrations.bench.prompts import Prompt, load_prompts
 from bee_integrations.engine import Engine, GenerationParams
@@ -16,8 +18,9 @@ TOKENS_PER_CYCLE = 1.57  # what the first study of the recipe reached on the sam
 ANSWER = 200  # tokens
 
 
-def test_it_is_small_and_names_its_target() -> None:
-    path = REGISTRY[DEFAULT_MODEL].drafter_path
+@pytest.mark.parametrize("name", REGISTRY)
+def test_it_is_small_and_names_its_target(name: str) -> None:
+    path = REGISTRY[name].drafter_path
     assert path is not None
     with ModelFile(path) as file:
         assert file.size <= LARGEST

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def gemma() -> Iterator[Engine]:
     path = cache_directory() / "models" / NAME / REGISTRY[NAME].file
     if not path.is_file():
         pytest.skip(f"needs the model: run 'bee pull {NAME}'")
-    with Engine(path, drafter=None, n_ctx=512, threads=2) as opened:
+    with Engine(NAME, n_ctx=512, threads=2) as opened:
         yield opened
 
 
@@ -50,4 +51,12 @@ def test_speculation_changes_nothing(gemma: Engine) -> None:
     for seed, case in enumerate(GOLDEN):
         params = {"max_tokens": 40, "temperature": 0.7 * (seed % 3), "seed": seed}
         plain = gemma.complete(case["prompt"], GenerationParams(**params, speculation="off"))
-        assert gemma.complete(case["prompt"], GenerationParams(**params, speculation="auto")).tokens == plain.tokens
+        for mode in ("auto", "dflash"):
+            assert gemma.complete(case["prompt"], GenerationParams(**params, speculation=mode)).tokens == plain.tokens
+
+
+def test_its_drafter_saves_passes(gemma: Engine) -> None:
+    """On texts that training has not seen."""
+    params = GenerationParams(max_tokens=100, temperature=0, speculation="dflash", draft_length=3)
+    reached = [gemma.complete(case["prompt"], params).stats.tokens_per_cycle for case in GOLDEN]
+    assert fmean(reached) > 1.7, reached
