@@ -34,14 +34,23 @@ class Limits:
     target: PassNeeds
     drafter: PassNeeds | None
 
-    def pass_seconds(self, rows: int, context: float, *, logits: int | None = None, from_caches: bool = False) -> float:
+    def pass_seconds(
+        self,
+        rows: int,
+        context: float,
+        *,
+        logits: int | None = None,
+        from_caches: bool = False,
+        more_bytes: float = 0,
+    ) -> float:
         """The bound of a pass of the target over `rows` tokens, the last `logits` of them (None: all) with logits,
         after `context` positions: the larger of the time to read and the time to compute.
 
         from_caches: counts what the caches keep from pass to pass; without it, a pass may be faster than its bound.
+        more_bytes: what several rows read beyond what one does, of a mixture of experts.
         """
         needs = self.target
-        read = needs.weight_bytes + context * needs.kv_bytes_per_position
+        read = needs.weight_bytes + more_bytes + context * needs.kv_bytes_per_position
         # Within the block, a row also sees the rows before it.
         seen = rows * context + rows * (rows + 1) / 2
         computed = (

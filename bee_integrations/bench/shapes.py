@@ -21,9 +21,10 @@ from rich.table import Table
 from .. import __version__
 from ..engine.engine import Engine, GenerationParams
 from ..errors import BeeError, ParameterError
+from ..models.file import ModelFile
 from .benchmark import describe_machine
 from .contenders import Progress, Steps
-from .limits import measure_limits
+from .limits import Limits, measure_limits
 from .llama_cpp_peer import IkLlamaPeer, LlamaCppPeer
 from .openvino_peer import OpenVinoPeer
 from .peer_process import Peer, PeerProcess
@@ -126,12 +127,14 @@ def _measure_shape(name: str, options: ShapesOptions, steps: Steps) -> Iterator[
             "instruction_set": engine.info["instruction_set"],
             "threads": int(engine.info["n_threads"]),
         }
+        experts = {rows: expert_bytes(file, rows) for rows in PASS_ROWS}
         peers = _Peers(file)
         peers.start(options, n_ctx, common["threads"], stack)
         for context, prompt in options.rows():
-            measured = _measure_in_turn(
-                f"{name} after {context}", engine, peers, context, prompt, options.rounds, steps
-            )
+            label = f"{name} after {context}"
+            measured, limits = _measure_in_turn(label, engine, peers, context, prompt, options.rounds, steps)
+            bounds = {n: limits.pass_seconds(n, context, more_bytes=experts[n]) for n in PASS_ROWS}
+            measured["bound_ms"] = {str(rows): 1e3 * seconds for rows, seconds in bounds.items()}
             yield {**common, "context": context, "prompt": prompt, **measured, "refusals": dict(peers.refusals)}
 
 
@@ -161,10 +164,20 @@ class _Peers:
 
 
 def _n_weights(file: Path) -> int:
-    from ..models.file import ModelFile
-
     with ModelFile(file) as opened:
         return sum(math.prod(tensor.shape) for tensor in opened.tensors)
+
+
+def expert_bytes(file: Path, rows: int) -> float:
+    """Of the experts, what a pass over so many rows reads beyond one over a single row, on the average: each row hits
+    `expert_used_count` of them, whatever the others hit."""
+    with ModelFile(file) as opened:
+        keys = {key.partition(".")[2]: value for key, value in opened.metadata.items()}
+        if "expert_count" not in keys:
+            return 0.0
+        share = keys["expert_used_count"] / keys["expert_count"]
+        size = sum(tensor.size for tensor in opened.tensors if "_exps." in tensor.name)
+    return float(size * (1 - (1 - share) ** rows - share))
 
 
 @dataclass
@@ -177,7 +190,7 @@ class _Times:
 
 def _measure_in_turn(
     name: str, engine: Engine, peers: _Peers, context: int, prompt: int, rounds: int, steps: Steps
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Limits]:
     ours, theirs = _Times(), {peer.name: _Times() for peer in peers.running}
     limits = measure_limits(engine)
     tokens = made_up_tokens(prompt, int(engine.info["n_vocab"]))
@@ -195,13 +208,13 @@ def _measure_in_turn(
             with peers.left_out_on_error(peer.name):
                 theirs[peer.name].prompts.append(peer.generate(tokens, 1, ()).time_to_first_token_s)
         limits = limits.with_rates_of(measure_limits(engine))
-    return {
+    measured = {
         "read_bytes_per_s": limits.read_bytes_per_s,
         "pass_ms": _milliseconds(ours),
-        "bound_ms": {str(rows): 1e3 * limits.pass_seconds(rows, context) for rows in PASS_ROWS},
         "prompt_tokens_per_s": prompt / statistics.median(ours.prompts),
         "peers": {peer.name: _beside(peer, theirs[peer.name], ours) for peer in peers.running},
     }
+    return measured, limits
 
 
 def _beside(peer: PeerProcess, theirs: _Times, ours: _Times) -> dict[str, Any]:

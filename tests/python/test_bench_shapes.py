@@ -14,7 +14,7 @@ from bee_integrations.bench import shapes
 from bee_integrations.bench.markdown import markdown_of
 from bee_integrations.bench.peer_process import Peer, PeerCrashedError, PeerProcess
 from bee_integrations.bench.plot import plot_report
-from bee_integrations.bench.shapes import PEERS, ShapesOptions, run_shapes
+from bee_integrations.bench.shapes import PEERS, ShapesOptions, expert_bytes, run_shapes
 from bee_integrations.bench.synthetic_model import shape_named, write_target
 from bee_integrations.errors import ModelFileError, ParameterError, UnsupportedModelError
 from bee_integrations.models.file import ModelFile
@@ -34,6 +34,21 @@ def test_a_row_has_passes_bounds_and_sizes() -> None:
         assert row["memory_bytes"] < 1.15 * row["file_bytes"]
         assert row["peers"] == row["refusals"] == {}
     assert "| tiny:IQ3_S |" in markdown_of(report)
+
+
+def test_a_bound_counts_the_experts_that_rows_hit(tmp_path: Path) -> None:
+    mixture, dense = shape_named("tiny-hybrid-mixture"), shape_named("tiny")
+    assert mixture is not None
+    assert mixture.experts is not None
+    assert dense is not None
+    file = write_target(mixture, tmp_path / "mixture.gguf")
+    with ModelFile(file) as opened:
+        every = sum(tensor.size for tensor in opened.tensors if len(tensor.shape) == 3)
+    share = mixture.experts.used / mixture.experts.count
+    assert expert_bytes(file, 1) == pytest.approx(0)
+    assert expert_bytes(file, 2) == pytest.approx(every * share * (1 - share))
+    assert expert_bytes(file, 10_000) == pytest.approx(every * (1 - share))
+    assert expert_bytes(write_target(dense, tmp_path / "dense.gguf"), 8) == 0
 
 
 def test_contexts_have_rows_of_their_own_and_a_picture(tmp_path: Path) -> None:
