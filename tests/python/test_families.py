@@ -388,6 +388,25 @@ def test_cancelled_in_the_middle_of_a_pass(name: str, tmp_path: Path) -> None:
     assert ended
 
 
+def generate_together(
+    handle: Any, found: list[Any], prompts: list[list[int]], mode: int, length: int, temperature: float, n: int
+) -> list[list[int]]:
+    """Of sessions whose rows share their passes."""
+    out: list[list[int]] = [[] for _ in prompts]
+    for prompt, one in zip(prompts, found, strict=True):
+        begin(one, prompt, mode, length, temperature, 1, n)
+    running = list(range(len(prompts)))
+    while running:
+        steps = ffi.new("bee_step[]", len(running))
+        error = new_error()
+        together = ffi.new("bee_session *[]", [found[i] for i in running])
+        check(lib.bee_engine_step(handle, together, len(running), steps, error), error)
+        for i, step in zip(running, steps, strict=True):
+            out[i].extend(int(token) for token in step.tokens[0 : step.n_tokens])
+        running = [i for i, step in zip(running, steps, strict=True) if step.finish == lib.BEE_FINISH_NONE]
+    return out
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_sessions_in_company(device: str, tmp_path: Path) -> None:
     """Rows of several sessions in one pass, each with its own state."""
@@ -397,19 +416,7 @@ def test_sessions_in_company(device: str, tmp_path: Path) -> None:
     with engine(path, device=device) as handle, ExitStack() as stack:
         found = [stack.enter_context(session(handle)) for _ in prompts]
         expected = [generate(handle, found[0], prompt, lib.BEE_SPECULATION_OFF, 0, 0.9, 1, n) for prompt in prompts]
-        out: list[list[int]] = [[] for _ in prompts]
-        for prompt, one in zip(prompts, found, strict=True):
-            begin(one, prompt, lib.BEE_SPECULATION_COPY, -1, 0.9, 1, n)
-        running = list(range(len(prompts)))
-        while running:
-            steps = ffi.new("bee_step[]", len(running))
-            error = new_error()
-            together = ffi.new("bee_session *[]", [found[i] for i in running])
-            check(lib.bee_engine_step(handle, together, len(running), steps, error), error)
-            for i, step in zip(running, steps, strict=True):
-                out[i].extend(step.tokens[0 : step.n_tokens])
-            running = [i for i, step in zip(running, steps, strict=True) if step.finish == lib.BEE_FINISH_NONE]
-    assert out == expected
+        assert generate_together(handle, found, prompts, lib.BEE_SPECULATION_COPY, -1, 0.9, n) == expected
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from test_families import (
     engine,
     evaluate,
     generate,
+    generate_together,
     golden,
     of_devices,
     session,
@@ -234,6 +236,32 @@ def test_predicted_drafts_change_nothing(device: str, name: str, tmp_path: Path)
             accepted += stats.accepted_tokens
             history = [*(history + expected)[: draw.randint(5, 180)], draw.randrange(N_VOCAB)]
     assert accepted
+
+
+@of_devices([LISTED])
+def test_drafts_in_company_are_those_of_a_session_that_is_alone(device: str, name: str, tmp_path: Path) -> None:
+    """A pass of the block has a row for each session, and logits of one that is alone lie elsewhere."""
+    path = target_of(name).write(tmp_path / "model.gguf")
+    prompts = [tokens(20), tokens(33)[::-1], tokens(45)[9:16]]
+    mode, temperature, n = lib.BEE_SPECULATION_MTP, 2.0, 40 if device == "cpu" else 12
+    stats = ffi.new("bee_stats *")
+
+    def accepted(found: Any) -> tuple[int, int]:
+        lib.bee_session_stats(found, stats)
+        return int(stats.cycles), int(stats.accepted_tokens)
+
+    with engine(path, device=device) as handle, ExitStack() as stack:
+        found = [stack.enter_context(session(handle)) for _ in prompts]
+        alone = [
+            generate(handle, one, prompt, mode, 3, temperature, 1, n)
+            for one, prompt in zip(found, prompts, strict=True)
+        ]
+        expected = [accepted(one) for one in found]
+    with engine(path, device=device) as handle, ExitStack() as stack:
+        found = [stack.enter_context(session(handle)) for _ in prompts]
+        assert generate_together(handle, found, prompts, mode, 3, temperature, n) == alone
+        assert [accepted(one) for one in found] == expected
+    assert sum(n_accepted for _, n_accepted in expected)
 
 
 # ---- which files have one, and which do not --------------------------------------------------------------------------
