@@ -45,6 +45,7 @@ class LlamaCppPeer:
 
     name = "llama-cpp-python"
     largest_pass = PASS_TOKENS
+    _repacks = "use_extra_bufts"  # the parameter that says so
 
     def __init__(
         self, model_path: Path, *, n_ctx: int, threads: int, repack: bool = True, folder: Path | None = None
@@ -86,7 +87,7 @@ class LlamaCppPeer:
     def _model_params(self, repack: bool) -> Any:
         params = self._api.llama_model_default_params()
         params.n_gpu_layers = 0
-        params.use_extra_bufts = repack
+        setattr(params, self._repacks, repack)
         return params
 
     def _context_params(self) -> Any:
@@ -181,17 +182,12 @@ class IkLlamaPeer(LlamaCppPeer):
     """ik_llama.cpp, a fork of an earlier llama.cpp. See `Peer`."""
 
     name = "ik-llama"
+    _repacks = "repack_tensors"
 
     def _open(self, folder: Path | None) -> None:
         self.version: str = import_from(folder, "ik_llama_cpp", "ik-llama-cpp-python").__version__
         self._api = _IkApi()
         self._silence = _silence(self._api)
-
-    def _model_params(self, repack: bool) -> Any:
-        params = self._api.llama_model_default_params()
-        params.n_gpu_layers = 0
-        params.repack_tensors = repack
-        return params
 
     def _context_params(self) -> Any:
         params = self._api.llama_context_default_params()
@@ -199,7 +195,7 @@ class IkLlamaPeer(LlamaCppPeer):
         return params
 
     def _saved_state(self) -> Any:
-        return None
+        return None  # its package binds no states; `_forget` says where it cannot go back without
 
 
 class _IkApi:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import sys
 from collections.abc import Collection, Sequence
@@ -59,7 +60,7 @@ def import_from(folder: Path | None, package: str, distribution: str) -> ModuleT
     if folder is not None:
         sys.path.insert(0, str(folder))
     try:
-        module = __import__(package)
+        module = importlib.import_module(package)
     except ImportError as error:
         raise ParameterError(
             f"the peer {distribution} cannot be imported ({error}): install it with 'pip install {distribution}', "

@@ -115,7 +115,7 @@ typedef struct bee_plan {
     int32_t n_layer;
     int32_t n_embd;
     int32_t n_left_out; /* blocks "blk.<n_layer>" and on, which predict further tokens (MTP), and are not run */
-    bool predicts;      /* there is such a block, and it drafts where the engine has no drafter: on the CPU */
+    bool predicts;      /* there is such a block, and it drafts where the engine has no drafter */
     bool is_drafter;    /* "dflash", or such a block alone: give it to an engine as the drafter */
 } bee_plan;
 
