@@ -1,7 +1,7 @@
 /* The packed forms of weights and activations.
  *
  * Weights. Rows are packed in blocks of 16, columns in pairs of 32-column groups, both padded with zeros. One pair is a
- * span, or of types with SPAN as many as have a block's columns: 1, 2 or 4.
+ * span, or as many as have a block's columns: 1, 2 or 4.
  *
  *   block 0 (rows 0-15)                    block 1 ...
  *   | span 0 | span 1 | ... |
@@ -54,13 +54,10 @@
 
 enum { BLOCK_ROWS = 16, GROUP = 32, PAIR = 64, TILE = 16 };
 
-static inline int span_pairs(WeightTraits t) { return t.flags & SPAN ? t.columns / PAIR : 1; }
+static inline int span_pairs(WeightTraits t) { return t.columns > PAIR ? t.columns / PAIR : 1; }
 
-/* Whether products of a group's halves are joined as integers. */
-static inline bool joins_halves(WeightTraits t) { return t.kind == INTEGERS && t.flags & HALVES && t.flags & SPAN; }
-
-/* Whether a span has one scale, beside small integers. */
-static inline bool scaled_by_span(WeightTraits t) { return t.flags & WHOLE || joins_halves(t); }
+/* Whether products of a group's halves, which fit into 16 bits, are joined as integers. */
+static inline bool joins_halves(WeightTraits t) { return t.kind == INTEGERS && t.flags & HALVES && t.bits < 4; }
 
 /* Of a grid: bits beside the low 8 of each entry. */
 static inline int high_bits(WeightTraits t) { return t.index_bits - 8 + (t.flags & EIGHTHS ? 1 : 0); }

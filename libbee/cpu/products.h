@@ -55,7 +55,7 @@ INLINE void load_threes(const uint8_t *w, RCODES *codes) {
 INLINE void load_integers(WeightTraits t, int group, int step, const uint8_t *w, RCODES *codes) {
     w += 4 * STEP_ROWS * step;
     if (t.bits == 8) {
-        UNROLL for (int j = 0; j < 8; j++) codes[j] = codes_load(w + 512 * group + 64 * j);
+        UNROLL for (int j = 0; j < 8; j++) codes[j] = codes_flip(codes_load(w + 512 * group + 64 * j), WIDE_FLIP);
         return;
     }
     if (t.bits == 4) {
@@ -82,7 +82,9 @@ INLINE void load_integers(WeightTraits t, int group, int step, const uint8_t *w,
 }
 
 INLINE void load_nibbles(TensorType type, int group, int step, const uint8_t *w, RCODES *codes) {
-    const NibbleTable table = table_of(type);
+    NibbleTable table = table_of(type);
+    if (traits_of(type).bits == 8)
+        for (int i = 0; i < 4; i++) table.words[i] ^= 0x01010101u * WIDE_FLIP;
     w += 4 * STEP_ROWS * step;
     UNROLL for (int j = 0; j < 8; j++) codes[j] =
         codes_look_up(table.words, group ? codes_upper(w + 64 * j) : codes_low(w + 64 * j));
@@ -173,15 +175,16 @@ INLINE void load_entries(TensorType type, int group, int step, const uint8_t *w,
     UNROLL for (int i = 0; i < per_group; i++) {
         const int number = group * per_group + i, at = number * more;
         RI index = ri_load_u8(w + number * BLOCK_ROWS + row), eighth = ri_set(0);
-        if (t.index_bits > 8) index = ri_add(index, ri_left(ri_bits(high, at, (1 << (t.index_bits - 8)) - 1), 8));
+        if (t.index_bits > 8) {
+            const RI moved = ri_left(high, at < 8 ? 8 - at : 0);
+            index = ri_add(index, ri_bits(moved, at < 8 ? 0 : at - 8, (1 << t.index_bits) - 256));
+        }
         if (t.flags & EIGHTHS) /* two more where the sign is not set */
             eighth = ri_bits(ri_add(ri_bits(high, at + more - 1, 1), ri_set(-1)), 0, 0x02020202);
-        if (t.entry == 4) {
+        if (t.entry == 4)
             codes[i] = codes_from_grid(grid, index, eighth);
-        } else {
-            codes[2 * i] = codes_from_grid(grid, ri_left(index, 1), eighth);
-            codes[2 * i + 1] = codes_from_grid(grid + 1, ri_left(index, 1), eighth);
-        }
+        else
+            codes_pair_from_grid(grid, index, eighth, codes + 2 * i);
     }
     if (!(t.flags & SIGNS)) return;
     const RCODES planes = codes_load(signs + 64 * group + 4 * row);
@@ -308,39 +311,74 @@ INLINE void multiply_group(TensorType type, int n, int group, int step, Pair at,
     }
 }
 
-/* ---- types with one scale for a span: scaled_by_span ------------------------------------------------- */
+/* ---- types with one scale for a span ---------------------------------------------------------------- */
 
-/* Of both halves of a group: the small scales, or the minima. */
+/* Whether products are multiplied by small scales as integers. They stay below 2^24, and become floats without a
+ * rounding: the most are 32 columns of 32 * 127 times 128 (Q6_K). */
+INLINE bool joins_scales(WeightTraits t) { return joins_halves(t) || (SCALED_DOTS && t.flags & SUPER); }
+
+INLINE bool scaled_by_span(WeightTraits t) { return t.flags & WHOLE || joins_scales(t); }
+
+#if SCALED_DOTS
+INLINE RI load_small_scales(WeightTraits t, int group, int half, const uint8_t *small) {
+    const bool halves = t.flags & HALVES;
+    if (!(t.flags & ODD)) return ri_load_int8(small + BLOCK_ROWS * (halves ? 2 * group + half : group));
+    const RI nibbles = ri_load_u8(small + (halves ? BLOCK_ROWS * group : 0));
+    return ri_add(ri_left(ri_bits(nibbles, halves ? 4 * half : 4 * group, 15), 1), ri_set(1));
+}
+#endif
+
+/* Of both halves of a group: the small scales, or the minima. A group's one scale stands for both. */
 INLINE RI load_pairs(WeightTraits t, int group, int step, const uint8_t *small, bool minima) {
     const int row = STEP_ROWS * step;
+#if SCALED_DOTS
+    if (!joins_halves(t)) {
+        const RI first = load_small_scales(t, group, 0, small + row);
+        return ri_pair(first, t.flags & HALVES ? load_small_scales(t, group, 1, small + row) : first);
+    }
+#endif
     if (t.flags & MINIMUM) return ri_bits(ri_load(small + 4 * row), 8 * group + (minima ? 4 : 0), 0x000f000f);
     return ri_load_pairs(small + 2 * BLOCK_ROWS * group + 2 * row);
 }
 
-/* As multiply_group, but the span's scale is left out. Integers stay below 2^24, and become floats without a rounding.
- */
+/* 32 columns of one token, times their scales. */
+INLINE RI scaled_dot(WeightTraits t, const RCODES *codes, const int8_t *x, RI pairs) {
+#if SCALED_DOTS
+    if (!(t.flags & HALVES)) return dot_times(ri_set(0), codes, x, 8, pairs, t.bits);
+#endif
+    return dot_halves(codes, x, pairs, t.bits);
+}
+
+/* As multiply_group, but the span's scale is left out. */
 INLINE void sum_group(TensorType type, int n, int group, int step, Pair at, const OperandPair *a, RF *sums) {
     const WeightTraits t = traits_of(type);
-    const RI scales = joins_halves(t) ? load_pairs(t, group, step, at.small, false) : ri_set(0);
-    const RI zeros = joins_halves(t) ? ri_mul_pairs(scales, -t.zero) : scales;
+    const int zero = zero_of(t, group);
+    const RI scales = joins_scales(t) ? load_pairs(t, group, step, at.small, false) : ri_set(0);
+    const RI zeros = joins_scales(t) ? ri_mul_pairs(scales, -zero) : scales;
     RCODES codes[8];
     load_codes(type, group, step, at, codes);
     TOKEN_LOOP for (int i = 0; i < n; i++) {
         const int8_t *x = a[i].codes + GROUP * group;
         RI d;
-        if (joins_halves(t)) {
-            d = dot_halves(codes, x, scales, t.bits);
-            if (t.zero) d = ri_add(d, ri_pairs_dot(zeros, a[i].half + 2 * group));
+        if (joins_scales(t)) {
+            d = scaled_dot(t, codes, x, scales);
+            if (zero) d = ri_add(d, ri_pairs_dot(zeros, a[i].half + 2 * group));
         } else {
-            d = dot_group(n, ri_set(-t.zero * a[i].total[group]), codes, x, t.bits);
+            d = dot_group(n, ri_set(-zero * a[i].total[group]), codes, x, t.bits);
         }
         sums[i] = rf_fma(rf_from_ri(d), rf_set(a[i].scale[group]), sums[i]);
     }
 }
 
+/* Of each half of a group its own, or of each group. */
 INLINE void sum_minima(WeightTraits t, int n, int step, const uint8_t *small, const OperandPair *a, RF *sums) {
     for (int p = 0; p < span_pairs(t); p++, small += small_scale_bytes(t), a += TILE)
         UNROLL for (int group = 0; group < 2; group++) {
+            if (!joins_halves(t)) {
+                const RF minima = rf_load_int8((const int8_t *)small + BLOCK_ROWS * (2 + group) + STEP_ROWS * step);
+                TOKEN_LOOP for (int i = 0; i < n; i++) sums[i] = rf_fma(minima, rf_set(a[i].sum[group]), sums[i]);
+                continue;
+            }
             const RI minima = load_pairs(t, group, step, small, true);
             TOKEN_LOOP for (int i = 0; i < n; i++) {
                 const RI d = ri_pairs_dot(minima, a[i].half + 2 * group);
@@ -352,10 +390,12 @@ INLINE void sum_minima(WeightTraits t, int n, int step, const uint8_t *small, co
 /* Adds a span's sums, times its scale, and its minima; what was in `sums` is gone. */
 INLINE void finish_span(WeightTraits t, int n, int step, Pair at, const OperandPair *a, RF *sums, RF *acc) {
     const uint16_t *scales = (const uint16_t *)at.scales + STEP_ROWS * step;
-    const RF scale = rf_load_f16(scales);
+    RF scale = rf_load_f16(scales);
+    if (t.unit) scale = rf_mul(scale, rf_set(value_of_bits((uint32_t)(127 + t.unit) << 23)));
     TOKEN_LOOP for (int i = 0; i < n; i++) acc[i] = rf_fma(scale, sums[i], acc[i]);
     if (!(t.flags & MINIMUM)) return;
-    const RF minimum = rf_mul(rf_load_f16(scales + BLOCK_ROWS), rf_set(-1));
+    RF minimum = rf_load_f16(scales + BLOCK_ROWS);
+    if (joins_halves(t)) minimum = rf_mul(minimum, rf_set(-1)); /* others' small minima are negative */
     TOKEN_LOOP for (int i = 0; i < n; i++) sums[i] = rf_set(0);
     sum_minima(t, n, step, at.small, a, sums);
     TOKEN_LOOP for (int i = 0; i < n; i++) acc[i] = rf_fma(minimum, sums[i], acc[i]);

@@ -37,6 +37,17 @@
 #define PLANAR_GRIDS 0
 #endif
 
+/* Whether dot products multiply each row's sum by a small integer at no cost: dot_times, ri_pair, ri_load_int8. */
+#ifndef SCALED_DOTS
+#define SCALED_DOTS 0
+#endif
+
+/* Bits of 8-bit codes that `dot` wants flipped: 128 where it reads them as signed bytes, without their zero point. */
+#ifndef WIDE_FLIP
+#define WIDE_FLIP 0
+#define codes_flip(codes, bits) (codes)
+#endif
+
 /* Keeps the compiler from dropping what nobody else reads, and from knowing what it reads. */
 INLINE void escape(const void *memory) { __asm__ volatile("" : : "r"(memory) : "memory"); }
 

@@ -21,6 +21,8 @@
 #define CHAINS 5
 #define HIGH_NIBBLE 1
 #define WIDE_ZERO 0
+#define WIDE_FLIP 128
+#define SCALED_DOTS 1
 #endif
 
 typedef struct VF {
@@ -136,6 +138,7 @@ INLINE RI ri_add(RI a, RI b) { return _mm256_add_epi32(a, b); }
 
 INLINE RI ri_load(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
 INLINE RI ri_load_u8(const uint8_t *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
+INLINE RI ri_load_int8(const uint8_t *p) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
 INLINE RI ri_load_u16(const uint8_t *p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)); }
 INLINE RI ri_left(RI a, int n) { return _mm256_slli_epi32(a, n); }
 INLINE RI ri_bits(RI a, int shift, int mask) {
@@ -146,6 +149,7 @@ INLINE RF rf_from_bits(RI a) { return _mm256_castsi256_ps(a); }
 
 INLINE RCODES codes_set(int code) { return _mm256_set1_epi8((char)code); }
 INLINE RCODES codes_load(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+INLINE RCODES codes_flip(RCODES codes, int bits) { return _mm256_xor_si256(codes, codes_set(bits)); }
 INLINE RCODES codes_low(const uint8_t *p) { return _mm256_and_si256(codes_load(p), _mm256_set1_epi8(0x0F)); }
 INLINE RCODES codes_upper(const uint8_t *p) {
     return _mm256_and_si256(_mm256_srli_epi16(codes_load(p), 4), _mm256_set1_epi8(0x0F));
@@ -166,8 +170,26 @@ INLINE RCODES codes_join(RCODES low, RCODES upper, int left, int mask) {
 INLINE RCODES codes_look_up(const uint32_t table[4], RCODES nibbles) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table)), nibbles);
 }
+/* One by one: gathers take longer on most processors of this instruction set. */
 INLINE RCODES codes_from_grid(const uint32_t *grid, RI index, RI more) {
-    return _mm256_add_epi32(_mm256_i32gather_epi32((const int *)grid, index, 4), more);
+    int32_t at[8];
+    _mm256_storeu_si256((__m256i *)at, index);
+    const __m256i words =
+        _mm256_setr_epi32((int32_t)grid[at[0]], (int32_t)grid[at[1]], (int32_t)grid[at[2]], (int32_t)grid[at[3]],
+                          (int32_t)grid[at[4]], (int32_t)grid[at[5]], (int32_t)grid[at[6]], (int32_t)grid[at[7]]);
+    return _mm256_add_epi32(words, more);
+}
+INLINE __m128 two_entries(const uint32_t *grid, int32_t first, int32_t second) {
+    const __m128 entry = _mm_castpd_ps(_mm_load_sd((const double *)(grid + 2 * first)));
+    return _mm_loadh_pi(entry, (const __m64 *)(grid + 2 * second));
+}
+INLINE void codes_pair_from_grid(const uint32_t *grid, RI index, RI more, RCODES *codes) {
+    int32_t at[8];
+    _mm256_storeu_si256((__m256i *)at, index);
+    const __m256 a = _mm256_set_m128(two_entries(grid, at[4], at[5]), two_entries(grid, at[0], at[1])),
+                 b = _mm256_set_m128(two_entries(grid, at[6], at[7]), two_entries(grid, at[2], at[3]));
+    codes[0] = _mm256_add_epi32(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)), more);
+    codes[1] = _mm256_add_epi32(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xDD)), more);
 }
 INLINE RCODES codes_signed(RCODES codes, RCODES plane, int bit, int zero) {
     const __m256i one = codes_set(1 << bit), negative = _mm256_cmpeq_epi8(_mm256_and_si256(plane, one), one);
@@ -204,31 +226,32 @@ INLINE RI dot_halves(const RCODES *w, const int8_t *a, RI pairs, int bits) {
     return _mm256_dpwssd_avx_epi32(sum, dot(ri_set(0), w + 4, a + 16, 4, bits), second);
 }
 #else
-/* Of each lane's two products. 8-bit codes around their zero point: |code - 128| * (sign(code - 128) * a). */
+/* Of each lane's two products. Wide codes are |code| * (sign(code) * a). */
 INLINE __m256i sum_pairs(RCODES w, const int8_t *a, bool wide) {
     const __m256i x = broadcast_four(a);
     if (!wide) return _mm256_maddubs_epi16(w, x);
-    const __m256i centred = _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80));
-    return _mm256_maddubs_epi16(_mm256_abs_epi8(centred), _mm256_sign_epi8(x, centred));
+    return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
 }
 INLINE __m256i sum_words(const RCODES *w, const int8_t *a, int n, bool wide) {
     __m256i sums = sum_pairs(w[0], a, wide);
     UNROLL for (int j = 1; j < n; j++) sums = _mm256_add_epi16(sums, sum_pairs(w[j], a + 4 * j, wide));
     return sums;
 }
-/* Sums stay in 16 bits for as many columns as these hold, at 2 * 127 times the largest code each. */
-INLINE RI dot(RI acc, const RCODES *w, const int8_t *a, int n, int bits) {
+/* Sums stay in 16 bits for as many columns as these hold, at 2 * 127 times the largest code each. What joins the two
+ * words of a row multiplies them, too. */
+INLINE RI dot_times(RI acc, const RCODES *w, const int8_t *a, int n, RI factors, int bits) {
     const int room = INT16_MAX / (2 * 127 * (bits == 8 ? 128 : (1 << bits) - 1)), together = room < n ? room : n;
-    UNROLL for (int j = 0; j < n; j += together) acc = _mm256_add_epi32(
-        acc, _mm256_madd_epi16(sum_words(w + j, a + 4 * j, together, bits == 8), _mm256_set1_epi16(1)));
+    UNROLL for (int j = 0; j < n; j += together) acc =
+        _mm256_add_epi32(acc, _mm256_madd_epi16(sum_words(w + j, a + 4 * j, together, bits == 8), factors));
     return acc;
 }
-/* What joins the words of a row counts them, too. */
+INLINE RI dot(RI acc, const RCODES *w, const int8_t *a, int n, int bits) {
+    return dot_times(acc, w, a, n, _mm256_set1_epi16(1), bits);
+}
+INLINE RI ri_pair(RI first, RI second) { return _mm256_blend_epi16(first, _mm256_slli_epi32(second, 16), 0xAA); }
 INLINE RI dot_halves(const RCODES *w, const int8_t *a, RI pairs, int bits) {
-    (void)bits;
-    const RI first = _mm256_blend_epi16(pairs, _mm256_slli_epi32(pairs, 16), 0xAA),
-             second = _mm256_blend_epi16(_mm256_srli_epi32(pairs, 16), pairs, 0xAA);
-    return _mm256_add_epi32(_mm256_madd_epi16(sum_words(w, a, 4, false), first),
-                            _mm256_madd_epi16(sum_words(w + 4, a + 16, 4, false), second));
+    const RI sum = dot_times(ri_set(0), w, a, 4, ri_pair(pairs, pairs), bits);
+    const RI second = _mm256_blend_epi16(_mm256_srli_epi32(pairs, 16), pairs, 0xAA);
+    return dot_times(sum, w + 4, a + 16, 4, second, bits);
 }
 #endif

@@ -109,6 +109,10 @@ INLINE RCODES codes_look_up(const uint32_t table[4], RCODES nibbles) {
 INLINE RCODES codes_from_grid(const uint32_t *grid, VI index, VI more) {
     return _mm512_add_epi32(_mm512_i32gather_epi32(index, grid, 4), more);
 }
+/* Of entries of two words. */
+INLINE void codes_pair_from_grid(const uint32_t *grid, VI index, VI more, RCODES *codes) {
+    UNROLL for (int i = 0; i < 2; i++) codes[i] = codes_from_grid(grid + i, vi_add(index, index), more);
+}
 /* zero + code, or zero - code where bit `bit` of the plane is set. */
 INLINE RCODES codes_signed(RCODES codes, RCODES plane, int bit, int zero) {
     const __mmask64 negative = _mm512_test_epi8_mask(plane, _mm512_set1_epi8((char)(1 << bit)));

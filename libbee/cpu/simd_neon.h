@@ -156,6 +156,9 @@ INLINE RCODES codes_from_grid(const uint32_t *grid, RI index, RI more) {
     UNROLL for (int i = 0; i < 8; i++) words[i] = grid[rows[i]];
     PARTS(RCODES, vreinterpretq_u8_u32(vaddq_u32(vld1q_u32(words + 4 * i), vreinterpretq_u32_s32(more.q[i]))));
 }
+INLINE void codes_pair_from_grid(const uint32_t *grid, RI index, RI more, RCODES *codes) {
+    UNROLL for (int i = 0; i < 2; i++) codes[i] = codes_from_grid(grid + i, ri_add(index, index), more);
+}
 INLINE RCODES codes_signed(RCODES codes, RCODES plane, int bit, int zero) {
     const uint8x16_t one = vdupq_n_u8((uint8_t)(1 << bit)), z = vdupq_n_u8((uint8_t)zero);
     PARTS(RCODES, vbslq_u8(vtstq_u8(plane.q[i], one), vsubq_u8(z, codes.q[i]), vaddq_u8(z, codes.q[i])));

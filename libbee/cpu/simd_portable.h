@@ -147,6 +147,9 @@ INLINE RCODES codes_from_grid(const uint32_t *grid, VI index, VI more) {
     }
     return w;
 }
+INLINE void codes_pair_from_grid(const uint32_t *grid, VI index, VI more, RCODES *codes) {
+    UNROLL for (int i = 0; i < 2; i++) codes[i] = codes_from_grid(grid + i, vi_add(index, index), more);
+}
 INLINE RCODES codes_signed(RCODES codes, RCODES plane, int bit, int zero) {
     for (int i = 0; i < 64; i++) codes.v[i] = (uint8_t)(plane.v[i] >> bit & 1 ? zero - codes.v[i] : zero + codes.v[i]);
     return codes;

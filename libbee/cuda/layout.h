@@ -55,7 +55,8 @@ enum { TILE_ROWS = 16 };
 /* Whether spans are the rows' blocks as the file has them, one row behind the other: of all types but floats and the
  * integers of 4 to 8 bits. */
 TRAITS_FUNCTION bool keeps_blocks(TensorType type) {
-    return traits_of(type).kind != INTEGERS || traits_of(type).flags & SPAN;
+    const WeightTraits t = traits_of(type);
+    return t.kind != INTEGERS || (t.bits && t.bits < 4);
 }
 
 /* Columns of a span. */

@@ -48,9 +48,8 @@ enum {
     ODD = 16,         /* of SUPER: the small integer is an odd number from 1 to 31 */
     EXPONENT = 32,    /* the scale is a power of two: power_scale */
     SMALL_FLOAT = 64, /* it is a float of 8 bits: small_float_scale */
-    SPAN = 128,       /* the CPU's kernels take a block's columns together, not 64 alone */
-    SIGNS = 256,      /* of a grid: its numbers have signs */
-    EIGHTHS = 512,    /* of a grid: an eighth is added to its numbers, or subtracted; codes are eighths */
+    SIGNS = 128,      /* of a grid: its numbers have signs */
+    EIGHTHS = 256,    /* of a grid: an eighth is added to its numbers, or subtracted; codes are eighths */
 };
 
 typedef struct WeightTraits {

@@ -6,7 +6,7 @@
 
 #include "types/grids.h"
 
-#define IQ1_M_TRAITS 256, 56, 5, 9, SUPER | ODD | HALVES | SPAN | EIGHTHS, GRID_INDICES, 8, 11, -3
+#define IQ1_M_TRAITS 256, 56, 5, 9, SUPER | ODD | HALVES | EIGHTHS, GRID_INDICES, 8, 11, -3
 
 TYPE_FUNCTION GridEntry iq1_m_entry(const uint8_t *block, int column) {
     const int i = column / 8;

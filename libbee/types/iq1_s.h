@@ -6,7 +6,7 @@
 
 #include "types/grids.h"
 
-#define IQ1_S_TRAITS 256, 50, 5, 9, SUPER | ODD | SPAN | EIGHTHS, GRID_INDICES, 8, 11, -3
+#define IQ1_S_TRAITS 256, 50, 5, 9, SUPER | ODD | EIGHTHS, GRID_INDICES, 8, 11, -3
 
 TYPE_FUNCTION GridEntry iq1_s_entry(const uint8_t *block, int column) {
     const int i = column / 8;

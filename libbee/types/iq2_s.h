@@ -5,7 +5,7 @@
 
 #include "types/grids.h"
 
-#define IQ2_S_TRAITS 256, 82, 7, 43, SUPER | ODD | HALVES | SPAN | SIGNS, GRID_INDICES, 8, 10, -3
+#define IQ2_S_TRAITS 256, 82, 7, 43, SUPER | ODD | HALVES | SIGNS, GRID_INDICES, 8, 10, -3
 
 TYPE_FUNCTION GridEntry iq2_s_entry(const uint8_t *block, int column) {
     const int i = column / 8;

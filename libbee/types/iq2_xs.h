@@ -5,7 +5,7 @@
 
 #include "types/grids.h"
 
-#define IQ2_XS_TRAITS 256, 74, 7, 43, SUPER | ODD | HALVES | SPAN | SIGNS, GRID_INDICES, 8, 9, -3
+#define IQ2_XS_TRAITS 256, 74, 7, 43, SUPER | ODD | HALVES | SIGNS, GRID_INDICES, 8, 9, -3
 
 TYPE_FUNCTION GridEntry iq2_xs_entry(const uint8_t *block, int column) {
     const unsigned both = read_u16(block + 2 + column / 8 * 2);

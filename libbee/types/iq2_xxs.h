@@ -6,7 +6,7 @@
 
 #include "types/grids.h"
 
-#define IQ2_XXS_TRAITS 256, 66, 7, 43, SUPER | ODD | SPAN | SIGNS, GRID_INDICES, 8, 8, -3
+#define IQ2_XXS_TRAITS 256, 66, 7, 43, SUPER | ODD | SIGNS, GRID_INDICES, 8, 8, -3
 
 TYPE_FUNCTION GridEntry iq2_xxs_entry(const uint8_t *block, int column) {
     const uint8_t *const group = block + 2 + column / 32 * 8;

@@ -5,7 +5,7 @@
 
 #include "types/grids.h"
 
-#define IQ3_S_TRAITS 256, 110, 5, 15, SUPER | ODD | SPAN | SIGNS, GRID_INDICES, 4, 9, 0
+#define IQ3_S_TRAITS 256, 110, 5, 15, SUPER | ODD | SIGNS, GRID_INDICES, 4, 9, 0
 
 TYPE_FUNCTION GridEntry iq3_s_entry(const uint8_t *block, int column) {
     const int i = column / 4;

@@ -6,7 +6,7 @@
 
 #include "types/grids.h"
 
-#define IQ3_XXS_TRAITS 256, 98, 7, 62, SUPER | ODD | SPAN | SIGNS, GRID_INDICES, 4, 8, -2
+#define IQ3_XXS_TRAITS 256, 98, 7, 62, SUPER | ODD | SIGNS, GRID_INDICES, 4, 8, -2
 
 TYPE_FUNCTION GridEntry iq3_xxs_entry(const uint8_t *block, int column) {
     const uint32_t word = read_u32(block + 66 + column / 32 * 4);

@@ -6,7 +6,7 @@
 
 #include "types/nibble_tables.h"
 
-#define IQ4_XS_TRAITS 256, 136, 8, 128, SUPER | SPAN, NIBBLE_TABLE, 0, 0, 0
+#define IQ4_XS_TRAITS 256, 136, 8, 128, SUPER, NIBBLE_TABLE, 0, 0, 0
 
 TYPE_FUNCTION uint32_t iq4_xs_nibbles(const uint8_t *block, int column) {
     return split_nibbles(block + 8 + column / 32 * 16, column % 32);

@@ -5,7 +5,7 @@
 
 #include "types/block.h"
 
-#define Q1_0_TRAITS 128, 18, 1, 1, WHOLE | SPAN, INTEGERS, 0, 0, 0
+#define Q1_0_TRAITS 128, 18, 1, 1, WHOLE, INTEGERS, 0, 0, 0
 
 TYPE_FUNCTION uint32_t q1_0_codes(const uint8_t *block, int column) {
     return spread_bits((unsigned)block[2 + column / 8] >> column % 8) << 1;

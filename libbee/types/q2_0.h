@@ -4,7 +4,7 @@
 
 #include "types/block.h"
 
-#define Q2_0_TRAITS 64, 18, 2, 1, WHOLE | SPAN, INTEGERS, 0, 0, 0
+#define Q2_0_TRAITS 64, 18, 2, 1, WHOLE, INTEGERS, 0, 0, 0
 
 TYPE_FUNCTION uint32_t q2_0_codes(const uint8_t *block, int column) {
     const uint32_t byte = block[2 + column / 4];

@@ -5,7 +5,7 @@
 
 #include "types/block.h"
 
-#define Q2_K_TRAITS 256, 84, 2, 0, SUPER | MINIMUM | HALVES | SPAN, INTEGERS, 0, 0, 0
+#define Q2_K_TRAITS 256, 84, 2, 0, SUPER | MINIMUM | HALVES, INTEGERS, 0, 0, 0
 
 TYPE_FUNCTION uint32_t q2_k_codes(const uint8_t *block, int column) { return bit_pairs(block + 16, column); }
 

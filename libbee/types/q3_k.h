@@ -6,7 +6,7 @@
 
 #include "types/block.h"
 
-#define Q3_K_TRAITS 256, 110, 3, 4, SUPER | HALVES | SPAN, INTEGERS, 0, 0, 0
+#define Q3_K_TRAITS 256, 110, 3, 4, SUPER | HALVES, INTEGERS, 0, 0, 0
 
 TYPE_FUNCTION uint32_t q3_k_codes(const uint8_t *block, int column) {
     return bit_pairs(block + 32, column) | (read_u32(block + column % 32) >> column / 32 & 0x01010101u) << 2;

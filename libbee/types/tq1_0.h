@@ -6,7 +6,7 @@
 
 #include "types/block.h"
 
-#define TQ1_0_TRAITS 256, 54, 2, 1, WHOLE | SPAN, DIGITS, 0, 0, 0
+#define TQ1_0_TRAITS 256, 54, 2, 1, WHOLE, DIGITS, 0, 0, 0
 
 TYPE_FUNCTION unsigned digit_of(unsigned byte, int n) {
     for (; n; n--) byte = byte * 3 & 255;

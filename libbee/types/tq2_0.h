@@ -4,7 +4,7 @@
 
 #include "types/block.h"
 
-#define TQ2_0_TRAITS 256, 66, 2, 1, WHOLE | SPAN, INTEGERS, 0, 0, 0
+#define TQ2_0_TRAITS 256, 66, 2, 1, WHOLE, INTEGERS, 0, 0, 0
 
 TYPE_FUNCTION uint32_t tq2_0_codes(const uint8_t *block, int column) { return bit_pairs(block, column); }
 

@@ -24,11 +24,11 @@ static const struct {
 } descriptions[] = {
     [TYPE_Q4_0] = {PLANES, 4, 8, 512 + 64, 1, HALF, 1, false},
     [TYPE_Q4_1] = {PLANES, 4, 0, 512 + 128, 1, HALF, 1, true},
-    [TYPE_Q4_K] = {PLANES, 4, 0, 512 + 64 + 64, 1, SMALL, 1, true},
+    [TYPE_Q4_K] = {PLANES, 4, 0, 4 * (512 + 64) + 64, 4, SMALL, 1, true},
     [TYPE_Q5_0] = {PLANES, 5, 16, 640 + 64, 1, HALF, 1, false},
     [TYPE_Q5_1] = {PLANES, 5, 0, 640 + 128, 1, HALF, 1, true},
-    [TYPE_Q5_K] = {PLANES, 5, 0, 640 + 64 + 64, 1, SMALL, 1, true},
-    [TYPE_Q6_K] = {PLANES, 6, 32, 768 + 64 + 64, 1, SMALL, 2, false}, /* 32 of the last 64 are padding */
+    [TYPE_Q5_K] = {PLANES, 5, 0, 4 * (640 + 64) + 64, 4, SMALL, 1, true},
+    [TYPE_Q6_K] = {PLANES, 6, 32, 4 * (768 + 64) + 64, 4, SMALL, 2, false}, /* 32 of the last 64 are padding */
     [TYPE_Q8_0] = {PLANES, 8, 128, 1024 + 64, 1, HALF, 1, false},
     [TYPE_Q2_K] = {PLANES, 2, 0, 4 * (256 + 64) + 64, 4, NIBBLES, 2, true},
     [TYPE_Q3_K] = {PLANES, 3, 4, 4 * (384 + 64) + 64, 4, PAIRS, 2, false},
