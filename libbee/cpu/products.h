@@ -14,7 +14,6 @@ typedef VI RI;
 #define rf_load vf_load
 #define rf_load_f16 vf_load_f16
 #define rf_load_bf16 vf_load_bf16
-#define rf_load_int8 vf_load_int8
 #define rf_store vf_store
 #define rf_set vf_set
 #define rf_add vf_add
@@ -220,13 +219,8 @@ INLINE int zero_of(WeightTraits t, int group) {
 
 /* Of columns 0 to 15 and, where these have their own, of columns 16 to 31. */
 typedef struct GroupScales {
-    RF scale[2], minimum[2];
+    RF scale[2], minimum;
 } GroupScales;
-
-/* Products of a float16 and a small integer are exact. */
-INLINE RF super_scale(const uint8_t *super, const uint8_t *small) {
-    return rf_mul(rf_load_f16((const uint16_t *)super), rf_load_int8((const int8_t *)small));
-}
 
 INLINE RF power_scales(const uint8_t *p) { /* as power_scale */
     const RI exponent = ri_load_u8(p);
@@ -238,37 +232,17 @@ INLINE RF small_float_scales(const uint8_t *p) { /* as small_float_scale */
     return rf_mul(rf_from_bits(ri_left(ri_load_u8(p), 20)), rf_set(0x1p119f));
 }
 
-INLINE RF odd_scales(RF super, RI nibbles) { return rf_mul(super, rf_from_ri(ri_add(ri_left(nibbles, 1), ri_set(1)))); }
-
-INLINE GroupScales load_odd_scales(WeightTraits t, int group, int row, Pair at) {
-    const float unit = value_of_bits((uint32_t)(127 + t.unit) << 23);
-    RF super = rf_load_f16((const uint16_t *)(at.scales + 2 * row));
-    if (t.unit) super = rf_mul(super, rf_set(unit));
-    GroupScales g;
-    const bool halves = t.flags & HALVES;
-    const RI nibbles = ri_load_u8(at.small + (halves ? BLOCK_ROWS * group : 0) + row);
-    g.scale[0] = odd_scales(super, ri_bits(nibbles, halves ? 0 : 4 * group, 15));
-    if (halves) g.scale[1] = odd_scales(super, ri_bits(nibbles, 4, 15));
-    return g;
-}
-
 INLINE GroupScales load_scales(WeightTraits t, int group, int step, Pair at) {
     const int row = STEP_ROWS * step, halves = t.flags & HALVES ? 2 : 1;
     GroupScales g;
-    if (t.flags & ODD) return load_odd_scales(t, group, row, at);
-    if (t.flags & SUPER) {
-        const uint8_t *super = at.scales + 2 * row, *small = at.small + row;
-        UNROLL for (int half = 0; half < halves; half++) g.scale[half] =
-            super_scale(super, small + BLOCK_ROWS * (halves * group + half));
-        if (t.flags & MINIMUM) g.minimum[0] = super_scale(super + 32, small + 32 + 16 * group);
-    } else if (t.flags & (EXPONENT | SMALL_FLOAT)) {
+    if (t.flags & (EXPONENT | SMALL_FLOAT)) {
         UNROLL for (int half = 0; half < halves; half++) {
             const uint8_t *p = at.small + BLOCK_ROWS * (halves * group + half) + row;
             g.scale[half] = t.flags & EXPONENT ? power_scales(p) : small_float_scales(p);
         }
     } else {
         g.scale[0] = rf_load_f16((const uint16_t *)(at.small + 32 * group + 2 * row));
-        if (t.flags & MINIMUM) g.minimum[0] = rf_load_f16((const uint16_t *)(at.small + 64 + 32 * group + 2 * row));
+        if (t.flags & MINIMUM) g.minimum = rf_load_f16((const uint16_t *)(at.small + 64 + 32 * group + 2 * row));
     }
     /* the factor is a power of two: exact */
     if (leaves_factor(t) && group) g.scale[0] = rf_mul(g.scale[0], rf_set(1.0f / HIGH_NIBBLE));
@@ -281,7 +255,7 @@ INLINE RI dot_group(int n, RI d, const RCODES *codes, const int8_t *x, int bits)
     return ri_add(dot(d, codes, x, 4, bits), dot(ri_set(0), codes + 4, x + 16, 4, bits));
 }
 
-/* One group of 32 columns: STEP_ROWS rows x n tokens. */
+/* One group of 32 columns: STEP_ROWS rows x n tokens. Of types whose groups have scales of their own. */
 INLINE void multiply_group(TensorType type, int n, int group, int step, Pair at, const OperandPair *a, RF *acc) {
     const WeightTraits t = traits_of(type);
     const int zero = zero_of(t, group);
@@ -290,12 +264,6 @@ INLINE void multiply_group(TensorType type, int n, int group, int step, Pair at,
     load_codes(type, group, step, at, codes);
     TOKEN_LOOP for (int i = 0; i < n; i++) {
         const int8_t *x = a[i].codes + GROUP * group;
-#if PLANAR_GRIDS
-        int8_t by_place[GROUP];
-        transpose_fours(x, by_place);
-        escape(by_place); /* or it takes every four out of the register, which costs more than reading them */
-        x = by_place;
-#endif
         const RF token_scale = rf_set(a[i].scale[group]);
         if (t.flags & HALVES) {
             UNROLL for (int half = 0; half < 2; half++) {
@@ -307,66 +275,98 @@ INLINE void multiply_group(TensorType type, int n, int group, int step, Pair at,
         }
         const RI d = dot_group(n, ri_set(-zero * a[i].total[group]), codes, x, t.bits);
         acc[i] = rf_fma(rf_from_ri(d), rf_mul(s.scale[0], token_scale), acc[i]);
-        if (t.flags & MINIMUM) acc[i] = rf_fma(s.minimum[0], rf_set(a[i].sum[group]), acc[i]);
+        if (t.flags & MINIMUM) acc[i] = rf_fma(s.minimum, rf_set(a[i].sum[group]), acc[i]);
     }
 }
 
 /* ---- types with one scale for a span ---------------------------------------------------------------- */
 
-/* Whether products are multiplied by small scales as integers. They stay below 2^24, and become floats without a
- * rounding: the most are 32 columns of 32 * 127 times 128 (Q6_K). */
+/* Beside it groups, or their halves, have small integers for scales, or none. What comes before a token's scale is
+ * exact, integers or floats: at most 32 columns of 32 * 127, times 128 (Q6_K), which is below 2^24. */
+INLINE bool scaled_by_span(WeightTraits t) { return t.flags & (WHOLE | SUPER); }
+
+/* Whether small scales are multiplied with as integers. */
 INLINE bool joins_scales(WeightTraits t) { return joins_halves(t) || (SCALED_DOTS && t.flags & SUPER); }
 
-INLINE bool scaled_by_span(WeightTraits t) { return t.flags & WHOLE || joins_scales(t); }
+/* A group's, or its halves': pairs of integers, and the same times less than no zero point; or floats. */
+typedef struct SmallScales {
+    RI pairs, zeros;
+    RF scale[2];
+} SmallScales;
 
-#if SCALED_DOTS
-INLINE RI load_small_scales(WeightTraits t, int group, int half, const uint8_t *small) {
+INLINE RI load_small_scale(WeightTraits t, int group, int half, const uint8_t *small) {
     const bool halves = t.flags & HALVES;
     if (!(t.flags & ODD)) return ri_load_int8(small + BLOCK_ROWS * (halves ? 2 * group + half : group));
     const RI nibbles = ri_load_u8(small + (halves ? BLOCK_ROWS * group : 0));
     return ri_add(ri_left(ri_bits(nibbles, halves ? 4 * half : 4 * group, 15), 1), ri_set(1));
 }
-#endif
 
-/* Of both halves of a group: the small scales, or the minima. A group's one scale stands for both. */
+/* Of joins_halves: the scales, or the minima. */
 INLINE RI load_pairs(WeightTraits t, int group, int step, const uint8_t *small, bool minima) {
     const int row = STEP_ROWS * step;
-#if SCALED_DOTS
-    if (!joins_halves(t)) {
-        const RI first = load_small_scales(t, group, 0, small + row);
-        return ri_pair(first, t.flags & HALVES ? load_small_scales(t, group, 1, small + row) : first);
-    }
-#endif
     if (t.flags & MINIMUM) return ri_bits(ri_load(small + 4 * row), 8 * group + (minima ? 4 : 0), 0x000f000f);
     return ri_load_pairs(small + 2 * BLOCK_ROWS * group + 2 * row);
 }
 
-/* 32 columns of one token, times their scales. */
-INLINE RI scaled_dot(WeightTraits t, const RCODES *codes, const int8_t *x, RI pairs) {
+INLINE SmallScales load_small_scales(WeightTraits t, int group, int step, const uint8_t *small) {
+    SmallScales s;
+    const int zero = zero_of(t, group);
+    if (t.flags & WHOLE) return s;
+    if (joins_halves(t)) {
+        s.pairs = load_pairs(t, group, step, small, false);
+    } else {
+        const RI first = load_small_scale(t, group, 0, small + STEP_ROWS * step),
+                 second = t.flags & HALVES ? load_small_scale(t, group, 1, small + STEP_ROWS * step) : first;
+        const RF factor = rf_set(leaves_factor(t) && group ? 1.0f / HIGH_NIBBLE : 1);
+        s.scale[0] = rf_mul(rf_from_ri(first), factor);
+        s.scale[1] = rf_mul(rf_from_ri(second), factor);
 #if SCALED_DOTS
-    if (!(t.flags & HALVES)) return dot_times(ri_set(0), codes, x, 8, pairs, t.bits);
+        s.pairs = ri_pair(first, second);
 #endif
-    return dot_halves(codes, x, pairs, t.bits);
+    }
+    if (joins_scales(t) && zero) s.zeros = ri_mul_pairs(s.pairs, -zero);
+    return s;
+}
+
+/* 32 columns of one token, times their small scales. */
+INLINE RF scaled_dot(WeightTraits t, int n, int group, const RCODES *codes, const int8_t *x, const OperandPair *a,
+                     const SmallScales *s) {
+    const int zero = zero_of(t, group);
+    const int16_t *half = a->half + 2 * group;
+    if (joins_scales(t)) {
+#if SCALED_DOTS
+        RI d = t.flags & HALVES ? dot_halves(codes, x, s->pairs, t.bits)
+                                : dot_times(ri_set(0), codes, x, 8, s->pairs, t.bits);
+#else
+        RI d = dot_halves(codes, x, s->pairs, t.bits);
+#endif
+        if (zero) d = ri_add(d, ri_pairs_dot(s->zeros, half));
+        return rf_from_ri(d);
+    }
+    if (t.flags & HALVES) {
+        const RI first = dot(ri_set(-zero * half[0]), codes, x, 4, t.bits),
+                 second = dot(ri_set(-zero * half[1]), codes + 4, x + 16, 4, t.bits);
+        return rf_fma(rf_from_ri(second), s->scale[1], rf_mul(rf_from_ri(first), s->scale[0]));
+    }
+    const RF d = rf_from_ri(dot_group(n, ri_set(-zero * a->total[group]), codes, x, t.bits));
+    return t.flags & WHOLE ? d : rf_mul(d, s->scale[0]);
 }
 
 /* As multiply_group, but the span's scale is left out. */
 INLINE void sum_group(TensorType type, int n, int group, int step, Pair at, const OperandPair *a, RF *sums) {
     const WeightTraits t = traits_of(type);
-    const int zero = zero_of(t, group);
-    const RI scales = joins_scales(t) ? load_pairs(t, group, step, at.small, false) : ri_set(0);
-    const RI zeros = joins_scales(t) ? ri_mul_pairs(scales, -zero) : scales;
+    const SmallScales scales = load_small_scales(t, group, step, at.small);
     RCODES codes[8];
     load_codes(type, group, step, at, codes);
     TOKEN_LOOP for (int i = 0; i < n; i++) {
         const int8_t *x = a[i].codes + GROUP * group;
-        RI d;
-        if (joins_scales(t)) {
-            d = scaled_dot(t, codes, x, scales);
-            if (zero) d = ri_add(d, ri_pairs_dot(zeros, a[i].half + 2 * group));
-        } else {
-            d = dot_group(n, ri_set(-zero * a[i].total[group]), codes, x, t.bits);
-        }
-        sums[i] = rf_fma(rf_from_ri(d), rf_set(a[i].scale[group]), sums[i]);
+#if PLANAR_GRIDS
+        int8_t by_place[GROUP];
+        transpose_fours(x, by_place);
+        escape(by_place); /* or it takes every four out of the register, which costs more than reading them */
+        x = by_place;
+#endif
+        sums[i] = rf_fma(scaled_dot(t, n, group, codes, x, &a[i], &scales), rf_set(a[i].scale[group]), sums[i]);
     }
 }
 
@@ -375,7 +375,7 @@ INLINE void sum_minima(WeightTraits t, int n, int step, const uint8_t *small, co
     for (int p = 0; p < span_pairs(t); p++, small += small_scale_bytes(t), a += TILE)
         UNROLL for (int group = 0; group < 2; group++) {
             if (!joins_halves(t)) {
-                const RF minima = rf_load_int8((const int8_t *)small + BLOCK_ROWS * (2 + group) + STEP_ROWS * step);
+                const RF minima = rf_from_ri(ri_load_int8(small + BLOCK_ROWS * (2 + group) + STEP_ROWS * step));
                 TOKEN_LOOP for (int i = 0; i < n; i++) sums[i] = rf_fma(minima, rf_set(a[i].sum[group]), sums[i]);
                 continue;
             }
@@ -426,7 +426,7 @@ INLINE void multiply_codes(TensorType type, int n, const uint8_t *w, int n_pairs
                 rf_set(0);
         for (int p = 0; p < in_span; p++, a += TILE) {
             const Pair at = {w, w + p * code_bytes(t), small + p * small_scale_bytes(t), scales, p};
-            for (int i = p * lines; i < (p + 1) * lines; i++) prefetch_ahead(w + 64 * i);
+            UNROLL for (int i = 0; i < lines; i++) prefetch_ahead(w + 64 * (p * lines + i));
             UNROLL for (int step = 0; step < STEPS; step++) UNROLL for (int group = 0; group < 2; group++) {
                 if (STEPS > 1 && group) escape(w); /* or it keeps all nibbles for the other group, on the stack */
                 if (scaled_by_span(t))

@@ -124,9 +124,6 @@ INLINE void sum_halves(const int8_t *p, int32_t sums[2]) {
 INLINE RF rf_load(const float *p) { return _mm256_loadu_ps(p); }
 INLINE RF rf_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 INLINE RF rf_load_bf16(const uint16_t *p) { return widen_bf16(p); }
-INLINE RF rf_load_int8(const int8_t *p) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
-}
 INLINE void rf_store(float *p, RF a) { _mm256_storeu_ps(p, a); }
 INLINE RF rf_set(float a) { return _mm256_set1_ps(a); }
 INLINE RF rf_add(RF a, RF b) { return _mm256_add_ps(a, b); }

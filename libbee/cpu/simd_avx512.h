@@ -72,6 +72,7 @@ INLINE void sum_halves(const int8_t *p, int32_t sums[2]) {
 
 /* Integers of each row: bytes and the like without a sign; (a >> shift) & mask; and the floats that bits are. */
 INLINE VI ri_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
+INLINE VI ri_load_int8(const uint8_t *p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 INLINE VI ri_load_u8(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 INLINE VI ri_load_u16(const uint8_t *p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)); }
 INLINE VI ri_left(VI a, int n) { return _mm512_slli_epi32(a, (unsigned)n); }

@@ -1,6 +1,7 @@
 /* Sixteen lanes in four q registers: any 64-bit ARM, with or without the dot product of ARMv8.2. The operations are
  * described in simd_avx512.h. */
 #include <arm_neon.h>
+#include <float.h>
 
 #ifdef __ARM_FEATURE_DOTPROD
 #define ISA_NAME "neon_dotprod"
@@ -101,10 +102,6 @@ INLINE void sum_halves(const int8_t *p, int32_t sums[2]) {
 INLINE RF rf_load(const float *p) { PARTS(RF, vld1q_f32(p + 4 * i)); }
 INLINE RF rf_load_f16(const uint16_t *p) { PARTS(RF, widen_f16(p + 4 * i)); }
 INLINE RF rf_load_bf16(const uint16_t *p) { PARTS(RF, widen_bf16(p + 4 * i)); }
-INLINE RF rf_load_int8(const int8_t *p) {
-    const int16x8_t words = vmovl_s8(vld1_s8(p));
-    return (RF){{vcvtq_f32_s32(vmovl_s16(vget_low_s16(words))), vcvtq_f32_s32(vmovl_high_s16(words))}};
-}
 INLINE void rf_store(float *p, RF a) { UNROLL for (int i = 0; i < 2; i++) vst1q_f32(p + 4 * i, a.q[i]); }
 INLINE RF rf_set(float a) { PARTS(RF, vdupq_n_f32(a)); }
 INLINE RF rf_add(RF a, RF b) { PARTS(RF, vaddq_f32(a.q[i], b.q[i])); }
@@ -115,6 +112,10 @@ INLINE RI ri_set(int32_t a) { PARTS(RI, vdupq_n_s32(a)); }
 INLINE RI ri_add(RI a, RI b) { PARTS(RI, vaddq_s32(a.q[i], b.q[i])); }
 
 INLINE RI ri_load(const uint8_t *p) { PARTS(RI, vreinterpretq_s32_u8(vld1q_u8(p + 16 * i))); }
+INLINE RI ri_load_int8(const uint8_t *p) {
+    const int16x8_t words = vmovl_s8(vreinterpret_s8_u8(vld1_u8(p)));
+    return (RI){{vmovl_s16(vget_low_s16(words)), vmovl_high_s16(words)}};
+}
 INLINE RI ri_load_u8(const uint8_t *p) {
     const uint16x8_t words = vmovl_u8(vld1_u8(p));
     return (RI){{vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(words))), vreinterpretq_s32_u32(vmovl_high_u16(words))}};

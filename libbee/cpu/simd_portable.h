@@ -91,6 +91,7 @@ INLINE VI ri_load(const uint8_t *p) {
     memcpy(out.v, p, sizeof out.v);
     return out;
 }
+INLINE VI ri_load_int8(const uint8_t *p) { LANES(VI, (int8_t)p[i]); }
 INLINE VI ri_load_u8(const uint8_t *p) { LANES(VI, p[i]); }
 INLINE VI ri_load_u16(const uint8_t *p) { LANES(VI, p[2 * i] | p[2 * i + 1] << 8); }
 INLINE VI ri_left(VI a, int n) { LANES(VI, (int32_t)((uint32_t)a.v[i] << n)); }
