@@ -28,7 +28,7 @@ demo: $(VENV)/.installed-run ## a LangChain chain streams an answer, with specul
 
 test: $(VENV)/.installed-test ## all Python tests against the installed package
 	@# From another folder, so that programs which the tests start import the installed package and not this checkout.
-	cd tests && ../$(BIN)/pytest $(ARGS)
+	cd tests && ../$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 reference: $(VENV)/.installed-test ## fetch third-party vocabularies and templates that more tests use
 	$(BIN)/python tests/golden/fetch_reference_files.py

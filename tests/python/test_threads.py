@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,18 @@ from bee_integrations.engine import Engine, GenerationParams
 
 PROMPT = list(range(1, 150))  # longer than a pass and than a chunk of attention
 PARAMS = GenerationParams(max_tokens=60, temperature=1.0, seed=3)
+
+
+@pytest.fixture(autouse=True)
+def all_cores() -> Iterator[None]:
+    """Every core of the machine, where a worker of `make test` has one to itself."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    yield
+    os.sched_setaffinity(0, before)
 
 
 def tokens_with(path: Path, threads: int | None) -> tuple[int, ...]:
