@@ -420,21 +420,30 @@ void multiply_blocks(Worker *w, const Matrix *m, int first, int last, const Oper
     }
 }
 
-/* The blocks of all products form one list, of which each worker takes one contiguous part: its weights are one
- * stream through memory. */
-static void multiply(Worker *w, const Product *products, int n_products, const Operand *in, int n) {
-    int total = 0;
-    for (int p = 0; p < n_products; p++) total += products[p].matrix->weight->n_blocks;
-    int begin = share_begin(w, total, w->index), end = share_begin(w, total, w->index + 1);
-    for (int p = 0; p < n_products; p++) {
+/* Blocks [begin, end) of the list that those of all products form. */
+static void multiply_some(Worker *w, const Product *products, int n_products, int begin, int end, const Operand *in,
+                          int n) {
+    for (int p = 0; p < n_products && end > 0; p++) {
         const int blocks = products[p].matrix->weight->n_blocks;
         const int first = begin < 0 ? 0 : begin, last = end < blocks ? end : blocks;
         if (first < last)
-            multiply_blocks(w, products[p].matrix, first, last, operand_of(w, in, n), n,
-                            products[p].out + first * BLOCK_ROWS, products[p].stride, products[p].add);
+            multiply_blocks(w, products[p].matrix, first, last, in, n, products[p].out + first * BLOCK_ROWS,
+                            products[p].stride, products[p].add);
         begin -= blocks;
         end -= blocks;
     }
+}
+
+static void multiply(Worker *w, const Product *products, int n_products, const Operand *in, int n) {
+    int total = 0;
+    size_t bytes = 0;
+    for (int p = 0; p < n_products; p++) {
+        total += products[p].matrix->weight->n_blocks;
+        bytes += weight_bytes(products[p].matrix->weight);
+    }
+    const Operand *mine = operand_of(w, in, n);
+    for (Sharing s = share_units(w, total, bytes / (size_t)total); sharing_take(&s);)
+        multiply_some(w, products, n_products, s.first, s.end, mine, n);
     barrier(w);
 }
 
@@ -637,26 +646,32 @@ static void attend(Worker *w, const Heads *heads, const Row *rows, int n, const 
     barrier(w);
 }
 
-/* Each worker multiplies the gate and up rows of whole groups, and hands on their product alone. */
-static void gate(Worker *w, Activation activation, const Matrix *gate, const Matrix *up, const Operand *in, int n,
-                 Operand *out) {
+/* Rows [32 unit, 32 unit + 32) of the gate and up matrices, of which their product alone is handed on. */
+static void gate_group(Worker *w, Activation activation, const Matrix *gate, const Matrix *up, int unit,
+                       const Operand *in, int n, Operand *out) {
     enum { BLOCKS = GROUP / BLOCK_ROWS };
     const Kernels *kernels = w->backend->kernels;
-    const Operand *mine = operand_of(w, in, n);
     const Matrix *const matrices[] = {gate, up};
     float *values[] = {w->scratch + BEE_MAX_PASS_ROWS * GROUP, w->scratch + 2 * BEE_MAX_PASS_ROWS * GROUP};
-    const int units = 2 * out->n_pairs, n_blocks = up->weight->n_blocks;
-    for (int unit = share_begin(w, units, w->index); unit < share_begin(w, units, w->index + 1); unit++) {
-        const int first = BLOCKS * unit, last = first + BLOCKS < n_blocks ? first + BLOCKS : n_blocks;
-        if (last < first + BLOCKS) memset(values[0], 0, 2 * BEE_MAX_PASS_ROWS * GROUP * sizeof(float));
-        for (int m = gate ? 0 : 1; m < 2 && first < last; m++)
-            multiply_blocks(w, matrices[m], first, last, mine, n, values[m], GROUP, false);
-        for (int i = 0; i < n; i++) {
-            float *g = values[0] + i * GROUP;
-            kernels->gate(activation, gate ? g : NULL, values[1] + i * GROUP, GROUP, g);
-            kernels->store_operand(g, out, i, unit, unit + 1);
-        }
+    const int n_blocks = up->weight->n_blocks;
+    const int first = BLOCKS * unit, last = first + BLOCKS < n_blocks ? first + BLOCKS : n_blocks;
+    if (last < first + BLOCKS) memset(values[0], 0, 2 * BEE_MAX_PASS_ROWS * GROUP * sizeof(float));
+    for (int m = gate ? 0 : 1; m < 2 && first < last; m++)
+        multiply_blocks(w, matrices[m], first, last, in, n, values[m], GROUP, false);
+    for (int i = 0; i < n; i++) {
+        float *g = values[0] + i * GROUP;
+        kernels->gate(activation, gate ? g : NULL, values[1] + i * GROUP, GROUP, g);
+        kernels->store_operand(g, out, i, unit, unit + 1);
     }
+}
+
+static void gate(Worker *w, Activation activation, const Matrix *gate, const Matrix *up, const Operand *in, int n,
+                 Operand *out) {
+    const int units = 2 * out->n_pairs;
+    const size_t bytes = ((gate ? weight_bytes(gate->weight) : 0) + weight_bytes(up->weight)) / (size_t)units;
+    const Operand *mine = operand_of(w, in, n);
+    for (Sharing s = share_units(w, units, bytes); sharing_take(&s);)
+        for (int unit = s.first; unit < s.end; unit++) gate_group(w, activation, gate, up, unit, mine, n, out);
     barrier(w);
 }
 
@@ -825,7 +840,7 @@ static Backend *backend_new(int n_threads, const char *instruction_set, bee_erro
     const Kernels *kernels = choose_kernels(instruction_set, error);
     if (!kernels) return NULL;
     if (!n_threads) n_threads = threads_available() < BEE_MAX_THREADS ? threads_available() : BEE_MAX_THREADS;
-    Backend *backend = calloc(1, sizeof *backend);
+    Backend *backend = zeroed(sizeof *backend); /* its workers' shares are lines of the cache */
     if (backend) backend->pool = thread_pool_new(n_threads);
     if (!backend || !backend->pool) {
         free(backend);

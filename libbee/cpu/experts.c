@@ -110,6 +110,16 @@ static void gate_expert(Worker *w, const Experts *e, int expert, const Places *p
     }
 }
 
+static void down_blocks(Worker *w, const Experts *e, int expert, const Places *p, int first, int last,
+                        const ExpertRoom *room) {
+    const Operand in = rows_from(room->between, p->first[expert]);
+    multiply_blocks(w, &e->down[expert], first, last, &in, p->count[expert],
+                    room->each + (size_t)p->first[expert] * room->stride + (size_t)first * BLOCK_ROWS, room->stride,
+                    false);
+}
+
+static size_t matrix_bytes(const Matrix *m) { return m->weight->block_bytes * (size_t)m->weight->n_blocks; }
+
 /* All columns of a row, in the order of its experts. */
 static void sum_up(const Worker *w, const Experts *e, const Places *p, int row, const ExpertRoom *room, int columns,
                    float *out) {
@@ -120,8 +130,7 @@ static void sum_up(const Worker *w, const Experts *e, const Places *p, int row, 
                                  columns, out);
 }
 
-/* Units of all experts that have rows form one list, of which each worker takes one contiguous part: where few experts
- * are hit, they are shared out evenly, too. */
+/* Units of all experts that have rows form one list: where few experts are hit, they are shared out evenly, too. */
 void experts(Worker *w, const Experts *e, const Operand *in, int n, ExpertRoom *room, float *out, size_t stride) {
     static _Thread_local Places p; /* each worker makes its own: it is cheaper than waiting for one of them */
     const Operand *mine = in->own && n <= OWN_ROWS ? &in->own[w->index] : in;
@@ -129,19 +138,16 @@ void experts(Worker *w, const Experts *e, const Operand *in, int n, ExpertRoom *
     for (int i = w->index; i < n * e->n_used; i += w->count) copy_row(mine, i / e->n_used, room->gathered, p.place[i]);
     barrier(w);
     const int groups = 2 * room->between->n_pairs, all_groups = p.n_hit * groups;
-    for (int u = share_begin(w, all_groups, w->index); u < share_begin(w, all_groups, w->index + 1); u++)
-        gate_expert(w, e, p.hit[u / groups], &p, u % groups, room);
+    const size_t group_bytes = (e->gate ? 2 : 1) * matrix_bytes(&e->up[0]) / (size_t)groups;
+    for (Sharing s = share_units(w, all_groups, group_bytes); sharing_take(&s);)
+        for (int u = s.first; u < s.end; u++) gate_expert(w, e, p.hit[u / groups], &p, u % groups, room);
     barrier(w);
-    const int blocks = e->down[0].weight->n_blocks, all_blocks = p.n_hit * blocks;
-    for (int u = share_begin(w, all_blocks, w->index); u < share_begin(w, all_blocks, w->index + 1);) {
-        const int expert = p.hit[u / blocks], first = u % blocks, end = share_begin(w, all_blocks, w->index + 1);
-        const int last = u - first + blocks < end ? blocks : first + end - u;
-        const Operand part = rows_from(room->between, p.first[expert]);
-        multiply_blocks(w, &e->down[expert], first, last, &part, p.count[expert],
-                        room->each + (size_t)p.first[expert] * room->stride + (size_t)first * BLOCK_ROWS, room->stride,
-                        false);
-        u += last - first;
-    }
+    const int blocks = e->down[0].weight->n_blocks;
+    for (Sharing s = share_units(w, p.n_hit * blocks, e->down[0].weight->block_bytes); sharing_take(&s);)
+        for (int u = s.first, last; u < s.end; u = last) {
+            last = (u / blocks + 1) * blocks < s.end ? (u / blocks + 1) * blocks : s.end;
+            down_blocks(w, e, p.hit[u / blocks], &p, u % blocks, u % blocks + last - u, room);
+        }
     barrier(w);
     for (int i = w->index; i < n; i += w->count) sum_up(w, e, &p, i, room, e->down[0].weight->rows, out + i * stride);
     barrier(w);

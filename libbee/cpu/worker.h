@@ -5,6 +5,7 @@
 #include "kernels.h"
 #include "ops.h"
 #include "sampling/sample.h"
+#include "shares.h"
 #include "threads.h"
 
 /* For so few rows every worker normalises and quantises for itself: that is cheaper than waiting for the others, and
@@ -14,7 +15,8 @@ enum { OWN_ROWS = 8 };
 struct Worker {
     Backend *backend;
     int index, count;
-    float *scratch; /* rows on their way into operands */
+    uint32_t rounds; /* pieces of work that were shared out as they were done */
+    float *scratch;  /* rows on their way into operands */
     size_t scratch_floats;
     Best parts[BEE_MAX_PASS_ROWS]; /* of the rows that tokens are chosen from */
 };
@@ -29,11 +31,21 @@ struct Backend {
     size_t partial_floats;
     Region *regions; /* the weights' memory */
     Worker workers[BEE_MAX_THREADS];
+    WorkShare shares[BEE_MAX_THREADS];
 };
 
 /* Where the share of worker `index` of n units begins. */
 static inline int share_begin(const Worker *worker, int n, int index) {
     return (int)((int64_t)n * index / worker->count);
+}
+
+/* Chunks take so many bytes of weights: some microseconds of work, beside which taking them costs nothing. */
+enum { CHUNK_BYTES = 32 << 10 };
+
+/* Units of so many bytes that the workers take as they get to them, between two barriers. */
+static inline Sharing share_units(Worker *worker, int total, size_t unit_bytes) {
+    return sharing_begin(worker->backend->shares, worker->index, worker->count, ++worker->rounds, total,
+                         (int)(1 + CHUNK_BYTES / (unit_bytes + 1)));
 }
 
 static inline void barrier(const Worker *worker) { thread_pool_barrier(worker->backend->pool); }
