@@ -120,6 +120,10 @@ Threads = Annotated[int | None, typer.Option("--threads", "-t", help="CPU thread
 Device = Annotated[
     str, typer.Option(help="'cpu', 'cuda', or 'auto': the card where there is one and the model fits, else the CPU.")
 ]
+KvCache = Annotated[
+    str,
+    typer.Option(help="How keys and values are remembered: 'f16', or 'q8_0': in 8 bits, in about half the memory."),
+]
 InstructionSet = Annotated[
     str | None,
     typer.Option(help="Force 'avx512', 'avx2' or 'portable', and with 'auto' the CPU; the best one here if left out."),
@@ -212,6 +216,7 @@ def run(
     n_ctx: NCtx = None,
     threads: Threads = None,
     device: Device = "auto",
+    kv_cache: KvCache = "f16",
     instruction_set: InstructionSet = None,
     as_json: Json = False,
 ) -> None:
@@ -235,6 +240,7 @@ def run(
         n_ctx=n_ctx,
         threads=threads,
         device=device,
+        kv_cache=kv_cache,
         instruction_set=instruction_set,
     ) as engine:
         if text is None:
@@ -395,6 +401,7 @@ def info(
         str | None, typer.Option(help="With --device: that much memory, such as 24GiB, and not what is free there.")
     ] = None,
     drafter: Drafter = "auto",
+    kv_cache: KvCache = "f16",
     as_json: Json = False,
 ) -> None:
     """What is in a GGUF file, whether it can run here and why not, and the memory that takes."""
@@ -412,6 +419,7 @@ def info(
         device=device,
         memory=None if memory is None else parse_size(memory),
         drafter=_drafter(drafter),
+        kv_cache=kv_cache,
     )
     if as_json:
         typer.echo(json.dumps(report, ensure_ascii=False))
@@ -487,6 +495,13 @@ def bench(
     contexts: Annotated[
         str, typer.Option(help="With --shapes: tokens before the measured passes, comma-separated.")
     ] = "256",
+    kv_quality: Annotated[
+        str | None,
+        typer.Option(
+            help="Compare keys and values in 8 bits with float16, by the perplexity of these texts (files, "
+            "comma-separated) and greedy answers."
+        ),
+    ] = None,
     prompts: Annotated[Path | None, typer.Option(help='A JSON list of {"name", "messages"}.')] = None,
     speculation: Annotated[
         str | None,
@@ -512,6 +527,7 @@ def bench(
     drafter: Drafter = "auto",
     n_ctx: NCtx = None,
     device: Device = "auto",
+    kv_cache: KvCache = "f16",
     instruction_set: InstructionSet = None,
 ) -> None:
     """Measure passes and answers, with and without speculation, and a peer beside them."""
@@ -521,7 +537,7 @@ def bench(
         if model is not None or earlier is not None or rows is not None or figures or peer is not None:
             raise ParameterError("--synthetic measures no model, figures or peer: leave those options out")
         _check_outputs(json_file, markdown, None)
-        report = _synthetic_report(_names(synthetic) or (), device, threads, instruction_set)
+        report = _synthetic_report(_names(synthetic) or (), device, threads, instruction_set, kv_cache)
         _write_bench(report, json_file, markdown, None)
         return
     if shapes is not None:
@@ -529,9 +545,25 @@ def bench(
             raise ParameterError("--shapes measures no model or figures, and the CPU alone: leave those options out")
         _check_outputs(json_file, markdown, plot)
         report = _shapes_report(
-            _names(shapes) or (), _names(peer) or (), peer_path, _numbers(contexts), threads, instruction_set
+            _names(shapes) or (),
+            _names(peer) or (),
+            peer_path,
+            _numbers(contexts),
+            threads,
+            instruction_set,
+            kv_caches=_names(kv_cache) or (),
+            rounds=repeats,
         )
         _write_bench(report, json_file, markdown, plot)
+        return
+    if kv_quality is not None:
+        if earlier is not None or rows is not None or figures or peer is not None or plot is not None:
+            raise ParameterError("--kv-quality measures no figures or peer: leave those options out")
+        _check_outputs(json_file, markdown, None)
+        report = _kv_quality_report(
+            _names(kv_quality) or (), model, prompts, max_tokens, device, threads, instruction_set
+        )
+        _write_bench(report, json_file, markdown, None)
         return
     options = BenchOptions(
         model=model,
@@ -548,6 +580,7 @@ def bench(
         peer_path=peer_path,
         avx2_peer_path=avx2_peer_path,
         instruction_set=instruction_set,
+        kv_cache=kv_cache,
     )
     _check_outputs(json_file, markdown, plot)
     report = _bench_report(options, earlier, anew=rows is not None)
@@ -557,11 +590,13 @@ def bench(
 
 
 def _synthetic_report(
-    shapes: tuple[str, ...], device: str, threads: int | None, instruction_set: str | None
+    shapes: tuple[str, ...], device: str, threads: int | None, instruction_set: str | None, kv_cache: str
 ) -> dict[str, Any]:
     from .bench.synthetic import SyntheticOptions, run_synthetic
 
-    options = SyntheticOptions(shapes, device=device, threads=threads, instruction_set=instruction_set)
+    options = SyntheticOptions(
+        shapes, device=device, threads=threads, instruction_set=instruction_set, kv_cache=kv_cache
+    )
     with _step_progress() as report_step:
         return run_synthetic(options, report_step)
 
@@ -573,6 +608,9 @@ def _shapes_report(
     contexts: tuple[int, ...],
     threads: int | None,
     instruction_set: str | None,
+    *,
+    kv_caches: tuple[str, ...],
+    rounds: int,
 ) -> dict[str, Any]:
     from .bench.shapes import ShapesOptions, run_shapes
 
@@ -583,9 +621,35 @@ def _shapes_report(
         contexts=contexts,
         threads=threads,
         instruction_set=instruction_set,
+        kv_caches=kv_caches,
+        rounds=rounds,
     )
     with _step_progress() as report_step:
         return run_shapes(options, report_step)
+
+
+def _kv_quality_report(
+    texts: tuple[str, ...],
+    model: str | None,
+    prompts: Path | None,
+    max_tokens: int,
+    device: str,
+    threads: int | None,
+    instruction_set: str | None,
+) -> dict[str, Any]:
+    from .bench.kv_quality import KvQualityOptions, run_kv_quality
+
+    options = KvQualityOptions(
+        texts,
+        model=model,
+        prompts=prompts,
+        max_tokens=max_tokens,
+        threads=threads,
+        instruction_set=instruction_set,
+        device=device,
+    )
+    with _step_progress() as report_step:
+        return run_kv_quality(options, report_step)
 
 
 def _names(value: str | None) -> tuple[str, ...] | None:
@@ -634,6 +698,7 @@ def _bench_report(options: BenchOptions, earlier: Path | None, *, anew: bool) ->
 
 
 def _write_bench(report: dict[str, Any], json_file: Path | None, markdown: Path | None, plot: Path | None) -> None:
+    from .bench.kv_quality import print_kv_quality
     from .bench.markdown import write_markdown
     from .bench.plot import plot_report
     from .bench.report import print_report
@@ -651,7 +716,8 @@ def _write_bench(report: dict[str, Any], json_file: Path | None, markdown: Path 
     finally:
         console = Console()
         # A pipe has no width of its own: room for the tables.
-        show = print_synthetic if "synthetic" in report else print_shapes if "shapes" in report else print_report
+        shown = {"synthetic": print_synthetic, "shapes": print_shapes, "kv_quality": print_kv_quality}
+        show = next((printer for kind, printer in shown.items() if kind in report), print_report)
         show(report, console if console.is_terminal else Console(width=_TABLE_WIDTH))
 
 

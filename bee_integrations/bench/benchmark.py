@@ -20,6 +20,7 @@ from .. import __version__
 from ..engine.device_plan import CPU, check_device
 from ..engine.engine import Engine
 from ..errors import ModelFileError, ParameterError
+from ..models.file import check_kv_cache
 from ..models.registry import sha256_of
 from .contenders import Progress, Steps
 from .figures import GROUPS, PREFILL_TOKENS, measure_figures
@@ -56,12 +57,14 @@ class BenchOptions:
     avx2_peer_path: str | os.PathLike[str] | None = None  # that of a build without AVX-512
     device: str = "auto"
     instruction_set: str | None = None
+    kv_cache: str = "f16"
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "repeats"):
             if getattr(self, name) < 1:
                 raise ParameterError(f"{name} is {getattr(self, name)}; give at least 1")
         check_device(self.device)
+        check_kv_cache(self.kv_cache)
         _check_choice("speculation", self.speculation, _MODES)
         _check_choice("rows", self.figures, tuple(GROUPS))
         if self.peer not in (None, LlamaCppPeer.name):
@@ -134,6 +137,7 @@ def _open_run(options: BenchOptions, progress: Progress | None, stack: ExitStack
             device=options.device,
             instruction_set=options.instruction_set,
             n_parallel=1,
+            kv_cache=options.kv_cache,
         )
     )
     modes = _modes(options, engine)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelFileError
+from .kv_quality import kv_quality_markdown
 from .report import FIGURE_COLUMNS, describe_run, figure_cells, number
 from .shapes import shapes_markdown
 from .synthetic import synthetic_markdown
@@ -24,6 +25,8 @@ def markdown_of(report: Mapping[str, Any]) -> str:
         return synthetic_markdown(report)
     if "shapes" in report:
         return shapes_markdown(report)
+    if "kv_quality" in report:
+        return kv_quality_markdown(report)
     parts = [describe_run(report).replace("; ", ";\n") + "."]
     if report["figures"]:
         cells = [_marked(figure) for figure in report["figures"]]

@@ -137,10 +137,11 @@ class Run:
 
 
 def same_place(engine: Engine) -> dict[str, Any]:
-    """Arguments for another engine that runs where this one does, with as many threads."""
+    """Arguments for another engine that runs where and as this one does, with as many threads."""
     info = engine.info
     instruction_set = info["instruction_set"] if info["device"] == CPU else None
-    return {"threads": info["n_threads"], "device": info["device"], "instruction_set": instruction_set}
+    place = {"threads": info["n_threads"], "device": info["device"], "instruction_set": instruction_set}
+    return place | {"kv_cache": info["kv_cache"]}
 
 
 def made_up_tokens(count: int, n_vocab: int) -> list[int]:

@@ -21,7 +21,7 @@ from rich.table import Table
 from .. import __version__
 from ..engine.engine import Engine, GenerationParams
 from ..errors import BeeError, ParameterError
-from ..models.file import ModelFile
+from ..models.file import ModelFile, check_kv_cache
 from .benchmark import describe_machine
 from .contenders import Progress, Steps
 from .limits import Limits, measure_limits
@@ -53,6 +53,8 @@ class ShapesOptions:
     instruction_set: str | None = None
     contexts: tuple[int, ...] = (256,)
     """Tokens before the measured passes; one row for each."""
+    kv_caches: tuple[str, ...] = ("f16",)
+    """How keys and values are remembered: KV_CACHES; one row for each."""
     rounds: int = 3
 
     def __post_init__(self) -> None:
@@ -60,6 +62,8 @@ class ShapesOptions:
             raise ParameterError(f"no shape is named; there are {', '.join(SHAPES)}")
         for name in self.shapes:
             self._check_shape(name)
+        for kv_cache in self.kv_caches:
+            check_kv_cache(kv_cache)
         names = [name for name, _ in self.peer_folders()]
         for name in names:
             if name not in PEERS:
@@ -90,7 +94,7 @@ def run_shapes(options: ShapesOptions, progress: Progress | None = None) -> dict
     """Measure all shapes and return what `bee bench --shapes --json` writes. A peer that cannot open a file,
     or fails at it, is left out of its row, which says why. Raises BeeError where Bee itself cannot."""
     steps = Steps(progress)
-    steps.expect(len(options.shapes) * (2 + len(options.contexts) * options.rounds * (len(PASS_ROWS) + 1)))
+    steps.expect(len(options.shapes) * (1 + len(options.kv_caches) * (1 + 2 * len(options.contexts) * options.rounds)))
     return {
         "bee_version": __version__,
         "machine": describe_machine(),
@@ -102,8 +106,16 @@ def _measure_shape(name: str, options: ShapesOptions, steps: Steps) -> Iterator[
     shape = shape_named(name)
     assert shape is not None, name  # ShapesOptions has looked
     steps.next(f"{name}: writing the file")
-    with tempfile.TemporaryDirectory(prefix="bee-shapes-") as folder, ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix="bee-shapes-") as folder:
         file = write_target(shape, Path(folder) / "model.gguf", with_weights=True)
+        for kv_cache in options.kv_caches:
+            yield from _measure_file(name, file, kv_cache, options, steps)
+
+
+def _measure_file(
+    name: str, file: Path, kv_cache: str, options: ShapesOptions, steps: Steps
+) -> Iterator[dict[str, Any]]:
+    with ExitStack() as stack:
         n_ctx = max(max(context + max(PASS_ROWS), prompt) for context, prompt in options.rows()) + 1
         steps.next(f"{name}: opening")
         start = time.perf_counter()
@@ -114,12 +126,14 @@ def _measure_shape(name: str, options: ShapesOptions, steps: Steps) -> Iterator[
                 n_ctx=n_ctx,
                 n_parallel=1,
                 device="cpu",
+                kv_cache=kv_cache,
                 threads=options.threads,
                 instruction_set=options.instruction_set,
             )
         )
         common = {
             "shape": name,
+            "kv_cache": kv_cache,
             "file_bytes": file.stat().st_size,
             "memory_bytes": int(engine.info["weight_bytes"]),
             "n_weights": _n_weights(file),
@@ -135,6 +149,7 @@ def _measure_shape(name: str, options: ShapesOptions, steps: Steps) -> Iterator[
             measured, limits = _measure_in_turn(label, engine, peers, context, prompt, options.rounds, steps)
             bounds = {n: limits.pass_seconds(n, context, more_bytes=experts[n]) for n in PASS_ROWS}
             measured["bound_ms"] = {str(rows): 1e3 * seconds for rows, seconds in bounds.items()}
+            measured["kv_bytes"] = context * limits.target.kv_bytes_per_position
             yield {**common, "context": context, "prompt": prompt, **measured, "refusals": dict(peers.refusals)}
 
 
@@ -195,9 +210,9 @@ def _measure_in_turn(
     limits = measure_limits(engine)
     tokens = made_up_tokens(prompt, int(engine.info["n_vocab"]))
     for _ in range(rounds):
-        for rows in PASS_ROWS:
-            steps.next(f"{name}: pass over {rows}")
-            ours.passes[rows].append(engine.measure(rows, context, _REPEATS)[0])
+        steps.next(f"{name}: passes")
+        for rows, seconds in engine.measure_passes(PASS_ROWS, context, _REPEATS).items():
+            ours.passes[rows].append(seconds)
             for peer in [peer for peer in peers.running if rows <= peer.largest_pass]:
                 with peers.left_out_on_error(peer.name):
                     theirs[peer.name].passes[rows].append(peer.pass_seconds(rows, context, _REPEATS))
@@ -252,6 +267,7 @@ COLUMNS = (
     "in memory",
     "load s/GB",
     "after",
+    "keys, values",
     "1 token ms",
     "share of bound",
     "4 / 1",
@@ -276,6 +292,7 @@ def shapes_lines(row: Mapping[str, Any]) -> list[tuple[str, ...]]:
         f"{8 * row['memory_bytes'] / row['n_weights']:.2f}",
         f"{1e9 * row['load_seconds'] / row['file_bytes']:.2f}",
         f"{row['context']}",
+        _kept(row),
         f"{passes['1']:.1f}",
         f"{row['bound_ms']['1'] / passes['1']:.0%}",
         *(f"{passes[rows] / passes['1']:.2f}" for rows in ("4", "8", "16")),
@@ -287,6 +304,12 @@ def shapes_lines(row: Mapping[str, Any]) -> list[tuple[str, ...]]:
         cells = ("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios)
         lines.append((*(("",) * len(ours) if lines else ours), name, *cells))
     return lines or [(*ours, *("-",) * (len(COLUMNS) - len(ours)))]
+
+
+def _kept(row: Mapping[str, Any]) -> str:
+    """Of keys and values type and bytes, and the share of a token's pass that reading these takes at the least."""
+    share = 1e3 * row["kv_bytes"] / row["read_bytes_per_s"] / row["pass_ms"]["1"]
+    return f"{row['kv_cache']}, {row['kv_bytes'] / 1e6:.1f} MB, {share:.0%}"
 
 
 def describe_shapes(report: Mapping[str, Any]) -> str:

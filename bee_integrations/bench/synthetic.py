@@ -22,6 +22,7 @@ from .. import __version__
 from ..engine.device_plan import CPU, DEVICES, check_device
 from ..errors import ParameterError
 from ..library import check, ffi, lib, new_error
+from ..models.file import KV_CACHES, check_kv_cache
 from .benchmark import describe_machine
 from .contenders import Progress, Steps
 from .limits import Limits, limits_of
@@ -55,12 +56,14 @@ class SyntheticOptions:
     device: str = "auto"
     threads: int | None = None
     instruction_set: str | None = None
+    kv_cache: str = "f16"
     context: int = 1024
     cycles: int = 48
     prefill: int = 2048
 
     def __post_init__(self) -> None:
         check_device(self.device)
+        check_kv_cache(self.kv_cache)
         for shape in self.shapes:
             if shape_named(shape) is None:
                 raise ParameterError(no_shape(shape))
@@ -119,6 +122,7 @@ def _opened(name: str, options: SyntheticOptions) -> Iterator[Any]:
                 "n_threads": options.threads or 0,
                 "instruction_set": text,
                 "made_up_weights": True,
+                "kv_type": KV_CACHES[options.kv_cache],
             },
         )
         error = new_error()
@@ -160,6 +164,7 @@ def _measure_shape(name: str, options: SyntheticOptions, steps: Steps) -> dict[s
             "instruction_set": _text(info.instruction_set),
             "threads": int(info.n_threads),
             "context": options.context,
+            "kv_cache": options.kv_cache,
             "weight_bytes": limits.target.weight_bytes,
             "read_bytes_per_s": limits.read_bytes_per_s,
             "multiply_adds_per_s": limits.multiply_adds_per_s,
@@ -294,7 +299,8 @@ def describe_synthetic(report: Mapping[str, Any]) -> str:
     rates = max(row["read_bytes_per_s"] for row in rows), max(row["multiply_adds_per_s"] for row in rows)
     return (
         f"Synthetic: random weights in the shapes of models, on {', '.join(places)}, which reads {rates[0] / 1e9:.0f} "
-        f"GB/s and does {rates[1] / 1e12:.2f} T 8-bit multiply-adds/s. After {rows[0]['context']} tokens. The tokens "
+        f"GB/s and does {rates[1] / 1e12:.2f} T 8-bit multiply-adds/s. After {rows[0]['context']} tokens, keys and "
+        f"values in {rows[0]['kv_cache']}. The tokens "
         f"of a cycle are not measured: {ACCEPTED_SHARE:.1%} accepted share and {DRAFT_ACCEPTANCE:.1%} draft "
         "acceptance were published for a real pair."
     )

@@ -33,6 +33,7 @@ class HeldEngines:
                 n_ctx=parameters.n_ctx,
                 threads=parameters.threads,
                 device=parameters.device,
+                kv_cache=parameters.kv_cache,
             )
         # Replaced as a whole, so that threads need no lock: a race only costs another look-up.
         others = [(other, held) for other, held in self._engines.items() if other != key]
@@ -63,4 +64,5 @@ class HeldEngines:
 
 
 def _engine_key(parameters: BeeParameters) -> tuple[Any, ...]:
-    return parameters.model, parameters.drafter, parameters.n_ctx, parameters.threads, parameters.device
+    p = parameters
+    return p.model, p.drafter, p.n_ctx, p.threads, p.device, p.kv_cache

@@ -50,6 +50,9 @@ class BeeParameters(BaseModel):
     """CPU threads; None takes the cores that this process may use."""
     device: str = "auto"
     """Where the model runs: "cuda", "cpu", or "auto": the card where there is one and the model fits, else the CPU."""
+    kv_cache: str = "f16"
+    """How keys and values are remembered: "f16", or "q8_0": in 8 bits, which takes about half the memory and changes
+    answers a little."""
     temperature: float = 0.0
     """0 always takes the most likely token; higher values take more varied ones. Where this, another parameter of
     sampling or `stop` is not given, what the model's file or place says counts (`Engine.sampling`)."""
@@ -146,7 +149,7 @@ class BeeParameters(BaseModel):
 
     @model_validator(mode="after")
     def _in_range(self) -> BeeParameters:
-        check_arguments(n_ctx=self.n_ctx, threads=self.threads, device=self.device)
+        check_arguments(n_ctx=self.n_ctx, threads=self.threads, device=self.device, kv_cache=self.kv_cache)
         self._check_context()
         _ = self.generation  # checks its values
         if self.reasoning_budget is not None:

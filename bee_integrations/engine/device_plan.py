@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ..errors import BeeError, DeviceError, ParameterError
 from ..library import check, ffi, lib, new_error
-from ..models.file import ModelFile
+from ..models.file import KV_CACHES, ModelFile
 from ..models.memory import size_text
 
 __all__ = [
@@ -100,14 +100,14 @@ def _describe(device: str) -> Device:
     return Device(name, int(out.total_bytes), int(out.free_bytes))
 
 
-def expected_place(device: str, model: Path, drafter: Path | None, n_ctx: int) -> str:
+def expected_place(device: str, model: Path, drafter: Path | None, n_ctx: int, kv_cache: str = "f16") -> str:
     """Where an engine opened with these arguments will run, unless the card's memory changes in between: the card's
     name, or "cpu". `n_ctx` is in tokens. What stands against opening it is not raised here."""
     if device == CPU:
         return CPU
     try:
         card = describe_card()
-        if device == "auto" and _plan_of_paths(model, drafter, n_ctx).total_bytes > card.free_bytes:
+        if device == "auto" and _plan_of_paths(model, drafter, n_ctx, kv_cache).total_bytes > card.free_bytes:
             return CPU
     except BeeError:
         return CPU
@@ -128,8 +128,11 @@ class MemoryPlan:
     total_bytes: int
 
 
-def plan_memory(target: ModelFile, drafter: ModelFile | None, device: str, n_ctx: int) -> MemoryPlan:
-    """The plan for a session of `n_ctx` tokens on "cpu" or "cuda", from the files' headers, with or without a card.
+def plan_memory(
+    target: ModelFile, drafter: ModelFile | None, device: str, n_ctx: int, kv_cache: str = "f16"
+) -> MemoryPlan:
+    """The plan for a session of `n_ctx` tokens on "cpu" or "cuda", with keys and values as `kv_cache` names them, from
+    the files' headers, with or without a card.
 
     Raises UnsupportedModelError, ModelFormatError, DrafterMismatchError or ParameterError where no engine could be
     opened so.
@@ -137,7 +140,8 @@ def plan_memory(target: ModelFile, drafter: ModelFile | None, device: str, n_ctx
     out = ffi.new("bee_memory_plan *")
     error = new_error()
     drafter_handle = ffi.NULL if drafter is None else drafter.handle
-    check(lib.bee_plan_memory(target.handle, drafter_handle, DEVICES[device], n_ctx, out, error), error)
+    kv_type = KV_CACHES[kv_cache]
+    check(lib.bee_plan_memory(target.handle, drafter_handle, DEVICES[device], n_ctx, kv_type, out, error), error)
     return MemoryPlan(
         target_bytes=int(out.target_bytes),
         drafter_bytes=int(out.drafter_bytes),
@@ -147,23 +151,31 @@ def plan_memory(target: ModelFile, drafter: ModelFile | None, device: str, n_ctx
     )
 
 
-def _plan_of_paths(model: Path, drafter: Path | None, n_ctx: int) -> MemoryPlan:
+def _plan_of_paths(model: Path, drafter: Path | None, n_ctx: int, kv_cache: str) -> MemoryPlan:
     with ExitStack() as stack:
         target = stack.enter_context(ModelFile(model))
         second = None if drafter is None else stack.enter_context(ModelFile(drafter))
-        return plan_memory(target, second, "cuda", n_ctx)
+        return plan_memory(target, second, "cuda", n_ctx, kv_cache)
 
 
 # ---- what bee info says ------------------------------------------------------------------------------------------
 
 
 def describe_device_memory(
-    model: Path, drafter: Path | None, device: str, n_ctx: int, *, stated: int | None, free: int | None
+    model: Path,
+    drafter: Path | None,
+    device: str,
+    n_ctx: int,
+    *,
+    stated: int | None,
+    free: int | None,
+    kv_cache: str = "f16",
 ) -> dict[str, Any]:
     """The key "device_memory" of `bee info --json`: the plan beside what there is, whether it fits, and what to change.
 
     device: "auto" is the card where there is one or a size is stated, otherwise the CPU.
     n_ctx: tokens of context.
+    kv_cache: how keys and values are remembered, "f16" or "q8_0".
     stated: bytes of a card that need not be here; None takes what is free on the device.
     free: bytes that are free for the CPU; None where that is not known.
 
@@ -186,20 +198,25 @@ def describe_device_memory(
     with ExitStack() as stack:
         target = stack.enter_context(ModelFile(model))
         second = None if drafter is None else stack.enter_context(ModelFile(drafter))
-        plan = plan_memory(target, second, device, n_ctx)
-        largest = None if available is None else _longest(
-            lambda n: plan_memory(target, second, device, n), target.plan().n_ctx_train, available)  # fmt: skip
+
+        def planned(n: int, drafted: bool = second is not None, kv: str = kv_cache) -> MemoryPlan:
+            return plan_memory(target, second if drafted else None, device, n, kv)
+
+        plan = planned(n_ctx)
+        largest = None if available is None else _longest(planned, target.plan().n_ctx_train, available)
         advice: list[str] = []
         if available is None:
             reason = f"there is no such device here ({missing})" if missing is not None else "what is free is not known"
             advice = [f"{reason}: give the size of one as --memory, such as --memory 24GiB"]
         elif plan.total_bytes > available:
-            advice = _advice(lambda n, use: plan_memory(target, second if use else None, device, n),
-                             n_ctx, available, drafted=second is not None)  # fmt: skip
+            advice = _advice(planned, n_ctx, available, drafted=second is not None)
+            if kv_cache == "f16" and planned(n_ctx, kv="q8_0").total_bytes <= available:
+                advice.insert(0, _suggestion("--kv-cache q8_0", planned(n_ctx, kv="q8_0")))
     return {
         "device": device,
         "device_name": card.name if card is not None and device == "cuda" and stated is None else None,
         "n_ctx": n_ctx,
+        "kv_cache": kv_cache,
         "target_bytes": plan.target_bytes,
         "drafter_bytes": plan.drafter_bytes,
         "cache_bytes": plan.cache_bytes,
@@ -261,7 +278,7 @@ def print_device_memory(memory: Mapping[str, Any], console: Console) -> None:
     for name, key in (
         ("target", "target_bytes"),
         ("drafter", "drafter_bytes"),
-        (f"caches, {memory['n_ctx']} tokens", "cache_bytes"),
+        (f"caches, {memory['n_ctx']} tokens in {memory['kv_cache']}", "cache_bytes"),
         ("work space", "work_bytes"),
         ("total", "total_bytes"),
     ):

@@ -45,7 +45,7 @@ from ..generation import Completion, GenerationParams, Statistics, Step, TokenLo
 from ..library import check, ffi, lib, new_error
 from ..models import registry as models
 from ..models.drafters import Drafter, find_drafter
-from ..models.file import ModelFile, Plan
+from ..models.file import KV_CACHES, ModelFile, Plan, check_kv_cache
 from ..models.memory import available_memory, size_text
 from ..models.ollama_templates import known_form
 from ..models.sampling_defaults import sampling_defaults
@@ -83,6 +83,7 @@ class Engine:
         device: str = "auto",
         instruction_set: str | None = None,
         n_parallel: int = 4,
+        kv_cache: str = "f16",
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Load a model.
@@ -102,6 +103,8 @@ class Engine:
         instruction_set: None: the best of this machine; a name of docs/instruction_sets.md ("avx512", "avx2", ...)
             forces one, and the CPU with it where the device is "auto".
         n_parallel: requests that run side by side; others wait. Each keeps a cache of its own between requests.
+        kv_cache: how keys and values are remembered, also those of the drafter: "f16", or "q8_0": 8 bits with a scale
+            for every 32 numbers, in about half the memory. Answers may differ a little from those with "f16".
         progress: called with the bytes of weights that are loaded and those of all, while the engine opens; what it
             raises ends that. None: tenths are logged (level INFO).
 
@@ -113,13 +116,14 @@ class Engine:
         if progress is not None and not callable(progress):
             raise ParameterError(f"progress is {progress!r}; it must be a function of two numbers, or None")
         n_parallel = integer("n_parallel", n_parallel, 1, _MAX_PARALLEL)
+        check_kv_cache(kv_cache)
         located = models.locate_model(model)
         found = find_drafter(drafter, located)
         self.model_path: Path = located.path
         self.model_name: str = located.name
         self.drafter_path: Path | None = found.path
         self._read_model_file(n_ctx, located)
-        self._check_states(device)
+        self._check_states(device, kv_cache)
         handle = _open_engine(
             self.model_path,
             self.drafter_path,
@@ -127,6 +131,7 @@ class Engine:
             instruction_set,
             device=device,
             n_ctx=self.n_ctx,
+            kv_cache=kv_cache,
             progress=_logged_progress(self.model_name) if progress is None else progress,
         )
         self._scheduler = Scheduler(handle, self.n_ctx, n_parallel)  # owns the handle from here on
@@ -156,13 +161,13 @@ class Engine:
         self._n_ctx_train = plan.n_ctx_train
         self._state_bytes = plan.state_bytes
 
-    def _check_states(self, device: str) -> None:
+    def _check_states(self, device: str, kv_cache: str) -> None:
         """Keys and values take memory as they fill; the states of recurrent layers are there from the first token on.
         A card is asked when the library plans for it."""
         free = available_memory() if self._state_bytes else None
         if free is None or self._state_bytes <= free:
             return
-        if expected_place(device, self.model_path, self.drafter_path, self.n_ctx) == CPU:
+        if expected_place(device, self.model_path, self.drafter_path, self.n_ctx, kv_cache) == CPU:
             raise OutOfMemoryError(
                 f"the states of this model's recurrent layers take {size_text(self._state_bytes)} for each session, "
                 f"whatever its context, and {size_text(free)} of memory are free: take a smaller model"
@@ -179,17 +184,18 @@ class Engine:
         device: str = "auto",
         instruction_set: str | None = None,
         n_parallel: int = 4,
+        kv_cache: str = "f16",
     ) -> Engine:
         """The engine of this process for these arguments, loaded at the first call and kept while anybody uses it."""
         device = _device(device, instruction_set)
         located = models.locate_model(model)
         found = find_drafter(drafter, located)
-        key = (located.path, found.path, n_ctx, threads, device, instruction_set, n_parallel)
+        key = (located.path, found.path, n_ctx, threads, device, instruction_set, n_parallel, kv_cache)
         with _shared.lock:
             engine = _shared.engines.get(key)
             if engine is None or engine.closed:
                 engine = cls(located, drafter=found, n_ctx=n_ctx, threads=threads, device=device,
-                             instruction_set=instruction_set, n_parallel=n_parallel)  # fmt: skip
+                             instruction_set=instruction_set, n_parallel=n_parallel, kv_cache=kv_cache)  # fmt: skip
                 _shared.engines[key] = engine
             return engine
 
@@ -448,6 +454,19 @@ class Engine:
 
         return self._scheduler.call(run)
 
+    def measure_passes(self, n_rows: Sequence[int], n_past: int, repeats: int) -> dict[int, float]:
+        """Median seconds of target passes over so many tokens each after `n_past` of context, by the number of tokens:
+        passes of all sizes in turn, behind one reading of the context."""
+
+        def run(engine: Any) -> dict[int, float]:
+            seconds = ffi.new("double[]", len(n_rows))
+            error = new_error()
+            sizes = ffi.new("int32_t[]", list(n_rows))
+            check(lib.bee_engine_measure_passes(engine, sizes, len(n_rows), n_past, repeats, seconds, error), error)
+            return dict(zip(n_rows, map(float, seconds), strict=True))
+
+        return self._scheduler.call(run)
+
     def forget(self) -> None:
         """Drop what the caches hold of past prompts, so that the next request reads its prompt in full."""
         self._scheduler.forget()
@@ -671,6 +690,7 @@ def _open_engine(
     *,
     device: str,
     n_ctx: int,
+    kv_cache: str,
     progress: Callable[[int, int], None],
 ) -> Any:
     """A `bee_engine *`, with the costs that are remembered for where it runs, or those that it measured remembered."""
@@ -679,7 +699,7 @@ def _open_engine(
         name = ffi.NULL if instruction_set is None else ffi.new("char[]", str(instruction_set).encode())
         given = {"device": DEVICES[device], "n_ctx": n_ctx, "n_threads": threads, "instruction_set": name}
         told = _ProgressCallback(progress)
-        given |= {"costs": costs, "progress": told.function}
+        given |= {"costs": costs, "progress": told.function, "kv_type": KV_CACHES[kv_cache]}
         parameters = ffi.new("bee_engine_params *", given)
         drafter_name = ffi.NULL if drafter is None else os.fsencode(drafter)
         error = new_error()
@@ -689,8 +709,8 @@ def _open_engine(
         check(handle, error)
         return handle
 
-    place = expected_place(device, model, drafter, n_ctx)
-    memory = PassCosts(model, drafter, threads, instruction_set, place)
+    place = expected_place(device, model, drafter, n_ctx, kv_cache)
+    memory = PassCosts(model, drafter, threads, instruction_set, place, kv_cache)
     known = memory.load()
     handle = opened(known)
     if _place(handle) != place:
@@ -698,7 +718,7 @@ def _open_engine(
             lib.bee_engine_close(handle)
             known = ffi.NULL
             handle = opened(known)
-        memory = PassCosts(model, drafter, threads, instruction_set, _place(handle))
+        memory = PassCosts(model, drafter, threads, instruction_set, _place(handle), kv_cache)
     if known == ffi.NULL:
         memory.store(handle)
     return handle
@@ -720,6 +740,7 @@ def _describe(handle: Any) -> dict[str, Any]:
     names = ("n_vocab", "n_ctx_train", "n_layer", "n_embd", "n_threads", "has_drafter", "block_size", "n_draft_vocab",
              "mask_token", "weight_bytes", "predicts")  # fmt: skip
     info: dict[str, Any] = {name: getattr(out, name) for name in names}
+    info["kv_cache"] = next(name for name, number in KV_CACHES.items() if number == int(out.kv_type))
     info["instruction_set"] = ffi.string(out.instruction_set).decode()
     info["device"] = CPU if int(out.device) == DEVICES[CPU] else "cuda"
     info["device_name"] = _text(out.device_info.name)
@@ -794,9 +815,10 @@ def _too_long(n_tokens: int, n_ctx: int, n_ctx_train: int) -> str:
     return f"{room}: shorten it; this model's context is at most {n_ctx_train}"
 
 
-def check_arguments(*, n_ctx: int | None, threads: int | None, device: str) -> None:
+def check_arguments(*, n_ctx: int | None, threads: int | None, device: str, kv_cache: str) -> None:
     """Raise ParameterError for what no engine takes, whatever the model: an engine itself checks the same and more."""
     check_device(device)
+    check_kv_cache(kv_cache)
     _thread_count(threads)
     if n_ctx is not None:
         integer("n_ctx", n_ctx, 0, INT32_MAX, note=", and at most what the model was trained for (0: all of it)")

@@ -30,7 +30,13 @@ class PassCosts:
     """The memory of one engine's costs: a small JSON file in the cache directory."""
 
     def __init__(
-        self, model: Path, drafter: Path | None, threads: int, instruction_set: str | None, device: str = "cpu"
+        self,
+        model: Path,
+        drafter: Path | None,
+        threads: int,
+        instruction_set: str | None,
+        device: str = "cpu",
+        kv_cache: str = "f16",
     ) -> None:
         """`threads` 0 and `instruction_set` None: as libbee chooses them here. `device`: "cpu" or a card's name."""
         held = {
@@ -39,6 +45,7 @@ class PassCosts:
             "instruction_set": instruction_set or ffi.string(lib.bee_instruction_sets()[0]).decode(),
             "processor": _processor(),
             "device": device,
+            "kv_cache": kv_cache,
             "version": __version__,
         }
         self._path = memo_path("pass_costs", json.dumps(held, sort_keys=True).encode())

@@ -14,7 +14,10 @@ import numpy as np
 from ..errors import ModelFormatError, ParameterError
 from ..library import check, ffi, lib, new_error
 
-__all__ = ["ModelFile", "Plan", "TensorInfo"]
+__all__ = ["KV_CACHES", "ModelFile", "Plan", "TensorInfo", "check_kv_cache"]
+
+# How keys and values may be remembered.
+KV_CACHES: dict[str, int] = {"f16": int(lib.BEE_KV_F16), "q8_0": int(lib.BEE_KV_Q8_0)}
 
 # GGUF's numbers of value types that NumPy reads directly, little-endian as in the file.
 _NUMBERS: dict[int, np.dtype[Any]] = {
@@ -32,6 +35,12 @@ _NUMBERS: dict[int, np.dtype[Any]] = {
 }
 _STRING = 8
 _ARRAY = 9
+
+
+def check_kv_cache(kv_cache: str) -> None:
+    """Raise ParameterError for a name that is none of KV_CACHES."""
+    if not isinstance(kv_cache, str) or kv_cache not in KV_CACHES:
+        raise ParameterError(f"kv_cache is {kv_cache!r}; it must be {' or '.join(map(repr, KV_CACHES))}")
 
 
 @dataclass(frozen=True)
@@ -125,14 +134,14 @@ class ModelFile:
         """Bytes of the whole file."""
         return int(lib.bee_file_size(self._open_handle()))
 
-    def plan(self) -> Plan:
-        """What running the file would take, from its header alone.
+    def plan(self, kv_cache: str = "f16") -> Plan:
+        """What running the file would take, from its header alone, with keys and values as `kv_cache` names them.
 
         Raises `UnsupportedModelError` or `ModelFormatError`, with the reason, where an engine could not open it.
         """
         out = ffi.new("bee_plan *")
         error = new_error()
-        check(lib.bee_file_plan(self._open_handle(), out, error), error)
+        check(lib.bee_file_plan(self._open_handle(), KV_CACHES[kv_cache], out, error), error)
         return Plan(
             weight_bytes=out.weight_bytes,
             kv_bytes_per_token=out.kv_bytes_per_token,

@@ -16,7 +16,7 @@ from rich.table import Table
 from ..engine.device_plan import describe_device_memory, print_device_memory
 from ..engine.engine import DEFAULT_N_CTX, model_tokenizer
 from ..errors import ModelFormatError, ParameterError, UnsupportedModelError
-from .file import ModelFile, Plan, TensorInfo
+from .file import ModelFile, Plan, TensorInfo, check_kv_cache
 from .memory import available_memory, size_text
 from .registry import resolve_drafter
 
@@ -32,8 +32,10 @@ def describe_model_file(
     device: str | None = None,
     memory: int | None = None,
     drafter: str | os.PathLike[str] | None = "auto",
+    kv_cache: str = "f16",
 ) -> dict[str, Any]:
-    """Everything `bee info --json` prints; `n_ctx` (tokens; None: what an engine takes by default) sizes the caches.
+    """Everything `bee info --json` prints; `n_ctx` (tokens; None: what an engine takes by default) and `kv_cache` (a
+    name of KV_CACHES) size the caches.
 
     device: None, or the one whose memory is planned, with `drafter` as an engine takes it, and `memory` bytes in place
     of what is free on it. The plan is `device_memory`: None where none was asked for, and for what cannot run.
@@ -43,6 +45,7 @@ def describe_model_file(
     """
     if n_ctx is not None and n_ctx < 1:
         raise ParameterError(f"n_ctx is {n_ctx}; give at least 1 token")
+    check_kv_cache(kv_cache)
     with ModelFile(path) as file:
         metadata = {key: _shortened(value) for key, value in file.metadata.items()}
         report: dict[str, Any] = {
@@ -57,16 +60,21 @@ def describe_model_file(
                 for tensor in file.tensors
             ],
         }
-        report |= _running(file, n_ctx)
+        report |= _running(file, n_ctx, kv_cache)
         report["tools"] = _tool_format(file) if report["kind"] == "target" else None
     report["device_memory"] = None
     if device is not None:
-        report["device_memory"] = _on_device(path, report, device, memory, drafter)
+        report["device_memory"] = _on_device(path, report, device, memory, drafter, kv_cache)
     return report
 
 
 def _on_device(
-    path: Path, report: Mapping[str, Any], device: str, memory: int | None, drafter: str | os.PathLike[str] | None
+    path: Path,
+    report: Mapping[str, Any],
+    device: str,
+    memory: int | None,
+    drafter: str | os.PathLike[str] | None,
+    kv_cache: str,
 ) -> dict[str, Any] | None:
     if report["kind"] == "drafter":
         raise ParameterError(f"{path} is a drafter, which runs with its target: give that, and this as --drafter")
@@ -74,14 +82,20 @@ def _on_device(
     if context is None or context > report["n_ctx_train"]:
         return None
     return describe_device_memory(
-        path, resolve_drafter(drafter, path), device, context, stated=memory, free=available_memory()
+        path,
+        resolve_drafter(drafter, path),
+        device,
+        context,
+        stated=memory,
+        free=available_memory(),
+        kv_cache=kv_cache,
     )
 
 
-def _running(file: ModelFile, n_ctx: int | None) -> dict[str, Any]:
+def _running(file: ModelFile, n_ctx: int | None, kv_cache: str) -> dict[str, Any]:
     """Whether an engine would open the file, and what that would take."""
     try:
-        plan = file.plan()
+        plan = file.plan(kv_cache)
         if not plan.is_drafter:
             model_tokenizer(file, plan)  # weights that run are of no use without a vocabulary that can be read
     except (UnsupportedModelError, ModelFormatError) as error:
@@ -90,6 +104,7 @@ def _running(file: ModelFile, n_ctx: int | None) -> dict[str, Any]:
     cache = context * plan.kv_bytes_per_token + plan.state_bytes
     memory = {
         "n_ctx": context,
+        "kv_cache": kv_cache,
         "weight_bytes": plan.weight_bytes,
         "cache_bytes": cache,
         "total_bytes": plan.weight_bytes + cache,
@@ -183,7 +198,7 @@ def print_model_report(report: Mapping[str, Any], console: Console) -> None:
     if memory is not None:
         console.print(
             f"Memory: weights {size_text(memory['weight_bytes'])}, and {size_text(memory['cache_bytes'])} for each "
-            f"session of {memory['n_ctx']} tokens"
+            f"session of {memory['n_ctx']} tokens ({memory['kv_cache']})"
         )
     left_out = report.get("left_out")
     if left_out is not None:

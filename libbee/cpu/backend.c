@@ -274,7 +274,7 @@ static Cache *cache_new(Backend *backend, const CacheShape *shape, int n_ctx) {
     *cache = cache_layout(shape, n_ctx);
     bool ok = reserve_partials(backend, shape, n_ctx);
     for (int r = 0; r < CACHE_REGIONS; r++) {
-        if (!cache->columns[r]) continue;
+        if (!cache->position_bytes[r]) continue;
         ok = (cache->keys[r] = pages_new(cache_half_bytes(cache, r))) && ok;
         ok = (cache->values[r] = pages_new(cache_half_bytes(cache, r))) && ok;
     }
@@ -462,22 +462,43 @@ static void rope_angles(Worker *w, const Rope *rope, const Row *rows, int n, flo
 
 /* The keys, or values, of one head and POSITION_CHUNK positions: chunk by chunk, in each layer by layer, so that a
  * short context touches few pages. `all` has the regions. */
-static uint16_t *chunk_at(const Cache *cache, uint16_t *const *all, const Heads *heads, int head, int chunk) {
+static uint8_t *chunk_at(const Cache *cache, uint8_t *const *all, const Heads *heads, int head, int chunk) {
     const int region = cache_region(heads);
-    const size_t column = (size_t)heads->first_column + (size_t)head * heads->head_size;
+    const size_t before = heads->first_byte + (size_t)head * cache_head_bytes(heads->kv_type, heads->head_size);
     const size_t place = (size_t)chunk % (size_t)(cache->n_positions[region] / POSITION_CHUNK);
-    return all[region] + (place * cache->columns[region] + column) * POSITION_CHUNK;
+    return all[region] + (place * cache->position_bytes[region] + before) * POSITION_CHUNK;
 }
 
-static void store_key(Cache *cache, const Heads *heads, int head, int position, const uint16_t *key) {
-    uint16_t *keys = chunk_at(cache, cache->keys, heads, head, position / POSITION_CHUNK);
-    keys += position % POSITION_CHUNK / POSITION_BLOCK * POSITION_BLOCK * heads->head_size + position % POSITION_BLOCK;
-    for (int d = 0; d < heads->head_size; d++) keys[d * POSITION_BLOCK] = key[d];
+/* Into the chunk, at a position of it: kernels.h draws where. */
+static void store_key(const Kernels *kernels, const Heads *heads, uint8_t *chunk, int position, const float *key) {
+    const int size = heads->head_size, block = position / POSITION_BLOCK, lane = position % POSITION_BLOCK;
+    uint16_t halves[MAX_HEAD_SIZE];
+    int8_t codes[MAX_HEAD_SIZE];
+    if (heads->kv_type == BEE_KV_F16) {
+        uint16_t *keys = (uint16_t *)chunk + (size_t)block * POSITION_BLOCK * (size_t)size + lane;
+        kernels->to_float16(key, halves, size);
+        for (int d = 0; d < size; d++) keys[d * POSITION_BLOCK] = halves[d];
+        return;
+    }
+    uint8_t *keys = chunk + (size_t)block * key_block_bytes(size);
+    kernels->to_codes(key, codes, halves, size);
+    for (int d = 0; d < size; d++) {
+        if (d % CACHE_BLOCK == 0) ((uint16_t *)(keys + key_scales_at(d)))[lane] = halves[d / CACHE_BLOCK];
+        ((int8_t *)keys)[key_codes_at(d) + (size_t)lane] = codes[d];
+    }
 }
 
-static uint16_t *value_at(const Cache *cache, const Heads *heads, int head, int position) {
-    return chunk_at(cache, cache->values, heads, head, position / POSITION_CHUNK) +
-           position % POSITION_CHUNK * heads->head_size;
+static void store_value(const Kernels *kernels, const Heads *heads, uint8_t *chunk, int position, const float *value) {
+    const int size = heads->head_size;
+    const size_t before = (size_t)position * (size_t)size;
+    uint16_t scales[MAX_HEAD_SIZE / CACHE_BLOCK];
+    if (heads->kv_type == BEE_KV_F16) {
+        kernels->to_float16(value, (uint16_t *)chunk + before, size);
+        return;
+    }
+    kernels->to_codes(value, (int8_t *)chunk + value_scale_bytes(size) + before, scales, size);
+    for (int d = 0; d < size; d += CACHE_BLOCK)
+        ((uint16_t *)(chunk + value_scales_at(d)))[position] = scales[d / CACHE_BLOCK];
 }
 
 /* A query or key head in place. */
@@ -495,17 +516,16 @@ static void turn_head(const Kernels *kernels, const Heads *heads, const float *g
 static void store_head(Worker *w, const Heads *heads, const Row *row, int head, const float *k_gain, const float *turn,
                        float *key, float *value) {
     const Kernels *kernels = w->backend->kernels;
-    const int size = heads->head_size;
-    uint16_t half[MAX_HEAD_SIZE];
+    const Cache *cache = row->cache;
+    const int size = heads->head_size, chunk = row->position / POSITION_CHUNK, place = row->position % POSITION_CHUNK;
     const float *v = value ? value : key;
     if (heads->norm_values) {
         kernels->norm(v, NULL, false, heads->eps, size, w->scratch);
         v = w->scratch;
     }
-    kernels->to_float16(v, value_at(row->cache, heads, head, row->position), size);
+    store_value(kernels, heads, chunk_at(cache, cache->values, heads, head, chunk), place, v);
     turn_head(kernels, heads, k_gain, turn, 1, key);
-    kernels->to_float16(key, half, size);
-    store_key(row->cache, heads, head, row->position, half);
+    store_key(kernels, heads, chunk_at(cache, cache->keys, heads, head, chunk), place, key);
 }
 
 static float query_scale(const Heads *heads, int position) {
@@ -546,7 +566,8 @@ static void attend_chunk(Worker *w, const Heads *heads, Run run, int kv_head, in
     const float *queries[QUERIES_TOGETHER];
     float *partials[QUERIES_TOGETHER];
     int n_visible[QUERIES_TOGETHER], n_hidden[QUERIES_TOGETHER];
-    Attention a = {.keys = chunk_at(cache, cache->keys, heads, kv_head, chunk),
+    Attention a = {.type = heads->kv_type,
+                   .keys = chunk_at(cache, cache->keys, heads, kv_head, chunk),
                    .values = chunk_at(cache, cache->values, heads, kv_head, chunk),
                    .head_size = size,
                    .queries = queries,

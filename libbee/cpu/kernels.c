@@ -217,6 +217,28 @@ static void to_float16(const float *x, uint16_t *out, int n) {
     for (int i = 0; i < n; i += 16) vf_store_f16(out + i, vf_load(x + i));
 }
 
+static VF within(VF x, float bound) { return vf_max(vf_set(-bound), vf_min(vf_set(bound), x)); }
+
+/* 32 numbers, or 16; the scale, as float16. */
+static uint16_t store_codes(const float *x, int n, int8_t *codes) {
+    const VF a = vf_load(x), b = vf_load(x + n - 16);
+    const uint16_t half = f16_from_float(vf_largest(vf_max(vf_abs(a), vf_abs(b))) / 127.0f);
+    const float scale = float_from_f16(half);
+    const bool fits = vf_finite(a) && vf_finite(b) && 127.0f * scale <= 65504.0f;
+    if (fits && scale > 0) {
+        vf_store_int8(codes, within(vf_div(a, vf_set(scale)), 127));
+        vf_store_int8(codes + n - 16, within(vf_div(b, vf_set(scale)), 127));
+    } else {
+        memset(codes, 0, (size_t)n);
+    }
+    return fits ? half : 0x7e00; /* NaN */
+}
+
+static void to_codes(const float *x, int8_t *codes, uint16_t *scales, int n) {
+    for (int i = 0; i < n; i += CACHE_BLOCK)
+        scales[i / CACHE_BLOCK] = store_codes(x + i, n - i < CACHE_BLOCK ? n - i : CACHE_BLOCK, codes + i);
+}
+
 static float largest(const float *x, int n) {
     const VF lowest = vf_set(-FLT_MAX), zero = vf_set(0);
     VF m = vf_set(-INFINITY), poison = zero;
@@ -264,7 +286,7 @@ INLINE void score(int n, const Attention *a, const float *const *queries, int fi
                   float (*scores)[POSITION_CHUNK]) {
     const bool two = 2 * n <= FLOAT_SUMS;
     for (int block = two ? first_block / 2 * 2 : first_block; block < n_blocks; block += two ? 2 : 1) {
-        const uint16_t *keys = a->keys + (size_t)block * POSITION_BLOCK * a->head_size;
+        const uint16_t *keys = (const uint16_t *)a->keys + (size_t)block * POSITION_BLOCK * a->head_size;
         const uint16_t *more = keys + (size_t)POSITION_BLOCK * a->head_size;
         VF acc[MAX_QUERIES][2];
         UNROLL for (int q = 0; q < n; q++) acc[q][0] = acc[q][1] = vf_set(0);
@@ -284,6 +306,43 @@ INLINE void score(int n, const Attention *a, const float *const *queries, int fi
         UNROLL for (int q = 0; q < n; q++) {
             vf_store(scores[q] + block * POSITION_BLOCK, acc[q][0]);
             if (two) vf_store(scores[q] + (block + 1) * POSITION_BLOCK, acc[q][1]);
+        }
+    }
+}
+
+/* The same of keys in 8 bits: the products of 32 dimensions are summed up before their scale is known. */
+INLINE void score_codes(int n, const Attention *a, const float *const *queries, int first_block, int n_blocks,
+                        float (*scores)[POSITION_CHUNK]) {
+    const bool two = 2 * n <= FLOAT_SUMS;
+    const size_t block_bytes = key_block_bytes(a->head_size);
+    for (int block = two ? first_block / 2 * 2 : first_block; block < n_blocks; block += two ? 2 : 1) {
+        for (int first = 0; first < a->head_size; first += CACHE_BLOCK) {
+            const uint8_t *scales = a->keys + (size_t)block * block_bytes + key_scales_at(first);
+            const int8_t *codes = (const int8_t *)scales + key_codes_at(0);
+            const int width = a->head_size - first < CACHE_BLOCK ? a->head_size - first : CACHE_BLOCK;
+            VF acc[MAX_QUERIES][2];
+            UNROLL for (int q = 0; q < n; q++) acc[q][0] = acc[q][1] = vf_set(0);
+            __builtin_prefetch(scales + 4096);
+            if (two) __builtin_prefetch(scales + block_bytes + 4096);
+            for (int d = 0; d < width; d++, codes += POSITION_BLOCK) {
+                if (d % 4 == 0) { /* four rows of 16 a line */
+                    __builtin_prefetch(codes + 4096);
+                    if (two) __builtin_prefetch(codes + block_bytes + 4096);
+                }
+                const VF k = vf_load_int8(codes), l = two ? vf_load_int8(codes + block_bytes) : k;
+                UNROLL for (int q = 0; q < n; q++) {
+                    const VF x = vf_set(queries[q][first + d]);
+                    acc[q][0] = vf_fma(k, x, acc[q][0]);
+                    if (two) acc[q][1] = vf_fma(l, x, acc[q][1]);
+                }
+            }
+            const VF s = vf_load_f16((const uint16_t *)scales);
+            const VF t = two ? vf_load_f16((const uint16_t *)(scales + block_bytes)) : s;
+            UNROLL for (int q = 0; q < n; q++) {
+                float *at = scores[q] + block * POSITION_BLOCK, *more = at + POSITION_BLOCK;
+                vf_store(at, vf_fma(s, acc[q][0], first ? vf_load(at) : vf_set(0)));
+                if (two) vf_store(more, vf_fma(t, acc[q][1], first ? vf_load(more) : vf_set(0)));
+            }
         }
     }
 }
@@ -312,52 +371,85 @@ INLINE void soften(float *scores, int n_hidden, int n_visible, float softcap, fl
     partial[1] = vf_sum(sum);
 }
 
-/* `width` x 16 dimensions of the values, weighted, for n queries. The positions that all of them see are read once; the
- * few before and after, which only some tokens see, query by query: the order of each sum is that of the positions. */
-INLINE void weigh(int n, int width, const Attention *a, const int *n_hidden, const int *n_visible, int dimension,
-                  const float (*scores)[POSITION_CHUNK], float *const *partials) {
+/* Sixteen values, numbers or codes. */
+INLINE VF load_values(bool codes, const uint8_t *values) {
+    return codes ? vf_load_int8((const int8_t *)values) : vf_load_f16((const uint16_t *)values);
+}
+
+/* `width` x 16 dimensions of the values, weighted, for n queries; the weights are one for every 32 dimensions. The
+ * positions that all queries see are read once; the few before and after, which only some tokens see, query by query:
+ * the order of each sum is that of the positions. */
+INLINE void weigh(int n, int width, bool codes, const Attention *a, const int *n_hidden, const int *n_visible,
+                  int dimension, const float (*const *weights)[POSITION_CHUNK], float *const *partials) {
+    const size_t bytes = codes ? 1 : sizeof(uint16_t), row_bytes = bytes * (size_t)a->head_size;
+    const uint8_t *all = a->values + (codes ? value_scale_bytes(a->head_size) : 0) + bytes * (size_t)dimension;
     VF acc[MAX_QUERIES][4];
     UNROLL for (int q = 0; q < n; q++) UNROLL for (int c = 0; c < width; c++) acc[q][c] = vf_set(0);
     const int begin = n_hidden[n - 1], end = n_visible[0] < begin ? begin : n_visible[0];
     UNROLL for (int q = 0; q < n; q++) {
-        const uint16_t *early = a->values + dimension + (size_t)n_hidden[q] * a->head_size;
-        for (int p = n_hidden[q]; p < begin && p < n_visible[q]; p++, early += a->head_size)
+        const uint8_t *early = all + (size_t)n_hidden[q] * row_bytes;
+        for (int p = n_hidden[q]; p < begin && p < n_visible[q]; p++, early += row_bytes)
             UNROLL for (int c = 0; c < width; c++) acc[q][c] =
-                vf_fma(vf_load_f16(early + 16 * c), vf_set(scores[q][p]), acc[q][c]);
+                vf_fma(load_values(codes, early + 16 * bytes * c), vf_set(weights[c / 2][q][p]), acc[q][c]);
     }
-    const uint16_t *values = a->values + dimension + (size_t)begin * a->head_size;
-    for (int p = begin; p < end; p++, values += a->head_size) {
-        for (int c = 0; c < width; c += 2) __builtin_prefetch(values + 16 * c + 2048);
+    const uint8_t *values = all + (size_t)begin * row_bytes;
+    for (int p = begin; p < end; p++, values += row_bytes) {
+        for (int c = 0; c < width; c += codes ? 4 : 2) __builtin_prefetch(values + 16 * bytes * c + 4096);
         UNROLL for (int c = 0; c < width; c++) {
-            const VF v = vf_load_f16(values + 16 * c);
-            UNROLL for (int q = 0; q < n; q++) acc[q][c] = vf_fma(v, vf_set(scores[q][p]), acc[q][c]);
+            const VF v = load_values(codes, values + 16 * bytes * c);
+            UNROLL for (int q = 0; q < n; q++) acc[q][c] = vf_fma(v, vf_set(weights[c / 2][q][p]), acc[q][c]);
         }
     }
     UNROLL for (int q = 0; q < n; q++) {
-        const uint16_t *rest = values;
-        for (int p = end; p < n_visible[q]; p++, rest += a->head_size)
+        const uint8_t *rest = values;
+        for (int p = end; p < n_visible[q]; p++, rest += row_bytes)
             UNROLL for (int c = 0; c < width; c++) acc[q][c] =
-                vf_fma(vf_load_f16(rest + 16 * c), vf_set(scores[q][p]), acc[q][c]);
+                vf_fma(load_values(codes, rest + 16 * bytes * c), vf_set(weights[c / 2][q][p]), acc[q][c]);
         UNROLL for (int c = 0; c < width; c++) vf_store(partials[q] + PARTIAL_HEAD + dimension + 16 * c, acc[q][c]);
     }
 }
 
-INLINE void attend_queries(int n, const Attention *a, int first) {
-    float scores[MAX_QUERIES][POSITION_CHUNK];
+/* The weights of positions, times the scales of their values in 32 dimensions. */
+INLINE void scale_weights(int n, const Attention *a, const int *n_hidden, const int *n_visible, int dimension,
+                          const float (*scores)[POSITION_CHUNK], float (*weights)[POSITION_CHUNK]) {
+    const uint16_t *scales = (const uint16_t *)(a->values + value_scales_at(dimension));
+    UNROLL for (int q = 0; q < n; q++) for (int p = n_hidden[q] / 16 * 16; p < n_visible[q]; p += 16)
+        vf_store(weights[q] + p, vf_mul(vf_load(scores[q] + p), vf_load_f16(scales + p)));
+}
+
+INLINE void attend_queries(int n, bool codes, const Attention *a, int first) {
+    enum { WIDEST = 4 };
+    float scores[MAX_QUERIES][POSITION_CHUNK], scaled[WIDEST / 2][MAX_QUERIES][POSITION_CHUNK];
+    const float (*weights[WIDEST / 2])[POSITION_CHUNK] = {codes ? scaled[0] : scores, codes ? scaled[1] : scores};
     const int *n_visible = a->n_visible + first, *n_hidden = a->n_hidden + first;
     const int blocks = (n_visible[n - 1] + POSITION_BLOCK - 1) / POSITION_BLOCK;
     float *const *partials = a->partials + first;
-    score(n, a, a->queries + first, n_hidden[0] / POSITION_BLOCK, blocks, scores);
+    if (codes)
+        score_codes(n, a, a->queries + first, n_hidden[0] / POSITION_BLOCK, blocks, scores);
+    else
+        score(n, a, a->queries + first, n_hidden[0] / POSITION_BLOCK, blocks, scores);
     for (int q = 0; q < n; q++) soften(scores[q], n_hidden[q], n_visible[q], a->softcap, partials[q]);
-    const int width = 4 * n <= FLOAT_SUMS ? 4 : 2 * n <= FLOAT_SUMS ? 2 : 1;
-    int d = 0;
-    for (; d + 16 * width <= a->head_size; d += 16 * width)
-        weigh(n, width, a, n_hidden, n_visible, d, scores, partials);
-    for (; d < a->head_size; d += 16) weigh(n, 1, a, n_hidden, n_visible, d, scores, partials);
+    const int widest = 4 * n <= FLOAT_SUMS ? WIDEST : 2 * n <= FLOAT_SUMS ? 2 : 1;
+    for (int d = 0; d < a->head_size;) {
+        const int width = d + 16 * widest <= a->head_size ? widest : 1;
+        for (int block = d; codes && block < d + 16 * width; block += CACHE_BLOCK)
+            if (block % CACHE_BLOCK == 0)
+                scale_weights(n, a, n_hidden, n_visible, block, scores, scaled[(block - d) / CACHE_BLOCK]);
+        if (width == 1)
+            weigh(n, 1, codes, a, n_hidden, n_visible, d, weights, partials);
+        else
+            weigh(n, widest, codes, a, n_hidden, n_visible, d, weights, partials);
+        d += 16 * width;
+    }
 }
 
-#define ATTEND(n) \
-    static __attribute__((noinline)) void attend_##n(const Attention *a, int first) { attend_queries(n, a, first); }
+#define ATTEND(n)                                                                           \
+    static __attribute__((noinline)) void attend_##n(const Attention *a, int first) {       \
+        attend_queries(n, false, a, first);                                                 \
+    }                                                                                       \
+    static __attribute__((noinline)) void attend_codes_##n(const Attention *a, int first) { \
+        attend_queries(n, true, a, first);                                                  \
+    }
 ATTEND(1)
 ATTEND(2)
 ATTEND(3)
@@ -365,8 +457,9 @@ ATTEND(4)
 ATTEND(5)
 ATTEND(6)
 
-static void (*const attend_table[MAX_QUERIES])(const Attention *a, int first) = {
-    attend_1, attend_2, attend_3, attend_4, attend_5, attend_6,
+static void (*const attend_table[][MAX_QUERIES])(const Attention *a, int first) = {
+    [BEE_KV_F16] = {attend_1, attend_2, attend_3, attend_4, attend_5, attend_6},
+    [BEE_KV_Q8_0] = {attend_codes_1, attend_codes_2, attend_codes_3, attend_codes_4, attend_codes_5, attend_codes_6},
 };
 
 /* Each query's arithmetic is the same whichever queries are computed beside it. */
@@ -374,7 +467,7 @@ static void attend(const Attention *a) {
     const int n_parts = (a->n_queries + MAX_QUERIES - 1) / MAX_QUERIES;
     for (int part = 0, first = 0; part < n_parts; part++) { /* parts as even as possible */
         const int n = (a->n_queries - first + n_parts - part - 1) / (n_parts - part);
-        attend_table[n - 1](a, first);
+        attend_table[a->type][n - 1](a, first);
         first += n;
     }
 }
@@ -450,10 +543,11 @@ static int64_t dot_products(int rounds) {
     return (int64_t)rounds * REPEATS * CHAINS * COLUMNS * 4 * STEP_ROWS;
 }
 
-#define OTHER_KERNELS                                                                                     \
-    .store_operand = store_operand, .norm = norm, .add = add, .rotate = rotate, .gate = gate, .cap = cap, \
-    .attend = attend, .fold = fold, .convolve = convolve, .recur = recur, .to_float16 = to_float16,       \
-    .largest = largest, .sum_exp = sum_exp, .may_win = may_win, .read_all = read_all, .dot_products = dot_products
+#define OTHER_KERNELS                                                                                       \
+    .store_operand = store_operand, .norm = norm, .add = add, .rotate = rotate, .gate = gate, .cap = cap,   \
+    .attend = attend, .fold = fold, .convolve = convolve, .recur = recur, .to_float16 = to_float16,         \
+    .to_codes = to_codes, .largest = largest, .sum_exp = sum_exp, .may_win = may_win, .read_all = read_all, \
+    .dot_products = dot_products
 
 const Kernels ISA_KERNELS = {.name = ISA_NAME, .multiply = multiply, OTHER_KERNELS};
 

@@ -12,15 +12,25 @@
 #include "packed.h"
 
 /* Attention reads keys and values in chunks of a fixed number of positions, and folds the chunks in their order: what a
- * token gets does not depend on how the chunks are shared out. Keys lie [block][dimension][16 positions]. */
+ * token gets does not depend on how the chunks are shared out. A chunk of one head, of float16:
+ *
+ *   keys    [block of 16 positions][dimension][16 positions]
+ *   values  [position][dimension]
+ *
+ * and of 8 bits, with a float16 scale for every 32 dimensions of a position (cache.h):
+ *
+ *   keys    | block 0 of 16 positions                                            | block 1 ...
+ *           | dimensions 0-31                              | dimensions 32-63 ...|
+ *           | 16 scales | codes: [dimension][16 positions] |
+ *   values  | scales: [32 dimensions][128 positions] | codes: [position][dimension] | */
 enum { POSITION_BLOCK = 16, POSITION_CHUNK = CACHE_CHUNK, PARTIAL_HEAD = 16 };
 
 /* One chunk of one key-value head, for some queries. A partial result is float[PARTIAL_HEAD + head_size]: the largest
  * score, the sum of exp(score - largest), unused floats, and the values weighted with those exponentials. */
 typedef struct Attention {
-    const uint16_t *keys;   /* float16 [position block][head_size][16], an even number of blocks */
-    const uint16_t *values; /* float16 [position][head_size] */
-    int head_size;          /* a multiple of 16 */
+    bee_kv_type type;
+    const uint8_t *keys, *values; /* of keys an even number of blocks of 16 positions */
+    int head_size;                /* a multiple of 16 */
     int n_queries;
     const float *const *queries; /* each [head_size], already scaled */
     const int *n_visible;        /* of the chunk's positions, per query: 1 to POSITION_CHUNK, never falling */
@@ -28,6 +38,22 @@ typedef struct Attention {
     float softcap;               /* scores become softcap * tanh(score / softcap); 0: they stay */
     float *const *partials;      /* out, per query */
 } Attention;
+
+/* Where keys and values of 8 bits lie in a chunk of a head: bytes before a dimension's codes, of keys for the first of
+ * 16 positions; before the scales of its block; and of 16 positions' keys, or a chunk's scales of values. */
+static inline size_t key_block_bytes(int head_size) {
+    return POSITION_BLOCK * cache_head_bytes(BEE_KV_Q8_0, head_size);
+}
+static inline size_t key_scales_at(int dimension) {
+    return (size_t)(dimension / CACHE_BLOCK) * key_block_bytes(CACHE_BLOCK);
+}
+static inline size_t key_codes_at(int dimension) {
+    return key_scales_at(dimension) + POSITION_BLOCK * (sizeof(uint16_t) + (size_t)(dimension % CACHE_BLOCK));
+}
+static inline size_t value_scales_at(int dimension) {
+    return sizeof(uint16_t) * POSITION_CHUNK * (size_t)(dimension / CACHE_BLOCK);
+}
+static inline size_t value_scale_bytes(int head_size) { return value_scales_at(head_size + CACHE_BLOCK - 1); }
 
 typedef struct Kernels {
     const char *name;
@@ -64,7 +90,9 @@ typedef struct Kernels {
     void (*recur)(float *state, int n_keys, const float *key, const float *query, float decay, float rate,
                   bool corrects, const float *value, float *out);
     void (*to_float16)(const float *x, uint16_t *out, int n); /* n a multiple of 16 */
-    float (*largest)(const float *x, int n);                  /* n at least 1 */
+    /* Codes, and a scale for every 32 of them, as cache.h has it. n a multiple of 16. */
+    void (*to_codes)(const float *x, int8_t *codes, uint16_t *scales, int n);
+    float (*largest)(const float *x, int n); /* n at least 1 */
     /* Sum of exp(x - shift), x <= shift. */
     float (*sum_exp)(const float *x, int n, float shift);
     /* As in Reductions. */

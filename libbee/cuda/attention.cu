@@ -12,11 +12,15 @@
 #include "kernels.h"
 #include "pointwise.h"
 
+#include <type_traits>
+
 #if defined(BEE_EMULATE)
 #define UNROLL
+#define UNROLL_BY_2
 #define UNROLL_BY_4
 #else
 #define UNROLL _Pragma("unroll")
+#define UNROLL_BY_2 _Pragma("unroll 2")
 #define UNROLL_BY_4 _Pragma("unroll 4")
 #endif
 
@@ -35,7 +39,7 @@ enum {
 static __host__ __device__ __forceinline__ int at_most(int a, int b) { return a < b ? a : b; }
 
 static __device__ __forceinline__ size_t chunk_at(const DeviceHeads &heads, const DeviceRow &row, int head, int chunk) {
-    return cache_chunk_at(row.cache.n_positions[heads.region], heads.first_column, heads.head_size, head, chunk);
+    return cache_chunk_at(row.cache.n_positions[heads.region], heads.first_byte, heads.head_bytes, head, chunk);
 }
 
 /* Where the window of a row begins. */
@@ -90,20 +94,70 @@ static __device__ bool values_fit(const float *v, float factor, int size) {
     return __all_sync(0xffffffffu, fit);
 }
 
-/* A value that is not finite would spoil, in the matrix instructions, rows of the tile that must not see its position:
- * zero times NaN. Such a position gets zeros for values and NaN for a key, which spoils those that do see it, alone. */
-static __device__ void store_position(const DeviceHeads &heads, int head, const DeviceRow &row, const float *k,
-                                      const float *v, const float *gain, const float *turn) {
-    const int size = heads.head_size, in_chunk = row.position % CACHE_CHUNK;
-    const size_t chunk = chunk_at(heads, row, head, row.position / CACHE_CHUNK);
-    uint16_t *keys = row.cache.keys[heads.region] + chunk, *values = row.cache.values[heads.region] + chunk;
-    const float factor = heads.norm_values ? norm_factor(v, size, heads.eps) : 1.0f;
+static __device__ void store_halves(const DeviceHeads &heads, uint16_t *keys, uint16_t *values, int in_chunk,
+                                    const float *k, const float *v, float factor, const float *gain,
+                                    const float *turn) {
+    const int size = heads.head_size;
     const bool fit = values_fit(v, factor, size);
     rotate_head(heads, k, gain, turn, 1.0f, [&](int d, float x) {
         keys[key_place(size, in_chunk, d)] = fit ? half_from_float(x) : (uint16_t)0x7e00;
     });
     for (int d = lane_of(); d < size; d += WARP_SIZE)
         values[value_place(size, in_chunk, d)] = fit ? half_from_float(v[d] * factor) : (uint16_t)0;
+}
+
+/* A lane's share of a warp's 32 numbers in 8 bits; `scale` is the same in all lanes. Bit for bit as the CPU's. */
+typedef struct Code {
+    int8_t code;
+    uint16_t scale;
+    bool fits;
+} Code;
+
+static __device__ __forceinline__ Code encode(float x) {
+    Code c;
+    c.scale = half_from_float(warp_max(fabsf(x)) / 127.0f);
+    const float scale = float_from_half(c.scale);
+    /* warp_max drops NaN */
+    c.fits = __all_sync(0xffffffffu, fabsf(x) <= 3.402823466e38f) && 127.0f * scale <= 65504.0f;
+    c.code = (int8_t)(c.fits && scale > 0 ? (int)rintf(fmaxf(-127.0f, fminf(127.0f, x / scale))) : 0);
+    return c;
+}
+
+/* In 8 bits all of a head's numbers are needed before the first can be stored: keys wait in the row, in place. */
+static __device__ void store_codes(const DeviceHeads &heads, uint8_t *keys, uint8_t *values, int in_chunk, float *k,
+                                   const float *v, float factor, const float *gain, const float *turn) {
+    const int size = heads.head_size, lane = lane_of();
+    uint16_t *key_scales = (uint16_t *)(keys + CACHE_CHUNK * size),
+             *value_scales = (uint16_t *)(values + CACHE_CHUNK * size);
+    bool fit = true;
+    for (int d = lane; d - lane < size; d += WARP_SIZE) fit = encode(d < size ? v[d] * factor : 0.0f).fits && fit;
+    for (int d = lane; d - lane < size; d += WARP_SIZE) {
+        const Code c = encode(d < size ? v[d] * factor : 0.0f);
+        if (d < size) values[value_code_place(size, in_chunk, d)] = (uint8_t)(fit ? c.code : 0);
+        if (!lane) value_scales[value_scale_place(in_chunk, d)] = fit ? c.scale : (uint16_t)0;
+    }
+    __syncwarp();
+    rotate_head(heads, k, gain, turn, 1.0f, [&](int d, float x) { k[d] = x; });
+    __syncwarp();
+    for (int d = lane; d - lane < size; d += WARP_SIZE) {
+        const Code c = encode(d < size ? k[d] : 0.0f);
+        if (d < size) keys[key_code_place(size, in_chunk, d)] = (uint8_t)c.code;
+        if (!lane) key_scales[key_scale_place(in_chunk, d)] = fit && c.fits ? c.scale : (uint16_t)0x7e00;
+    }
+}
+
+/* A value that is not finite would spoil, in the matrix instructions, rows of the tile that must not see its position:
+ * zero times NaN. Such a position gets zeros for values and NaN for a key, which spoils those that do see it, alone. */
+static __device__ void store_position(const DeviceHeads &heads, int head, const DeviceRow &row, float *k,
+                                      const float *v, const float *gain, const float *turn) {
+    const int in_chunk = row.position % CACHE_CHUNK;
+    const size_t chunk = chunk_at(heads, row, head, row.position / CACHE_CHUNK);
+    uint8_t *keys = row.cache.keys[heads.region] + chunk, *values = row.cache.values[heads.region] + chunk;
+    const float factor = heads.norm_values ? norm_factor(v, heads.head_size, heads.eps) : 1.0f;
+    if (heads.kv_type == BEE_KV_Q8_0)
+        store_codes(heads, keys, values, in_chunk, k, v, factor, gain, turn);
+    else
+        store_halves(heads, (uint16_t *)keys, (uint16_t *)values, in_chunk, k, v, factor, gain, turn);
 }
 
 static __device__ float query_scale(const DeviceHeads &heads, int position) {
@@ -114,7 +168,7 @@ static __device__ float query_scale(const DeviceHeads &heads, int position) {
 /* A warp per row and head: the key heads, where there are keys, then the query heads. */
 static __global__ void __launch_bounds__(ATTEND_THREADS)
     rotate_heads(DeviceHeads heads, const DeviceRow *rows, const float *angles, const float *q_gain,
-                 const float *k_gain, float *q, size_t q_stride, const float *k, const float *v, size_t kv_stride) {
+                 const float *k_gain, float *q, size_t q_stride, float *k, const float *v, size_t kv_stride) {
     begin_grid();
     const size_t i = blockIdx.y, size = (size_t)heads.head_size;
     const int unit = (int)(blockIdx.x * ATTEND_WARPS + threadIdx.x / WARP_SIZE);
@@ -132,7 +186,7 @@ static __global__ void __launch_bounds__(ATTEND_THREADS)
 
 void queue_rotate_and_store(cudaStream_t stream, const DeviceHeads *heads, const DeviceRow *rows, int n,
                             const float *angles, const float *q_gain, const float *k_gain, float *q, size_t q_stride,
-                            const float *k, const float *v, size_t kv_stride) {
+                            float *k, const float *v, size_t kv_stride) {
     const int units = (k ? heads->n_head_kv : 0) + (q ? heads->n_head : 0);
     launch(stream, dim3((unsigned)((units + ATTEND_WARPS - 1) / ATTEND_WARPS), (unsigned)n), dim3(ATTEND_THREADS), 0,
            rotate_heads, *heads, rows, angles, q_gain, k_gain, q, q_stride, k, v, kv_stride);
@@ -191,7 +245,7 @@ static __device__ __forceinline__ int chunk_of_block(const DeviceHeads &heads, c
 
 /* Shared memory of a block, beside what is used in turns: queries first, then weighted values. */
 typedef struct Shared {
-    const uint16_t *keys[TILE_QUERIES]; /* of the tile's rows: their caches, and which chunk is this block's */
+    const uint8_t *keys[TILE_QUERIES]; /* of the tile's rows: their caches, and which chunk is this block's */
     int chunk[TILE_QUERIES];
     const float *query[TILE_QUERIES]; /* NULL: there is none */
     size_t partial[TILE_QUERIES];     /* where its result goes */
@@ -253,23 +307,80 @@ static __device__ void stage_queries(int head_size, const Shared *shared, unsign
     }
 }
 
+/* The products of 16 dimensions. */
+static __device__ __forceinline__ void score_step(const unsigned *queries, int step, const uint2 *keys,
+                                                  float (*scores)[4]) {
+    const uint4 words = ((const uint4 *)queries)[step * WARP_SIZE + lane_of()];
+    const unsigned a[4] = {words.x, words.y, words.z, words.w};
+    UNROLL for (int b = 0; b < KEY_BLOCKS; b++) {
+        const unsigned key[2] = {keys[b].x, keys[b].y};
+        mma_f16_k16(scores[b], a, key, scores[b]);
+    }
+}
+
 /* Scores of the warp's positions, c registers of each block of 8. Blocks that nobody sees are not read. */
-static __device__ __forceinline__ void score(const uint16_t *keys, int head_size, const unsigned *queries,
-                                             unsigned seen, float (*scores)[4]) {
+static __device__ __forceinline__ void score_halves(const uint8_t *keys, int head_size, const unsigned *queries,
+                                                    unsigned seen, float (*scores)[4]) {
     const int steps = head_size / 16, first = (int)(threadIdx.x / WARP_SIZE) * KEY_BLOCKS;
     const uint2 *from = (const uint2 *)keys + (size_t)first * (size_t)steps * WARP_SIZE + lane_of();
-    const uint4 *q = (const uint4 *)queries + lane_of();
-    UNROLL for (int b = 0; b < KEY_BLOCKS; b++) scores[b][0] = scores[b][1] = scores[b][2] = scores[b][3] = 0;
     UNROLL_BY_4 for (int step = 0; step < steps; step++) {
         uint2 k[KEY_BLOCKS];
         UNROLL for (int b = 0; b < KEY_BLOCKS; b++) k[b] =
             seen >> 8 * b & 0xff ? from[(size_t)(b * steps + step) * WARP_SIZE] : make_uint2(0, 0);
-        const uint4 words = q[step * WARP_SIZE];
-        const unsigned a[4] = {words.x, words.y, words.z, words.w};
+        score_step(queries, step, k, scores);
+    }
+}
+
+/* Four codes, times a pair of scales each two: float16 numbers, of a fragment. Codes are exact in it: 1024 + 128 + code
+ * is put together as bits. */
+static __device__ __forceinline__ uint2 numbers_of(unsigned codes, unsigned first_scales, unsigned second_scales) {
+#if defined(BEE_EMULATE)
+    const auto number = [&](int i, unsigned scales) {
+        const float scale = float_from_half((uint16_t)(scales >> i % 2 * 16));
+        return (unsigned)half_from_float((float)(int8_t)(codes >> 8 * i) * scale) << i % 2 * 16;
+    };
+    return make_uint2(number(0, first_scales) | number(1, first_scales),
+                      number(2, second_scales) | number(3, second_scales));
+#else
+    const unsigned biased = codes ^ 0x80808080u;
+    const auto numbers = [](unsigned bits, unsigned scales) {
+        const __half2 pair = __hsub2(*(const __half2 *)&bits, __half2half2(__ushort_as_half(0x6480)));
+        const __half2 out = __hmul2(pair, *(const __half2 *)&scales);
+        return *(const unsigned *)&out;
+    };
+    return make_uint2(numbers(__byte_perm(biased, 0x64646464u, 0x4140), first_scales),
+                      numbers(__byte_perm(biased, 0x64646464u, 0x4342), second_scales));
+#endif
+}
+
+static __device__ __forceinline__ unsigned twice(unsigned half) { return half | half << 16; }
+
+/* The same of keys in 8 bits, 32 dimensions at a time. */
+static __device__ __forceinline__ void score_codes(const uint8_t *keys, int head_size, const unsigned *queries,
+                                                   unsigned seen, float (*scores)[4]) {
+    static_assert((int)KEY_BLOCKS == 4, "a scale for each block");
+    const int warp = (int)(threadIdx.x / WARP_SIZE), lane = lane_of(), block_bytes = 8 * head_size;
+    const uint8_t *from = keys + warp * KEY_BLOCKS * block_bytes;
+    const uint2 *scales = (const uint2 *)(keys + CACHE_CHUNK * head_size) + (warp * WARP_POSITIONS + lane / 4 * 4) / 4;
+    UNROLL_BY_2 for (int first = 0; first < head_size; first += CACHE_BLOCK) {
+        const bool whole = first + CACHE_BLOCK <= head_size;
+        const uint2 s = scales[first / CACHE_BLOCK * CACHE_CHUNK / 4];
+        const unsigned scale[] = {s.x & 0xffff, s.x >> 16, s.y & 0xffff, s.y >> 16};
+        uint2 codes[KEY_BLOCKS], k[KEY_BLOCKS];
         UNROLL for (int b = 0; b < KEY_BLOCKS; b++) {
-            const unsigned key[2] = {k[b].x, k[b].y};
-            mma_f16_k16(scores[b], a, key, scores[b]);
+            const uint8_t *at = from + b * block_bytes + first * 8;
+            codes[b] = make_uint2(0, 0);
+            if (!(seen >> 8 * b & 0xff)) continue;
+            if (whole)
+                codes[b] = ((const uint2 *)at)[lane];
+            else
+                codes[b].x = ((const unsigned *)at)[lane];
         }
+        UNROLL for (int b = 0; b < KEY_BLOCKS; b++) k[b] = numbers_of(codes[b].x, twice(scale[b]), twice(scale[b]));
+        score_step(queries, first / 16, k, scores);
+        if (!whole) return;
+        UNROLL for (int b = 0; b < KEY_BLOCKS; b++) k[b] = numbers_of(codes[b].y, twice(scale[b]), twice(scale[b]));
+        score_step(queries, first / 16 + 1, k, scores);
     }
 }
 
@@ -338,18 +449,24 @@ static __device__ __forceinline__ void soften(const float (*scores)[4], Shared *
     }
 }
 
-typedef struct ValueSlice {
+/* SLICE dimensions of the warp's positions, on their way into fragments. */
+typedef struct HalfSlice {
     uint2 words[VALUE_BLOCKS][SLICE_BLOCKS];
-} ValueSlice;
+} HalfSlice;
+
+typedef struct CodeSlice {
+    uint2 codes[SLICE_BLOCKS];
+    uint4 scales[SLICE / CACHE_BLOCK];
+} CodeSlice;
 
 /* A pair of float16 where the lower two bits of `seen` are set, zero in place of the others. */
 static __device__ __forceinline__ unsigned keep_pair(unsigned pair, unsigned seen) {
     return pair & ((seen & 1 ? 0xffffu : 0) | (seen & 2 ? 0xffff0000u : 0));
 }
 
-/* SLICE dimensions from `block` on of the warp's positions. Positions that nobody sees may hold anything. */
-static __device__ __forceinline__ void load_values(const uint16_t *values, int head_size, int block, unsigned seen,
-                                                   ValueSlice *slice) {
+/* From `block` of 8 dimensions on. Positions that nobody sees may hold anything. */
+static __device__ __forceinline__ void load_values(const uint8_t *values, int head_size, int block, unsigned seen,
+                                                   HalfSlice *slice) {
     const int blocks = head_size / 8, first = (int)(threadIdx.x / WARP_SIZE) * VALUE_BLOCKS;
     const uint2 *from =
         (const uint2 *)values + ((size_t)first * (size_t)blocks + (size_t)block) * WARP_SIZE + lane_of();
@@ -363,13 +480,42 @@ static __device__ __forceinline__ void load_values(const uint16_t *values, int h
     }
 }
 
+static __device__ __forceinline__ void load_values(const uint8_t *values, int head_size, int block, unsigned seen,
+                                                   CodeSlice *slice) {
+    const int blocks = head_size / 8, warp = (int)(threadIdx.x / WARP_SIZE);
+    const uint2 *from = (const uint2 *)values + ((size_t)warp * (size_t)blocks + (size_t)block) * WARP_SIZE + lane_of();
+    const uint4 *scales = (const uint4 *)(values + CACHE_CHUNK * head_size) + warp * 4 + lane_of() % 4;
+    UNROLL for (int d = 0; d < SLICE_BLOCKS; d++) slice->codes[d] =
+        seen && block + d < blocks ? from[(size_t)d * WARP_SIZE] : make_uint2(0, 0);
+    UNROLL for (int i = 0; i < SLICE / CACHE_BLOCK; i++) {
+        const int first = block + i * CACHE_BLOCK / 8;
+        slice->scales[i] = make_uint4(0, 0, 0, 0);
+        if (seen && first < blocks) slice->scales[i] = scales[first * 8 / CACHE_BLOCK * CACHE_CHUNK / 8];
+    }
+}
+
+/* The fragment of 16 positions and 8 dimensions. */
+static __device__ __forceinline__ uint2 fragment_of(const HalfSlice *slice, int p, int d, unsigned) {
+    return slice->words[p][d];
+}
+
+static __device__ __forceinline__ uint2 fragment_of(const CodeSlice *slice, int p, int d, unsigned seen) {
+    const unsigned mine = seen >> (16 * p + lane_of() % 4 * 2);
+    const uint4 scales = slice->scales[d * 8 / CACHE_BLOCK];
+    return numbers_of(p ? slice->codes[d].y : slice->codes[d].x, keep_pair(p ? scales.z : scales.x, mine),
+                      keep_pair(p ? scales.w : scales.y, mine >> 8));
+}
+
 /* The warp's share of the weighted values, into its part of shared memory. */
-static __device__ __forceinline__ void weigh(const ValueSlice *slice, const unsigned (*weights)[4], float *part) {
+template <class Slice>
+static __device__ __forceinline__ void weigh(const Slice *slice, const unsigned (*weights)[4], unsigned seen,
+                                             float *part) {
     const int g = lane_of() / 4, t = lane_of() % 4;
     UNROLL for (int d = 0; d < SLICE_BLOCKS; d++) {
         float c[4] = {0, 0, 0, 0};
         UNROLL for (int p = 0; p < VALUE_BLOCKS; p++) {
-            const unsigned b[2] = {slice->words[p][d].x, slice->words[p][d].y};
+            const uint2 words = fragment_of(slice, p, d, seen);
+            const unsigned b[2] = {words.x, words.y};
             mma_f16_k16(c, weights[p], b, c);
         }
         float *out = part + g * SLICE_STRIDE + d * 8 + 2 * t;
@@ -398,12 +544,13 @@ static __device__ void store_totals(const AttendTask &task, const Shared *shared
 }
 
 /* The queries of the tile that have a row's cache and chunk. */
+template <bool CODES>
 static __device__ void attend_cache(const AttendTask &task, int in_tile, int first_row, Shared *shared, void *turns) {
     const int size = task.heads.head_size, warp = (int)(threadIdx.x / WARP_SIZE);
     const DeviceRow &row = task.rows[first_row + in_tile];
     const size_t chunk = chunk_at(task.heads, row, (int)blockIdx.y, shared->chunk[in_tile]);
-    const uint16_t *const keys = row.cache.keys[task.heads.region] + chunk;
-    const uint16_t *const values = row.cache.values[task.heads.region] + chunk;
+    const uint8_t *const keys = row.cache.keys[task.heads.region] + chunk;
+    const uint8_t *const values = row.cache.values[task.heads.region] + chunk;
     float *const parts = (float *)turns;
     __syncthreads(); /* the one before this is done with the shared memory */
     find_queries(task, in_tile, first_row, shared);
@@ -415,15 +562,16 @@ static __device__ void attend_cache(const AttendTask &task, int in_tile, int fir
 
     float scores[KEY_BLOCKS][4];
     unsigned weights[VALUE_BLOCKS][4];
-    ValueSlice slice;
-    score(keys, size, (const unsigned *)turns, seen, scores);
+    typename std::conditional<CODES, CodeSlice, HalfSlice>::type slice;
+    UNROLL for (int b = 0; b < KEY_BLOCKS; b++) scores[b][0] = scores[b][1] = scores[b][2] = scores[b][3] = 0;
+    (CODES ? score_codes : score_halves)(keys, size, (const unsigned *)turns, seen, scores);
     load_values(values, size, 0, seen, &slice); /* under way during what follows */
     if (task.heads.softcap) cap_scores(scores, task.heads.softcap);
     hide_and_find_top(scores, shared);
     __syncthreads(); /* also: nobody reads the queries any more */
     soften(scores, shared, weights);
     for (int first = 0; first < size; first += SLICE) {
-        weigh(&slice, weights, parts + warp * TILE_QUERIES * SLICE_STRIDE);
+        weigh(&slice, weights, seen, parts + warp * TILE_QUERIES * SLICE_STRIDE);
         if (first + SLICE < size) load_values(values, size, (first + SLICE) / 8, seen, &slice);
         __syncthreads();
         if (first == 0) store_totals(task, shared);
@@ -435,7 +583,7 @@ static __device__ void attend_cache(const AttendTask &task, int in_tile, int fir
 /* Grid: tiles, key heads, chunks: blocks of the same keys and values follow each other, and find them in the cache.
  * Rows of one sequence stand side by side, so that most tiles have one cache, and one chunk of it; a tile is gone
  * through once for each. */
-static __global__ void __launch_bounds__(ATTEND_THREADS, 4) attend_chunks(AttendTask task) {
+template <bool CODES> static __global__ void __launch_bounds__(ATTEND_THREADS, 4) attend_chunks(AttendTask task) {
     SHARED_MEMORY(turns);
     __shared__ Shared shared;
     begin_grid();
@@ -447,7 +595,7 @@ static __global__ void __launch_bounds__(ATTEND_THREADS, 4) attend_chunks(Attend
         bool done = false;
         for (int before = 0; before < i; before++)
             done = done || (shared.keys[before] == shared.keys[i] && shared.chunk[before] == shared.chunk[i]);
-        if (!done) attend_cache(task, i, first, &shared, turns);
+        if (!done) attend_cache<CODES>(task, i, first, &shared, turns);
     }
 }
 
@@ -513,7 +661,7 @@ void queue_attend(cudaStream_t stream, const DeviceHeads *heads, const DeviceRow
     const int tiles = (n + task.tiling.rows - 1) / task.tiling.rows * task.tiling.parts;
     const size_t shared = attend_shared_bytes(heads->head_size);
     launch(stream, dim3((unsigned)tiles, (unsigned)heads->n_head_kv, (unsigned)n_chunks), dim3(ATTEND_THREADS), shared,
-           attend_chunks, task);
+           heads->kv_type == BEE_KV_Q8_0 ? attend_chunks<true> : attend_chunks<false>, task);
     launch(stream, dim3((unsigned)((out->n_groups + FOLD_WARPS - 1) / FOLD_WARPS), (unsigned)n), dim3(FOLD_THREADS), 0,
            fold_chunks, *heads, rows, n_chunks, partials, gates, gate_stride, *out);
 }

@@ -330,7 +330,9 @@ DeviceHeads device_heads(const Heads *h) {
     d.n_head_kv = h->n_head_kv;
     d.head_size = h->head_size;
     d.region = cache_region(h);
-    d.first_column = h->first_column;
+    d.kv_type = h->kv_type;
+    d.first_byte = h->first_byte;
+    d.head_bytes = cache_head_bytes(h->kv_type, h->head_size);
     d.n_rotated = h->rope ? h->rope->n_rotated : 0;
     d.neox = h->rope && h->rope->neox;
     d.norm_rotated = h->norm_rotated;
@@ -351,9 +353,9 @@ Cache *cache_new(Backend *b, const CacheShape *shape, int n_ctx) {
     *cache = cache_layout(shape, n_ctx);
     bool ok = true;
     for (int r = 0; r < CACHE_REGIONS; r++) {
-        if (!cache->columns[r]) continue;
-        ok = (cache->keys[r] = (uint16_t *)take(b, cache_half_bytes(cache, r))) && ok;
-        ok = (cache->values[r] = (uint16_t *)take(b, cache_half_bytes(cache, r))) && ok;
+        if (!cache->position_bytes[r]) continue;
+        ok = (cache->keys[r] = (uint8_t *)take(b, cache_half_bytes(cache, r))) && ok;
+        ok = (cache->values[r] = (uint8_t *)take(b, cache_half_bytes(cache, r))) && ok;
     }
     if (cache->n_states) {
         ok = (cache->states = (float *)take(b, shape->state_floats * sizeof(float))) && ok;

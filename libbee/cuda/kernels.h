@@ -15,7 +15,7 @@
 
 /* A sequence's keys and values: layout.h. A region's position p lies where p % n_positions does. */
 typedef struct DeviceCache {
-    uint16_t *keys[CACHE_REGIONS], *values[CACHE_REGIONS];
+    uint8_t *keys[CACHE_REGIONS], *values[CACHE_REGIONS];
     int32_t n_positions[CACHE_REGIONS]; /* whole chunks */
     int32_t n_ctx;                      /* as it was asked for */
     float *states, *kept;               /* of recurrent layers: recurrence.cu */
@@ -38,7 +38,10 @@ typedef struct DeviceRun {
 /* As Heads in ops.h. */
 typedef struct DeviceHeads {
     int n_head, n_head_kv, head_size;
-    int region, first_column; /* of the cache */
+    bee_kv_type kv_type;
+    int region;        /* of the cache */
+    size_t first_byte; /* of the layer in it, and what a head of one position takes */
+    size_t head_bytes;
     int n_rotated;
     bool neox, norm_rotated, norm_values;
     float scale, eps, softcap;
@@ -190,11 +193,12 @@ void queue_copy(cudaStream_t stream, const float *from, size_t from_stride, floa
 
 /* ---- attention: attention.cu --------------------------------------------------------------------- */
 
-/* Norms (where gains are given), rotates and scales queries in place; norms, rotates and stores keys; stores values.
- * Without `q` there are no queries; without `k` neither keys nor values; without `v` values are what keys were. */
+/* Norms (where gains are given), rotates and scales queries in place; norms, rotates and stores keys, which may change
+ * `k`; stores values. Without `q` there are no queries; without `k` neither keys nor values; without `v` values are
+ * what keys were. */
 void queue_rotate_and_store(cudaStream_t stream, const DeviceHeads *heads, const DeviceRow *rows, int n,
                             const float *angles, const float *q_gain, const float *k_gain, float *q, size_t q_stride,
-                            const float *k, const float *v, size_t kv_stride);
+                            float *k, const float *v, size_t kv_stride);
 /* n_chunks: of 128 positions, at least as many as any row sees; it decides the grid, never a number. Results are
  * multiplied with 1 / (1 + exp(-gate)) where there are gates, [row][gate_stride]. `scratch` has attention_row_bytes
  * (work_sizes.h) for each row. */

@@ -33,10 +33,17 @@
  *   a span of F16 or BF16: [4 steps of 16 columns][lane][4 words], the registers of mma_f16_k16's A
  *             of F32: float [64 columns][16 rows]
  *
- * Keys and values: float16, of each region of the cache (src/cache/cache.h) [layer][head][chunk of 128 positions], and
- * in a chunk the B fragments of mma_f16_k16:
- *   keys      [position / 8][dimension / 16][lane][4]  lane = 4 (position % 8) + t: dimensions 2 t, 2 t + 1, + 8, + 9
- *   values    [position / 16][dimension / 8][lane][4]  lane = 4 (dimension % 8) + t: positions 2 t, 2 t + 1, + 8, + 9
+ * Keys and values: of each region of the cache (src/cache/cache.h) [layer][head][chunk of 128 positions], and in a
+ * chunk of float16 the B fragments of mma_f16_k16: keys      [position / 8][dimension / 16][lane][4]  lane = 4
+ * (position % 8) + t: dimensions 2 t, 2 t + 1, + 8, + 9 values    [position / 16][dimension / 8][lane][4]  lane = 4
+ * (dimension % 8) + t: positions 2 t, 2 t + 1, + 8, + 9
+ *
+ * In a chunk of 8 bits codes lie in the same lanes, twice as many dimensions, or positions, side by side, and behind
+ * all codes their scales, float16, as the lanes want them: keys      codes  [position / 8][dimension / 32][lane][8],
+ * where the second four are of dimensions + 16. A last block of 16 dimensions has [lane][4] scales [dimension /
+ * 32][position / 32][position % 8][4], those of positions + 0, + 8, + 16, + 24 values    codes  [position /
+ * 32][dimension / 8][lane][8], where the second four are of positions + 16 scales [dimension / 32][position /
+ * 32][t][8], in the order of the lane's positions
  */
 #ifndef BEE_CUDA_LAYOUT_H
 #define BEE_CUDA_LAYOUT_H
@@ -96,17 +103,14 @@ LAYOUT DeviceWeight device_weight_layout(TensorType type, int rows, int columns)
     return w;
 }
 
-/* Elements of one head's chunk. */
-LAYOUT size_t cache_chunk_elements(int head_size) { return (size_t)CACHE_CHUNK * (size_t)head_size; }
-
-/* Where a head's chunk begins in a region of so many positions, in elements: layer by layer, in each head by head, in
- * each chunk by chunk. */
-LAYOUT size_t cache_chunk_at(int n_positions, int first_column, int head_size, int head, int chunk) {
-    return ((size_t)first_column + (size_t)head * (size_t)head_size) * (size_t)n_positions +
-           (size_t)(chunk % (n_positions / CACHE_CHUNK)) * cache_chunk_elements(head_size);
+/* Where a head's chunk begins in a region of so many positions, in bytes: layer by layer, in each head by head, in each
+ * chunk by chunk. head_bytes: of one position. */
+LAYOUT size_t cache_chunk_at(int n_positions, size_t first_byte, size_t head_bytes, int head, int chunk) {
+    return (first_byte + (size_t)head * head_bytes) * (size_t)n_positions +
+           (size_t)(chunk % (n_positions / CACHE_CHUNK)) * CACHE_CHUNK * head_bytes;
 }
 
-/* Where an element lies in its chunk; `position` counts from the chunk's beginning. */
+/* Where a float16 element lies in its chunk; `position` counts from the chunk's beginning. */
 LAYOUT size_t key_place(int head_size, int position, int dimension) {
     const int lane = 4 * (position % 8) + dimension % 8 / 2;
     return ((size_t)(position / 8) * (size_t)(head_size / 16) + (size_t)(dimension / 16)) * 128 + (size_t)lane * 4 +
@@ -117,6 +121,30 @@ LAYOUT size_t value_place(int head_size, int position, int dimension) {
     const int lane = 4 * (dimension % 8) + position % 8 / 2;
     return ((size_t)(position / 16) * (size_t)(head_size / 8) + (size_t)(dimension / 8)) * 128 + (size_t)lane * 4 +
            (size_t)(position % 16 / 8 * 2 + position % 2);
+}
+
+/* The same of 8 bits: codes, from the chunk's beginning; */
+LAYOUT size_t key_code_place(int head_size, int position, int dimension) {
+    const int first = dimension / CACHE_BLOCK * CACHE_BLOCK, left = head_size - first;
+    const int lane = 4 * (position % 8) + dimension % 8 / 2, width = (left < CACHE_BLOCK ? left : CACHE_BLOCK) / 4;
+    return (size_t)(position / 8) * 8 * (size_t)head_size + (size_t)(first * 8) + (size_t)(lane * width) +
+           (size_t)(dimension % CACHE_BLOCK / 16 * 4 + dimension % 16 / 8 * 2 + dimension % 2);
+}
+
+LAYOUT size_t value_code_place(int head_size, int position, int dimension) {
+    const int lane = 4 * (dimension % 8) + position % 8 / 2;
+    return ((size_t)(position / 32) * (size_t)(head_size / 8) + (size_t)(dimension / 8)) * 256 + (size_t)lane * 8 +
+           (size_t)(position % 32 / 8 * 2 + position % 2);
+}
+
+/* and scales, counted from the first, which lies behind the chunk's codes. */
+LAYOUT size_t key_scale_place(int position, int dimension) {
+    return (size_t)(dimension / CACHE_BLOCK * CACHE_CHUNK + position / 32 * 32 + position % 8 * 4 + position % 32 / 8);
+}
+
+LAYOUT size_t value_scale_place(int position, int dimension) {
+    return (size_t)(dimension / CACHE_BLOCK * CACHE_CHUNK + position / 32 * 32 + position % 8 / 2 * 8 +
+                    position % 32 / 8 * 2 + position % 2);
 }
 
 #endif

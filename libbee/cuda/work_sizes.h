@@ -46,7 +46,7 @@ static inline int chunks_at_once(int n_chunks, int window) {
 
 /* Of any layer. */
 static inline int attention_chunks(const CacheShape *shape, int n_ctx) {
-    return chunks_at_once(chunk_bucket(n_ctx), shape->columns[0] ? 0 : shape->window);
+    return chunks_at_once(chunk_bucket(n_ctx), shape->position_bytes[0] ? 0 : shape->window);
 }
 
 /* A row's partial results: maximum, sum and weighted values of each head and chunk. */

@@ -104,6 +104,13 @@ BEE_API bee_status bee_file_metadata(const bee_file *file, uint64_t index, bee_m
 BEE_API uint64_t bee_file_tensor_count(const bee_file *file);
 BEE_API bee_status bee_file_tensor(const bee_file *file, uint64_t index, bee_tensor_info *out, bee_error *error);
 
+/* How keys and values are remembered. 8 bits take about half the memory, and a pass reads half as much of it; answers
+ * may then differ a little from those with float16, but still not with speculation on and off. */
+typedef enum bee_kv_type {
+    BEE_KV_F16 = 0, /* float16 */
+    BEE_KV_Q8_0 = 1 /* 8-bit integers with a float16 scale for every 32 dimensions of a head and position */
+} bee_kv_type;
+
 /* What running a file would take, found from its header alone. Fails with BEE_ERROR_UNSUPPORTED or
  * BEE_ERROR_FORMAT, and the reason, where `bee_engine_open` would. */
 typedef struct bee_plan {
@@ -119,7 +126,7 @@ typedef struct bee_plan {
     bool is_drafter;    /* "dflash", or such a block alone: give it to an engine as the drafter */
 } bee_plan;
 
-BEE_API bee_status bee_file_plan(const bee_file *file, bee_plan *out, bee_error *error);
+BEE_API bee_status bee_file_plan(const bee_file *file, bee_kv_type kv_type, bee_plan *out, bee_error *error);
 
 /* ---- devices ------------------------------------------------------------------------------------ */
 
@@ -151,7 +158,7 @@ typedef struct bee_memory_plan {
 
 /* Found from the headers alone, and with or without a device. `drafter` may be NULL. */
 BEE_API bee_status bee_plan_memory(const bee_file *target, const bee_file *drafter, bee_device device, int32_t n_ctx,
-                                   bee_memory_plan *out, bee_error *error);
+                                   bee_kv_type kv_type, bee_memory_plan *out, bee_error *error);
 
 /* ---- engine ------------------------------------------------------------------------------------- */
 
@@ -181,8 +188,9 @@ typedef struct bee_costs {
 
 typedef struct bee_engine_params {
     bee_device device;
-    int32_t n_ctx;     /* positions that a device's memory is planned for; 0: what the model was trained for */
-    int32_t n_threads; /* 0: the cores this process may use */
+    int32_t n_ctx;       /* positions that a device's memory is planned for; 0: what the model was trained for */
+    int32_t n_threads;   /* 0: the cores this process may use */
+    bee_kv_type kv_type; /* of target and drafter */
     const char *instruction_set; /* NULL: the best here; a name of bee_instruction_sets() forces one */
     const bee_costs *costs; /* as `bee_engine_costs` gave them before, or NULL to measure for some tenths of a second */
     int32_t n_taps;         /* without a drafter: keep the inputs of these target layers as features */
@@ -203,11 +211,12 @@ typedef struct bee_engine_info {
     int32_t n_taps;
     int32_t taps[16]; /* entry i means the input of that target layer */
     bool has_drafter;
-    bool predicts;               /* the model's own block drafts; the next two are then of it */
-    int32_t block_size;          /* of the drafter: the largest number of tokens it drafts is one less; 0 without one */
-    int32_t n_draft_vocab;       /* rows of the drafter's head; 0 without one */
-    int32_t mask_token;          /* -1 without a drafter */
-    uint64_t weight_bytes;       /* target and drafter, packed */
+    bool predicts;         /* the model's own block drafts; the next two are then of it */
+    int32_t block_size;    /* of the drafter: the largest number of tokens it drafts is one less; 0 without one */
+    int32_t n_draft_vocab; /* rows of the drafter's head; 0 without one */
+    int32_t mask_token;    /* -1 without a drafter */
+    uint64_t weight_bytes; /* target and drafter, packed */
+    bee_kv_type kv_type;
     const char *instruction_set; /* of the CPU; "cuda" on a card */
     bee_device device;           /* where it runs: CPU or CUDA */
     bee_device_info device_info;
@@ -423,6 +432,11 @@ BEE_API bee_status bee_random_weights(int32_t type, void *out, size_t bytes, bee
  * one row, and beyond the drafter's block_size): medians over `repeats`. */
 BEE_API bee_status bee_engine_measure(bee_engine *engine, int32_t n_rows, int32_t n_past, int32_t repeats,
                                       double *pass_seconds, double *draft_seconds, bee_error *error);
+
+/* The same of passes alone, over n_rows[i] tokens each: medians, [n_sizes], of `repeats` turns, in each of which every
+ * size has one pass, in one scratch session: a long context is read once for all. */
+BEE_API bee_status bee_engine_measure_passes(bee_engine *engine, const int32_t *n_rows, int32_t n_sizes, int32_t n_past,
+                                             int32_t repeats, double *pass_seconds, bee_error *error);
 
 /* What a cycle takes and yields. What `seconds` has beyond `device_seconds` the device spent waiting for the host. */
 typedef struct bee_cycle_cost {

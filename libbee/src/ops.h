@@ -78,7 +78,8 @@ typedef struct Heads {
     const float *sinks; /* [n_head] scores without a value that belong to every sum; NULL: none */
     const float *gates; /* [row][gate_stride]: results are multiplied with 1 / (1 + exp(-gate)); NULL: they stay */
     size_t gate_stride;
-    int first_column; /* where the keys lie among those of a position, in the region of layers like this one */
+    bee_kv_type kv_type;
+    size_t first_byte; /* where the keys lie among those of a position, in the region of layers like this one */
 } Heads;
 
 /* down(activation(gate x) * (up x)) of each expert, or where `gate` is NULL down(activation(up x)); matrices in the

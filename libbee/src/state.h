@@ -22,6 +22,7 @@ struct bee_engine {
     Workspace work, draft_work;
     int32_t taps[BEE_MAX_TAPS];
     int n_taps;
+    bee_kv_type kv_type;
     PassCosts costs;
     DraftCosts draft_costs[N_DRAFT_SOURCES];
     DraftChances usual[N_DRAFT_SOURCES]; /* what drafts of all requests did, which a new one starts from */

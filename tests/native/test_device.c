@@ -98,15 +98,16 @@ static uint64_t planned_bytes(void) {
     TinyFile file = tiny_target(&target), drafter_file = tiny_drafter(&target, &drafter);
     bee_file *t = bee_file_open(file.path, NULL), *d = bee_file_open(drafter_file.path, NULL);
     bee_memory_plan plan = {0}, alone = {0}, longer = {0};
-    CHECK_EQ(bee_plan_memory(t, d, BEE_DEVICE_CUDA, N_CTX, &plan, NULL), BEE_OK);
-    CHECK_EQ(bee_plan_memory(t, NULL, BEE_DEVICE_CUDA, N_CTX, &alone, NULL), BEE_OK);
-    CHECK_EQ(bee_plan_memory(t, d, BEE_DEVICE_CUDA, 256, &longer, NULL), BEE_OK);
+    CHECK_EQ(bee_plan_memory(t, d, BEE_DEVICE_CUDA, N_CTX, BEE_KV_F16, &plan, NULL), BEE_OK);
+    CHECK_EQ(bee_plan_memory(t, NULL, BEE_DEVICE_CUDA, N_CTX, BEE_KV_F16, &alone, NULL), BEE_OK);
+    CHECK_EQ(bee_plan_memory(t, d, BEE_DEVICE_CUDA, 256, BEE_KV_F16, &longer, NULL), BEE_OK);
     CHECK_EQ(plan.total_bytes, plan.target_bytes + plan.drafter_bytes + plan.cache_bytes + plan.work_bytes);
     CHECK(alone.drafter_bytes == 0 && alone.total_bytes < plan.total_bytes && alone.target_bytes == plan.target_bytes);
     CHECK(longer.cache_bytes > plan.cache_bytes && longer.target_bytes == plan.target_bytes);
-    EXPECT(bee_plan_memory(t, d, BEE_DEVICE_CUDA, 257, &plan, &error), BEE_ERROR_ARGUMENT, "n_ctx is 257");
-    EXPECT(bee_plan_memory(d, NULL, BEE_DEVICE_CUDA, 0, &alone, &error), BEE_ERROR_UNSUPPORTED, "is a DFlash drafter");
-    EXPECT(bee_plan_memory(t, d, BEE_DEVICE_AUTO, 0, &alone, &error), BEE_ERROR_ARGUMENT, "a plan is for");
+    EXPECT(bee_plan_memory(t, d, BEE_DEVICE_CUDA, 257, BEE_KV_F16, &plan, &error), BEE_ERROR_ARGUMENT, "n_ctx is 257");
+    EXPECT(bee_plan_memory(d, NULL, BEE_DEVICE_CUDA, 0, BEE_KV_F16, &alone, &error), BEE_ERROR_UNSUPPORTED,
+           "is a DFlash drafter");
+    EXPECT(bee_plan_memory(t, d, BEE_DEVICE_AUTO, 0, BEE_KV_F16, &alone, &error), BEE_ERROR_ARGUMENT, "a plan is for");
     bee_file_close(d);
     bee_file_close(t);
     tiny_file_close(&file);

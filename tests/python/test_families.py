@@ -32,7 +32,7 @@ from bee_integrations.engine import Engine
 from bee_integrations.engine import engine as engine_module
 from bee_integrations.errors import BeeError, OutOfMemoryError
 from bee_integrations.library import check, ffi, lib, new_error
-from bee_integrations.models.file import ModelFile
+from bee_integrations.models.file import KV_CACHES, ModelFile
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "families.npz"
 ERROR = 1e-5  # normalised squared error: llama.cpp rounds queries, probabilities and F16 operands to half precision
@@ -91,11 +91,13 @@ def engine(
     threads: int = 2,
     instruction_set: str | None = None,
     device: str = "cpu",
+    kv_cache: str = "f16",
 ) -> Iterator[Any]:
     error = new_error()
     name = ffi.new("char[]", instruction_set.encode()) if instruction_set else ffi.NULL
     on = lib.BEE_DEVICE_CUDA if device == "cuda" else lib.BEE_DEVICE_CPU
     params = ffi.new("bee_engine_params *", {"n_threads": threads, "device": on, "instruction_set": name})
+    params.kv_type = KV_CACHES[kv_cache]
     handle = lib.bee_engine_open(bytes(path), bytes(drafter) if drafter else ffi.NULL, params, error)
     check(handle, error)
     yield handle
@@ -142,6 +144,22 @@ def test_logits(device: str, name: str, tmp_path: Path) -> None:
     half = make(name, "F16").write(tmp_path / "f16.gguf")
     expected = golden()[f"{name} F16"]
     assert_like(logits(half, ids, 16, device=device)[-len(expected) :], expected)
+
+
+# A plain family, windows, sinks, latent attention, recurrent layers, no positions.
+IN_8_BITS = ("llama-fused-qkv", "gemma3", "gpt-oss", "deepseek2", "qwen35", "granite-without-positions")
+
+
+@of_devices(IN_8_BITS, on_cuda=("gpt-oss", "deepseek2"))
+def test_keys_and_values_in_8_bits(device: str, name: str, tmp_path: Path) -> None:
+    """Near the logits with float16, but where a router chooses other experts; the same bits in passes of any size."""
+    path, ids = make(name, "F16").write(tmp_path / "model.gguf"), tokens(N_POSITIONS if device == "cpu" else 44)
+    exact, found = (logits(path, ids, 16, device=device, kv_cache=kv_cache) for kv_cache in ("f16", "q8_0"))
+    errors = ((found - exact).astype(np.float64) ** 2).mean(1) / (exact.astype(np.float64) ** 2).mean(1)
+    assert 1e-9 < np.median(errors) < 1e-3
+    for rows in (1, 3, 11, len(ids)) if device == "cpu" else (1, len(ids)):
+        other = logits(path, ids, rows, threads=1 + rows % 3, device=device, kv_cache="q8_0")
+        assert other.tobytes() == found.tobytes(), rows
 
 
 @pytest.mark.skipif("cuda" not in DEVICES, reason="needs a card, or an emulated one")
@@ -264,37 +282,55 @@ def begin(found: Any, prompt: list[int], mode: int, length: int, temperature: fl
     check(lib.bee_session_begin(found, request, error), error)
 
 
-@of_devices(CASES, on_cuda=KINDS)
-def test_speculation_changes_nothing(device: str, name: str, tmp_path: Path) -> None:
+def speculate(device: str, name: str, kv_cache: str, own_block: bool, tmp_path: Path) -> None:
     """Conversations that grow, go back and branch, with and without drafts, in sessions that remember them."""
     draw = random.Random(name)
     path = target_of(name).write(tmp_path / "model.gguf")
     drafter = drafter_for(name, window=draw.choice([0, 5])).write(tmp_path / "drafter.gguf")
-    modes = (lib.BEE_SPECULATION_DFLASH, lib.BEE_SPECULATION_COPY, lib.BEE_SPECULATION_AUTO)
+    by_model = lib.BEE_SPECULATION_MTP if own_block else lib.BEE_SPECULATION_DFLASH
+    modes = (by_model, lib.BEE_SPECULATION_COPY, lib.BEE_SPECULATION_AUTO)
+    lengths = [-1, 1, 3, 5 if own_block else 7]
     rounds = GENERATIONS if device == "cpu" else (GENERATIONS + 3) // 4
-    with engine(path, drafter, device=device) as handle, session(handle) as plain, session(handle) as drafting:
+    with (
+        engine(path, None if own_block else drafter, device=device, kv_cache=kv_cache) as handle,
+        session(handle) as plain,
+        session(handle) as drafting,
+    ):
         history = tokens(20)
         for _ in range(rounds):
             temperature, seed, n = draw.choice([0, 0.3, 1, 1.5]), draw.getrandbits(48), draw.randint(1, 24)
             expected = generate(handle, plain, history, lib.BEE_SPECULATION_OFF, 0, temperature, seed, n)
             mode = draw.choice(modes)
-            found = generate(handle, drafting, history, mode, draw.choice([-1, 1, 3, 7]), temperature, seed, n)
+            found = generate(handle, drafting, history, mode, draw.choice(lengths), temperature, seed, n)
             assert found == expected, (mode, temperature)
             history = [*(history + expected)[: draw.randint(5, 180)], draw.randrange(N_VOCAB)]
+
+
+@of_devices(CASES, on_cuda=KINDS)
+def test_speculation_changes_nothing(device: str, name: str, tmp_path: Path) -> None:
+    speculate(device, name, "f16", False, tmp_path)
+
+
+@of_devices((*IN_8_BITS, "deepseek2-predicting"), on_cuda=("gpt-oss",))
+def test_speculation_in_8_bits_changes_nothing(device: str, name: str, tmp_path: Path) -> None:
+    """Those of drafters, too: of DFlash, or of a block of the model's own."""
+    speculate(device, name, "q8_0", name.endswith("predicting"), tmp_path)
 
 
 TURNS = ((800, 1), (790, 2), (400, 3), (799, 4), (120, 5), (30, 6), (900, 7), (640, 8), (200, 9))  # tokens, the next
 
 
 @of_devices(
-    (*LONG_CASES, "qwen35", "lfm2-windows", "nemotron_h"),
+    (*LONG_CASES, "qwen35", "lfm2-windows", "nemotron_h", "gemma3 in 8 bits"),
     on_cuda=["gemma3"] if os.environ.get("BEE_FAMILIES") else ["lfm2-windows"],
 )
 def test_going_back_further_than_a_window_remembers(device: str, name: str, tmp_path: Path) -> None:
+    kv_cache = "q8_0" if name.endswith("8 bits") else "f16"
+    name = name.partition(" ")[0]
     path = target_of(name, n_ctx=1024).write(tmp_path / "model.gguf")
     drafter = drafter_for(name, window=6).write(tmp_path / "drafter.gguf")
     text_ids = tokens(900)
-    with engine(path, drafter, device=device) as handle, session(handle, 1024) as kept:
+    with engine(path, drafter, device=device, kv_cache=kv_cache) as handle, session(handle, 1024) as kept:
         for length, other in TURNS if device == "cpu" else TURNS[:4]:
             prompt = [*text_ids[:length], other]
             found = generate(handle, kept, prompt, lib.BEE_SPECULATION_DFLASH, 5, 0.8, length, 12)
@@ -422,12 +458,12 @@ def test_sessions_in_company(device: str, tmp_path: Path) -> None:
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 
-def planned(path: Path, n_ctx: int, device: int = lib.BEE_DEVICE_CPU) -> Any:
+def planned(path: Path, n_ctx: int, device: int = lib.BEE_DEVICE_CPU, kv_type: int = lib.BEE_KV_F16) -> Any:
     error = new_error()
     file = lib.bee_file_open(bytes(path), error)
     check(file, error)
     plan = ffi.new("bee_memory_plan *")
-    check(lib.bee_plan_memory(file, ffi.NULL, device, n_ctx, plan, error), error)
+    check(lib.bee_plan_memory(file, ffi.NULL, device, n_ctx, kv_type, plan, error), error)
     lib.bee_file_close(file)
     return plan
 
@@ -483,6 +519,18 @@ def test_the_plan_counts_states_on_cuda(name: str, tmp_path: Path) -> None:
     # Keys, values, states, the rows kept for them and the saved ones; what one cycle leaves for the next, and features
     # that wait for a block that predicts.
     assert plan.cache_bytes <= held <= plan.cache_bytes + (1 << 16)
+
+
+def test_keys_and_values_in_8_bits_take_half(tmp_path: Path) -> None:
+    """And a scale for every 32 dimensions of a head, or for 16 of them; states stay what they are."""
+    for name in ("llama-fused-qkv", "qwen35"):
+        path = make(name, n_ctx=1024).write(tmp_path / f"{name}.gguf")
+        f16, q8_0 = (
+            [planned(path, n, kv_type=kv_type).cache_bytes for n in (256, 1024)] for kv_type in KV_CACHES.values()
+        )
+        assert f16[1] - f16[0] > 0
+        assert (q8_0[1] - q8_0[0]) / (f16[1] - f16[0]) in (18 / 32, 34 / 64)
+        assert f16[0] - q8_0[0] == (f16[1] - q8_0[1]) / 4
 
 
 def test_states_do_not_grow_with_the_context(tmp_path: Path) -> None:

@@ -72,7 +72,6 @@ bee_status shape_read(const bee_file *file, Shape *shape, bee_error *error) {
                                         .cache_of = i,
                                         .attention_scale = 1}; /* until they are read */
     shape->architecture->read(&r, shape);
-    shape_place_caches(shape);
     if (r.status) shape_free(shape);
     return r.status;
 }

@@ -7,7 +7,15 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "bee.h"
+
 enum { CACHE_CHUNK = 128 }; /* positions */
+
+/* BEE_KV_Q8_0: so many dimensions of one head and position share a float16 scale; a head's last block may have 16.
+ * Their numbers are scale * code, each code from -127 to 127, the scale the largest magnitude / 127, rounded to
+ * float16, and the codes the nearest to what the numbers are over that. Where 127 * scale is no float16, or a number is
+ * not finite, the scale is NaN, and whoever sees the position gets NaN. */
+enum { CACHE_BLOCK = 32 };
 
 /* Layers that see everything, and layers with a window. A windowed layer remembers its window and some positions more:
  * those of a pass, and as far as a conversation usually goes back. */
@@ -22,11 +30,11 @@ enum { MAX_SNAPSHOTS = 8, LEAST_SNAPSHOTS = 2, SNAPSHOT_BYTES = 256 << 20 };
 
 /* What caches of a model hold: sums and maxima over its layers. */
 typedef struct CacheShape {
-    int columns[CACHE_REGIONS];       /* keys of one position: the sum of n_head_kv * head_size */
-    int window;                       /* the widest; 0: no layer has one */
-    int n_head, query_columns;        /* the most of a layer: heads, n_head * head_size */
-    int n_states;                     /* layers that have one */
-    size_t state_floats, kept_floats; /* of all states; of the rows kept for them */
+    size_t position_bytes[CACHE_REGIONS]; /* keys of one position: the sum of n_head_kv * cache_head_bytes */
+    int window;                           /* the widest; 0: no layer has one */
+    int n_head, query_columns;            /* the most of a layer: heads, n_head * head_size */
+    int n_states;                         /* layers that have one */
+    size_t state_floats, kept_floats;     /* of all states; of the rows kept for them */
 } CacheShape;
 
 /* Where a recurrent layer stands: its state is that behind the first `position` tokens, and it keeps the inputs of the
@@ -36,16 +44,25 @@ typedef struct StateEnd {
     int32_t position, n_kept;
 } StateEnd;
 
-/* float16, in whole chunks of positions. In what order, is the backend's business. Position p of a region lies where
- * p % n_positions does. */
+/* Whole chunks of positions, in bee_kv_type's numbers. In what order, is the backend's business. Position p of a region
+ * lies where p % n_positions does. */
 typedef struct Cache {
     int n_ctx; /* positions that its sequence may have */
-    int columns[CACHE_REGIONS], n_positions[CACHE_REGIONS];
-    uint16_t *keys[CACHE_REGIONS], *values[CACHE_REGIONS];
+    size_t position_bytes[CACHE_REGIONS];
+    int n_positions[CACHE_REGIONS];
+    uint8_t *keys[CACHE_REGIONS], *values[CACHE_REGIONS];
     int n_states;
     float *states, *kept; /* in what order a layer's numbers lie, is the backend's business, too */
     StateEnd *ends;       /* [n_states] */
 } Cache;
+
+/* Of a head of one position. */
+static inline int cache_blocks(int head_size) { return (head_size + CACHE_BLOCK - 1) / CACHE_BLOCK; }
+
+static inline size_t cache_head_bytes(bee_kv_type type, int head_size) {
+    const size_t size = (size_t)head_size;
+    return type == BEE_KV_Q8_0 ? size + sizeof(uint16_t) * (size_t)cache_blocks(head_size) : sizeof(uint16_t) * size;
+}
 
 static inline int cache_chunks(int n_positions) { return (n_positions + CACHE_CHUNK - 1) / CACHE_CHUNK; }
 
@@ -63,15 +80,15 @@ static inline Cache cache_layout(const CacheShape *shape, int n_ctx) {
     cache.n_ctx = n_ctx;
     cache.n_states = shape->n_states;
     for (int r = 0; r < CACHE_REGIONS; r++) {
-        cache.columns[r] = shape->columns[r];
-        cache.n_positions[r] = shape->columns[r] ? cache_positions(shape, r, n_ctx) : 0;
+        cache.position_bytes[r] = shape->position_bytes[r];
+        cache.n_positions[r] = shape->position_bytes[r] ? cache_positions(shape, r, n_ctx) : 0;
     }
     return cache;
 }
 
 /* Of the keys alone, or the values. */
 static inline size_t cache_half_bytes(const Cache *cache, int region) {
-    return sizeof(uint16_t) * (size_t)cache->columns[region] * (size_t)cache->n_positions[region];
+    return cache->position_bytes[region] * (size_t)cache->n_positions[region];
 }
 
 /* Of a whole cache. */
@@ -120,13 +137,13 @@ static inline void cache_set_states(Cache *cache, int position) {
 
 /* Of keys and values of one position, while no window is full. */
 static inline uint64_t cache_position_bytes(const CacheShape *shape) {
-    return 2 * sizeof(uint16_t) * ((uint64_t)shape->columns[0] + (uint64_t)shape->columns[1]);
+    return 2 * (uint64_t)(shape->position_bytes[0] + shape->position_bytes[1]);
 }
 
 /* Whether every position that one at `position` sees is still remembered, where positions before `written` have been
  * written. */
 static inline bool cache_reaches_back(const Cache *cache, const CacheShape *shape, int position, int written) {
-    return !cache->columns[1] || written <= cache->n_positions[1] ||
+    return !cache->position_bytes[1] || written <= cache->n_positions[1] ||
            position - shape->window >= written - cache->n_positions[1];
 }
 

@@ -58,35 +58,77 @@ void read_made_up(bee_session *s, int n_past, int n_more) {
     pthread_mutex_unlock(&s->engine->mutex);
 }
 
-/* Medians over `repeats` passes and drafts after n_past tokens; `times` has room for 2 * repeats. */
-static void measure_session(bee_session *s, int n_rows, int n_past, int repeats, double *times, double *pass_seconds,
-                            double *draft_seconds) {
-    const bool drafts = can_draft(s->engine, n_rows - 1);
-    read_made_up(s, n_past, n_rows);
-    for (int i = 0; i < repeats; i++) time_cycle(s, n_rows, drafts, &times[i], &times[repeats + i]);
-    *pass_seconds = median(times, repeats);
-    *draft_seconds = median(times + repeats, repeats);
+/* Sizes of passes, and what they took after n_past tokens: [size][turn]. Drafts: NULL where none are wanted. */
+typedef struct Measurement {
+    const int32_t *n_rows;
+    int n_sizes, n_past, repeats;
+    double *passes, *drafts;
+} Measurement;
+
+static int longest_pass(const Measurement *m) {
+    int most = 0;
+    for (int i = 0; i < m->n_sizes; i++) most = m->n_rows[i] > most ? m->n_rows[i] : most;
+    return most;
 }
 
-bee_status bee_engine_measure(bee_engine *engine, int32_t n_rows, int32_t n_past, int32_t repeats, double *pass_seconds,
-                              double *draft_seconds, bee_error *error) {
-    if (n_rows < 1 || n_rows > BEE_MAX_PASS_ROWS || n_past < 0 || repeats < 1 || repeats > 10000)
+static void measure_session(bee_session *s, const Measurement *m) {
+    read_made_up(s, m->n_past, longest_pass(m));
+    for (int turn = 0; turn < m->repeats; turn++)
+        for (int i = 0; i < m->n_sizes; i++) {
+            double draft;
+            const int at = i * m->repeats + turn, n = m->n_rows[i];
+            time_cycle(s, n, m->drafts && can_draft(s->engine, n - 1), &m->passes[at],
+                       m->drafts ? &m->drafts[at] : &draft);
+        }
+}
+
+static bee_status check_measurement(const bee_engine *e, const Measurement *m, bee_error *error) {
+    bool fits = m->n_past >= 0 && m->repeats >= 1 && m->repeats <= 10000 && m->n_sizes >= 1 && m->n_sizes <= 100;
+    for (int i = 0; fits && i < m->n_sizes; i++) fits = m->n_rows[i] >= 1 && m->n_rows[i] <= BEE_MAX_PASS_ROWS;
+    if (!fits)
         return bee_fail(error, BEE_ERROR_ARGUMENT,
-                        "n_rows must lie between 1 and %d, n_past be at least 0, repeats between 1 and 10000",
+                        "n_rows must lie between 1 and %d, n_past be at least 0, repeats between 1 and 10000, and "
+                        "n_sizes between 1 and 100",
                         BEE_MAX_PASS_ROWS);
-    if (n_past > engine->target->shape.n_ctx_train - n_rows)
-        return bee_fail(error, BEE_ERROR_ARGUMENT, "n_past + n_rows is %lld; the model's context holds %d",
-                        (long long)n_past + n_rows, engine->target->shape.n_ctx_train);
+    if (m->n_past <= e->target->shape.n_ctx_train - longest_pass(m)) return BEE_OK;
+    return bee_fail(error, BEE_ERROR_ARGUMENT, "n_past + n_rows is %lld; the model's context holds %d",
+                    (long long)m->n_past + longest_pass(m), e->target->shape.n_ctx_train);
+}
+
+/* The medians; draft_seconds NULL: no drafts are wanted. */
+static bee_status measure(bee_engine *engine, Measurement m, double *pass_seconds, double *draft_seconds,
+                          bee_error *error) {
+    bee_status status = check_measurement(engine, &m, error);
+    if (status) return status;
     bee_error local;
     if (!error) error = &local;
-    bee_session *s = bee_session_open(engine, n_past + n_rows, false, error);
+    bee_session *s = bee_session_open(engine, m.n_past + longest_pass(&m), false, error);
     if (!s) return error->status;
-    double *times = malloc(2 * (size_t)repeats * sizeof *times);
-    if (times) measure_session(s, n_rows, n_past, repeats, times, pass_seconds, draft_seconds);
+    const size_t n = (size_t)m.n_sizes * (size_t)m.repeats;
+    double *times = malloc(2 * n * sizeof *times);
+    m.passes = times;
+    m.drafts = draft_seconds ? times + n : NULL;
+    if (times) measure_session(s, &m);
+    for (int i = 0; times && i < m.n_sizes; i++) {
+        pass_seconds[i] = median(m.passes + i * m.repeats, m.repeats);
+        if (m.drafts) draft_seconds[i] = median(m.drafts + i * m.repeats, m.repeats);
+    }
     bee_session_close(s);
     if (!times) return bee_fail(error, BEE_ERROR_MEMORY, "out of memory");
     free(times);
     return engine_status(engine, error);
+}
+
+bee_status bee_engine_measure(bee_engine *engine, int32_t n_rows, int32_t n_past, int32_t repeats, double *pass_seconds,
+                              double *draft_seconds, bee_error *error) {
+    const Measurement m = {.n_rows = &n_rows, .n_sizes = 1, .n_past = n_past, .repeats = repeats};
+    return measure(engine, m, pass_seconds, draft_seconds, error);
+}
+
+bee_status bee_engine_measure_passes(bee_engine *engine, const int32_t *n_rows, int32_t n_sizes, int32_t n_past,
+                                     int32_t repeats, double *pass_seconds, bee_error *error) {
+    const Measurement m = {.n_rows = n_rows, .n_sizes = n_sizes, .n_past = n_past, .repeats = repeats};
+    return measure(engine, m, pass_seconds, NULL, error);
 }
 
 /* Whether cycles of so many drafts can run on the device without the host. */

@@ -15,7 +15,7 @@ static bee_status check_params(const bee_engine_params *params, const char *draf
                         BEE_MAX_TAPS);
     if (params->n_taps && drafter_path)
         return bee_fail(error, BEE_ERROR_ARGUMENT, "taps are the drafter's own where there is one: give either");
-    return BEE_OK;
+    return kv_type_check(params->kv_type, error);
 }
 
 static bee_status open_target(bee_engine *e, const char *path, const bee_engine_params *params, LoadProgress *progress,
@@ -36,8 +36,8 @@ static bee_status open_target(bee_engine *e, const char *path, const bee_engine_
             return bee_fail(error, BEE_ERROR_ARGUMENT,
                             "taps[%d] is %d; it must lie between 0 and %d, the model's layers", i, params->taps[i],
                             shape.n_layer);
-    e->target =
-        model_load(e->device, e->ops, e->backend, e->file, NULL, NULL, params->made_up_weights, progress, error);
+    e->target = model_load(e->device, e->ops, e->backend, e->file, NULL, NULL,
+                           &(LoadOptions){params->kv_type, params->made_up_weights}, progress, error);
     if (!e->target) return error->status;
     e->n_taps = params->n_taps;
     memcpy(e->taps, params->taps, sizeof e->taps);
@@ -59,8 +59,8 @@ static bee_status open_drafter(bee_engine *e, const char *path, const bee_engine
             "'%s' is not a DFlash drafter (its architecture is not 'dflash'), nor a model's block alone that "
             "predicts further tokens (MTP)",
             path);
-    e->drafter = model_load(e->device, e->ops, e->backend, e->drafter_file, e->target, e->file, params->made_up_weights,
-                            progress, error);
+    e->drafter = model_load(e->device, e->ops, e->backend, e->drafter_file, e->target, e->file,
+                            &(LoadOptions){params->kv_type, params->made_up_weights}, progress, error);
     if (!e->drafter) return error->status;
     e->predicts = e->drafter->embedding_norm;
     e->n_taps = e->drafter->shape.n_taps;
@@ -74,8 +74,8 @@ static bee_status open_predictor(bee_engine *e, const bee_engine_params *params,
     bee_error local;
     if (!error) error = &local;
     if (!model_predicts(e->file, &e->target->shape) || e->n_taps) return BEE_OK;
-    e->drafter = model_load(e->device, e->ops, e->backend, e->file, e->target, e->file, params->made_up_weights,
-                            progress, error);
+    e->drafter = model_load(e->device, e->ops, e->backend, e->file, e->target, e->file,
+                            &(LoadOptions){params->kv_type, params->made_up_weights}, progress, error);
     if (!e->drafter) return error->status;
     e->predicts = true;
     e->n_taps = 1;
@@ -105,14 +105,14 @@ static bee_status open_backend(bee_engine *e, const bee_engine_params *params, c
 }
 
 static bee_status plan(const bee_engine *e, const char *model_path, const char *drafter_path, int32_t n_ctx,
-                       bee_memory_plan *out, bee_error *error) {
+                       bee_kv_type kv_type, bee_memory_plan *out, bee_error *error) {
     bee_error local;
     if (!error) error = &local;
     bee_file *target = bee_file_open(model_path, error);
     bee_file *drafter = target && drafter_path ? bee_file_open(drafter_path, error) : NULL;
     bee_status status = error->status;
     if (target && (drafter || !drafter_path))
-        status = bee_plan_memory(target, drafter, e->device->kind, n_ctx, out, error);
+        status = bee_plan_memory(target, drafter, e->device->kind, n_ctx, kv_type, out, error);
     bee_file_close(drafter);
     bee_file_close(target);
     return status;
@@ -125,10 +125,10 @@ static bee_status make_plan(const bee_engine *e, const char *model_path, const c
                             const bee_engine_params *params, bee_memory_plan *out, bee_error *error) {
     *out = (bee_memory_plan){0};
     if (e->device->own_memory) {
-        const bee_status status = plan(e, model_path, drafter_path, params->n_ctx, out, error);
+        const bee_status status = plan(e, model_path, drafter_path, params->n_ctx, params->kv_type, out, error);
         return status ? status : plan_check(out, e->device->driver_bytes, &e->device_info, params->n_ctx, error);
     }
-    if (params->progress) plan(e, model_path, drafter_path, 0, out, NULL);
+    if (params->progress) plan(e, model_path, drafter_path, 0, params->kv_type, out, NULL);
     return BEE_OK;
 }
 
@@ -195,6 +195,7 @@ static bee_engine *open_on(const Device *device, const char *model_path, const c
     e->device = device;
     e->log = params->log;
     e->log_user = params->log_user;
+    e->kv_type = params->kv_type;
     if (note) snprintf(e->device_note, sizeof e->device_note, "%.255s", note);
     if (!open_parts(e, model_path, drafter_path, params, error)) {
         log_opened(e);
@@ -267,6 +268,7 @@ void bee_engine_describe(const bee_engine *e, bee_engine_info *out) {
         .n_draft_vocab = e->drafter ? e->drafter->n_head_rows : 0,
         .mask_token = e->drafter ? e->drafter->shape.mask_token : -1,
         .weight_bytes = e->target->weight_bytes + (e->drafter ? e->drafter->weight_bytes : 0),
+        .kv_type = e->kv_type,
         .instruction_set = e->device->instruction_set(e->backend),
         .device = e->device->kind,
         .device_info = e->device_info,

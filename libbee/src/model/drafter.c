@@ -185,7 +185,6 @@ static bool predictor_shape(const Shape *model, Shape *out) {
     out->n_taps = 1;
     out->taps[0] = model->n_layer;
     out->causal = true;
-    shape_place_caches(out);
     return true;
 }
 

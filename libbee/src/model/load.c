@@ -361,12 +361,13 @@ static void load_file(Loader *l, Model *m, const Model *target, const bee_file *
         load_block(l, m, target, target_file);
     else if (!l->status)
         load_model(l, m, target, target_file);
+    if (!l->status) shape_place_caches(&m->shape, l->kv_type);
     free(l->bound);
     free(l->buffer);
 }
 
 Model *model_load(const Device *device, const Ops *ops, Backend *backend, const bee_file *file, const Model *target,
-                  const bee_file *target_file, bool made_up, LoadProgress *progress, bee_error *error) {
+                  const bee_file *target_file, const LoadOptions *options, LoadProgress *progress, bee_error *error) {
     Model *m = calloc(1, sizeof *m);
     if (!m) {
         bee_fail(error, BEE_ERROR_MEMORY, "out of memory");
@@ -376,7 +377,8 @@ Model *model_load(const Device *device, const Ops *ops, Backend *backend, const 
                 .backend = backend,
                 .file = file,
                 .device = device,
-                .made_up = made_up ? &m->made_up : NULL,
+                .kv_type = options->kv_type,
+                .made_up = options->made_up ? &m->made_up : NULL,
                 .progress = progress,
                 .error = error};
     load_file(&l, m, target, target_file);
@@ -410,9 +412,10 @@ void model_free(const Ops *ops, Backend *backend, Model *m) {
 }
 
 bee_status model_plan(const bee_file *file, const Device *device, const Model *target, const bee_file *target_file,
-                      Model *out, bee_error *error) {
+                      bee_kv_type kv_type, Model *out, bee_error *error) {
     *out = (Model){0};
-    Loader l = {.file = file, .device = device, .error = error};
+    Loader l = {.file = file, .device = device, .kv_type = kv_type, .error = error};
+    if ((l.status = kv_type_check(kv_type, error))) return l.status;
     load_file(&l, out, target, target_file);
     free(out->layers);
     out->layers = NULL;
@@ -450,15 +453,15 @@ bee_pass_needs model_needs(const Ops *ops, const Model *m) {
     return needs;
 }
 
-bee_status bee_file_plan(const bee_file *file, bee_plan *out, bee_error *error) {
+bee_status bee_file_plan(const bee_file *file, bee_kv_type kv_type, bee_plan *out, bee_error *error) {
     Model m;
     const Device *device = device_of(BEE_DEVICE_CPU);
-    bee_status status = model_plan(file, device, NULL, NULL, &m, error);
+    bee_status status = model_plan(file, device, NULL, NULL, kv_type, &m, error);
     if (status) return status;
     const CacheShape cache = shape_cache(&m.shape);
     const bool predicts = model_predicts(file, &m.shape);
     Model predictor = {0};
-    if (predicts) status = model_plan(file, device, &m, file, &predictor, error);
+    if (predicts) status = model_plan(file, device, &m, file, kv_type, &predictor, error);
     if (status) {
         shape_free(&m.shape);
         return status;

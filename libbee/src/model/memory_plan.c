@@ -117,23 +117,23 @@ static void add_up(const Device *device, const Model *target, const Model *draft
 }
 
 bee_status bee_plan_memory(const bee_file *target_file, const bee_file *drafter_file, bee_device kind, int32_t n_ctx,
-                           bee_memory_plan *out, bee_error *error) {
+                           bee_kv_type kv_type, bee_memory_plan *out, bee_error *error) {
     Model target = {0}, drafter = {0};
     const Device *device = device_of(kind);
     if (!device) return bee_fail(error, BEE_ERROR_ARGUMENT, "device is %d; a plan is for the CPU or CUDA", (int)kind);
-    bee_status status = model_plan(target_file, device, NULL, NULL, &target, error);
+    bee_status status = model_plan(target_file, device, NULL, NULL, kv_type, &target, error);
     if (!status && drafter_kind(target_file, &target.shape))
         status = bee_fail(error, BEE_ERROR_UNSUPPORTED, "the plan's target is %s, not a model",
                           drafter_kind(target_file, &target.shape));
     if (!status && drafter_file == target_file)
         status = bee_fail(error, BEE_ERROR_MISMATCH, "the plan's drafter is its target: leave out the drafter");
     if (!status && drafter_file) {
-        status = model_plan(drafter_file, device, &target, target_file, &drafter, error);
+        status = model_plan(drafter_file, device, &target, target_file, kv_type, &drafter, error);
         if (!status && !drafter_kind(drafter_file, &drafter.shape))
             status = bee_fail(error, BEE_ERROR_MISMATCH, "the plan's drafter is a model, not a drafter");
     }
     const bool predicts = !status && !drafter_file && model_predicts(target_file, &target.shape);
-    if (predicts) status = model_plan(target_file, device, &target, target_file, &drafter, error);
+    if (predicts) status = model_plan(target_file, device, &target, target_file, kv_type, &drafter, error);
     if (!status && (n_ctx < 0 || n_ctx > target.shape.n_ctx_train))
         status = bee_fail(error, BEE_ERROR_ARGUMENT, "n_ctx is %d; it must lie between 0 and the model's %d", n_ctx,
                           target.shape.n_ctx_train);
@@ -152,7 +152,8 @@ bee_status plan_check(const bee_memory_plan *plan, uint64_t there, const bee_dev
     return bee_fail(
         error, BEE_ERROR_MEMORY,
         "it needs %.2f GB and %s has %.2f of %.2f GB free: target %.2f, drafter %.2f, keys and values of %d "
-        "positions %.2f, work space %.2f GB; take a smaller context (n_ctx), a smaller quantisation, or no "
+        "positions %.2f, work space %.2f GB; take a smaller context (n_ctx), keys and values in 8 bits (kv_cache), a "
+        "smaller quantisation, or no "
         "drafter",
         GB * (double)(plan->total_bytes - there), device->name, GB * (double)device->free_bytes,
         GB * (double)device->total_bytes, GB * (double)plan->target_bytes, GB * (double)plan->drafter_bytes, n_ctx,

@@ -129,8 +129,10 @@ static inline int result_columns(const LayerShape *l) {
 /* Gates of heads. */
 static inline int gate_columns(const LayerShape *l) { return l->gated_heads ? query_columns(l) : 0; }
 
-/* What caches for this model hold; each layer is told where its keys lie. */
+/* Whether it is one of them. */
+bee_status kv_type_check(bee_kv_type type, bee_error *error);
+/* Each layer is told how and where its keys and values lie; then, what caches for this model hold. */
+void shape_place_caches(Shape *shape, bee_kv_type kv_type);
 CacheShape shape_cache(const Shape *shape);
-void shape_place_caches(Shape *shape);
 
 #endif

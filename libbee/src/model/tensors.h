@@ -19,6 +19,7 @@ typedef struct Loader {
     uint64_t n_bound;
     uint64_t weight_bytes;
     const Device *device;
+    bee_kv_type kv_type;    /* how the model's keys and values are to be remembered */
     MadeUp **made_up;       /* NULL: the weights are the file's */
     LoadProgress *progress; /* with a backend */
     uint8_t *buffer;        /* of the tensor that is being loaded */

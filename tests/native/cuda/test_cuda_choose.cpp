@@ -392,7 +392,7 @@ struct Stage {
     ~Stage() { cudaFreeHost(results); }
 };
 
-static uint16_t *fake_pointer(uintptr_t value) { return (uint16_t *)(value << 12); }
+static uint8_t *fake_pointer(uintptr_t value) { return (uint8_t *)(value << 12); }
 
 static DeviceCache fake_cache(uintptr_t first) {
     DeviceCache cache = {};

@@ -697,10 +697,10 @@ enum { N_CACHES = 2, N_LAYER = 2, LAYER = 1, CONTEXT = 384 };
 
 /* Keys and values of one region of a cache; where the other one should be is nothing. */
 struct Sequence {
-    Device<uint16_t> keys, values;
+    Device<uint8_t> keys, values;
     int n_positions;
-    Sequence(int n, int n_head_kv, int head_size)
-        : keys((size_t)(N_LAYER * n_head_kv * n * head_size)), values(keys.n), n_positions(n) {}
+    Sequence(int n, size_t position_bytes)
+        : keys((size_t)N_LAYER * (size_t)n * position_bytes), values(keys.n), n_positions(n) {}
 };
 
 struct Shape {
@@ -712,6 +712,9 @@ struct Shape {
     bool sinks = false, norm_rotated = false, norm_values = false, without_v = false;
     double growth = 0;
     int period = 0;
+    bee_kv_type kv_type = BEE_KV_F16;
+    /* Keys of one position, in a layer. */
+    size_t bytes() const { return (size_t)n_head_kv * cache_head_bytes(kv_type, head_size); }
 };
 
 /* A model's heads, two sequences, and what the rows of a pass need. */
@@ -743,9 +746,8 @@ struct Attention {
         : shape(s), heads(), q_stride((size_t)(s.group * s.n_head_kv * s.head_size) + 16),
           kv_stride((size_t)(s.n_head_kv * s.head_size) + 16), frequencies(made_frequencies(s)),
           device_frequencies(frequencies), device_q_gain((size_t)s.head_size), device_k_gain((size_t)s.head_size),
-          device_sinks((size_t)(s.group * s.n_head_kv)), caches{Sequence(positions(s, 0), s.n_head_kv, s.head_size),
-                                                                Sequence(positions(s, 1), s.n_head_kv, s.head_size)},
-          random{seed} {
+          device_sinks((size_t)(s.group * s.n_head_kv)),
+          caches{Sequence(positions(s, 0), s.bytes()), Sequence(positions(s, 1), s.bytes())}, random{seed} {
         q_gain = random_floats((size_t)s.head_size, 1, &random);
         k_gain = random_floats((size_t)s.head_size, 1, &random);
         device_q_gain.write(q_gain);
@@ -756,7 +758,9 @@ struct Attention {
         heads.n_rotated = s.n_rotated;
         heads.neox = s.neox;
         heads.eps = 1e-5f;
-        heads.first_column = LAYER * s.n_head_kv * s.head_size;
+        heads.kv_type = s.kv_type;
+        heads.first_byte = LAYER * s.bytes();
+        heads.head_bytes = cache_head_bytes(s.kv_type, s.head_size);
         heads.scale = 1 / sqrtf((float)s.head_size);
         heads.region = s.window > 0;
         heads.window = s.window;
@@ -871,19 +875,47 @@ static void exact_head(const Attention &a, const float *x, const std::vector<flo
         error->push_back(head_error(size, 13 + (late ? 7 : 0) + (a.shape.growth ? 3 : 0)) * fabs(m));
 }
 
-static float cached(const Attention &a, const std::vector<uint16_t> &all, bool key, const DeviceRow &row, int head,
-                    int position, int d) {
-    const int size = a.shape.head_size;
+/* Where a number of a cache lies, in bytes, and in 8 bits its scale. */
+struct Cell {
+    size_t number, scale;
+};
+
+static Cell cell_of(const Attention &a, bool key, int n_positions, int head, int position, int d) {
+    const int size = a.shape.head_size, p = position % CACHE_CHUNK;
     const size_t chunk =
-        cache_chunk_at(row.cache.n_positions[a.heads.region], a.heads.first_column, size, head, position / CACHE_CHUNK);
-    const int p = position % CACHE_CHUNK;
-    return float_from_f16(all[chunk + (key ? key_place(size, p, d) : value_place(size, p, d))]);
+        cache_chunk_at(n_positions, a.heads.first_byte, a.heads.head_bytes, head, position / CACHE_CHUNK);
+    if (a.shape.kv_type == BEE_KV_F16) return {chunk + 2 * (key ? key_place(size, p, d) : value_place(size, p, d)), 0};
+    return {chunk + (key ? key_code_place(size, p, d) : value_code_place(size, p, d)),
+            chunk + (size_t)(CACHE_CHUNK * size) + 2 * (key ? key_scale_place(p, d) : value_scale_place(p, d))};
+}
+
+static uint16_t half_at(const std::vector<uint8_t> &all, size_t at) { return (uint16_t)(all[at] | all[at + 1] << 8); }
+
+static void set_half(std::vector<uint8_t> *all, size_t at, uint16_t half) {
+    (*all)[at] = (uint8_t)half, (*all)[at + 1] = (uint8_t)(half >> 8);
+}
+
+/* As the kernel has it: in 8 bits the product's float16. */
+static float cached(const Attention &a, const std::vector<uint8_t> &all, bool key, const DeviceRow &row, int head,
+                    int position, int d) {
+    const Cell cell = cell_of(a, key, row.cache.n_positions[a.heads.region], head, position, d);
+    if (!cell.scale) return float_from_f16(half_at(all, cell.number));
+    return float_from_f16(f16_from_float((float)(int8_t)all[cell.number] * float_from_f16(half_at(all, cell.scale))));
+}
+
+/* How far a number is from what was stored of it: of 8 bits half a step, the scale's rounding, and the product's. */
+static double stored_error(const Attention &a, const std::vector<uint8_t> &all, bool key, const DeviceRow &row,
+                           int head, int d, double x) {
+    if (a.shape.kv_type == BEE_KV_F16) return U16 * fabs(x) + TINY16;
+    const Cell cell = cell_of(a, key, row.cache.n_positions[a.heads.region], head, row.position, d);
+    const double scale = float_from_f16(half_at(all, cell.scale));
+    return scale / 2 + 127 * (U16 * scale + TINY16) + U16 * (fabs(x) + scale) + TINY16;
 }
 
 /* What rotate_and_store left of a row: queries are float, keys and values float16 of what they should be. */
 static void check_stored(const Attention &a, const DeviceRow &row, const float *turn, const float *q, const float *k,
-                         const float *v, const float *q_out, const std::vector<uint16_t> &keys,
-                         const std::vector<uint16_t> &values) {
+                         const float *v, const float *q_out, const std::vector<uint8_t> &keys,
+                         const std::vector<uint8_t> &values) {
     const int size = a.shape.head_size;
     std::vector<double> exact, error;
     for (int head = 0; q && head < a.heads.n_head; head++) {
@@ -896,7 +928,7 @@ static void check_stored(const Attention &a, const DeviceRow &row, const float *
         for (int d = 0; d < size; d++) {
             const double x = exact[(size_t)d];
             CHECK_NEAR(cached(a, keys, true, row, head, row.position, d), x,
-                       (U16 * fabs(x) + TINY16 + error[(size_t)d]) * SECOND_ORDER);
+                       (stored_error(a, keys, true, row, head, d, x) + error[(size_t)d]) * SECOND_ORDER);
         }
         const float *value = (a.shape.without_v ? k : v) + head * size;
         const double factor =
@@ -904,8 +936,11 @@ static void check_stored(const Attention &a, const DeviceRow &row, const float *
         for (int d = 0; d < size; d++) {
             const double x = value[d] * factor;
             const float stored = cached(a, values, false, row, head, row.position, d);
-            if (!a.shape.norm_values) CHECK_EQ(f16_from_float(stored), f16_from_float(value[d]));
-            CHECK_NEAR(stored, x, (U16 * fabs(x) + TINY16 + head_error(size, 6) * fabs(x)) * SECOND_ORDER);
+            if (!a.shape.norm_values && a.shape.kv_type == BEE_KV_F16)
+                CHECK_EQ(f16_from_float(stored), f16_from_float(value[d]));
+            CHECK_NEAR(stored, x,
+                       (stored_error(a, values, false, row, head, d, x) + head_error(size, 6) * fabs(x)) *
+                           SECOND_ORDER);
         }
     }
 }
@@ -935,7 +970,7 @@ static void fill_cache(Attention &a, int cache, int n) {
  * instructions 32 positions, of four warps and the folds one each, and three of the quotient. A sink is a position more
  * whose value is zero. A score's cap follows it at most, and has errors of its own. */
 static void check_attended(const Attention &a, const DeviceRow &row, int head, const float *q, const float *out,
-                           const std::vector<uint16_t> &keys, const std::vector<uint16_t> &values) {
+                           const std::vector<uint8_t> &keys, const std::vector<uint8_t> &values) {
     const int size = a.shape.head_size, kv = head / a.shape.group, begin = a.first_visible(row);
     const int n_folds = a.chunks_seen(row);
     std::vector<double> score;
@@ -1046,11 +1081,10 @@ static void check_company(const Attention &a, const Pass &pass, const std::vecto
  * does not see becomes NaN, and back again. */
 static void check_unseen(const Attention &a, const Pass &pass, const std::vector<float> &q,
                          const std::vector<Token> &out) {
-    const int size = a.shape.head_size;
     for (size_t alone = 0; alone <= pass.rows.size(); alone++) { /* at last: all rows */
         const bool all = alone == pass.rows.size();
         if (!all && is_idle(pass.rows[alone])) continue;
-        std::vector<uint16_t> before[N_CACHES][2];
+        std::vector<uint8_t> before[N_CACHES][2];
         for (int c = 0; c < N_CACHES; c++) {
             const Sequence &s = a.caches[c];
             std::vector<bool> seen((size_t)s.n_positions);
@@ -1063,14 +1097,15 @@ static void check_unseen(const Attention &a, const Pass &pass, const std::vector
             auto keys = before[c][0], values = before[c][1];
             for (int p = 0; p < s.n_positions; p++)
                 for (int head = 0; head < a.heads.n_head_kv && !seen[(size_t)p]; head++)
-                    for (int d = 0; d < size; d++) {
-                        const size_t chunk =
-                            cache_chunk_at(s.n_positions, a.heads.first_column, size, head, p / CACHE_CHUNK);
-                        keys[chunk + key_place(size, p % CACHE_CHUNK, d)] = 0x7e00;
-                        values[chunk + value_place(size, p % CACHE_CHUNK, d)] = d % 2 ? 0x7e00 : 0x7c00;
+                    for (int d = 0; d < a.shape.head_size; d++) {
+                        const Cell key = cell_of(a, true, s.n_positions, head, p, d);
+                        const Cell value = cell_of(a, false, s.n_positions, head, p, d);
+                        set_half(&keys, key.scale ? key.scale : key.number, 0x7e00);
+                        set_half(&values, value.scale ? value.scale : value.number, d % 2 ? 0x7e00 : 0x7c00);
+                        if (value.scale) values[value.number] = 0x80;
                     }
-            cudaMemcpyAsync(s.keys.data, keys.data(), 2 * keys.size(), cudaMemcpyHostToDevice, stream);
-            cudaMemcpyAsync(s.values.data, values.data(), 2 * values.size(), cudaMemcpyHostToDevice, stream);
+            cudaMemcpyAsync(s.keys.data, keys.data(), keys.size(), cudaMemcpyHostToDevice, stream);
+            cudaMemcpyAsync(s.values.data, values.data(), values.size(), cudaMemcpyHostToDevice, stream);
             wait();
         }
         const auto again = all ? attend(a, pass.rows, q, a.n_chunks())
@@ -1079,8 +1114,8 @@ static void check_unseen(const Attention &a, const Pass &pass, const std::vector
             if (!is_idle(pass.rows[i]) && (all || i == alone)) CHECK(same_token(again[all ? i : 0], out[i]));
         for (int c = 0; c < N_CACHES; c++) {
             const Sequence &s = a.caches[c];
-            cudaMemcpyAsync(s.keys.data, before[c][0].data(), 2 * s.keys.n, cudaMemcpyHostToDevice, stream);
-            cudaMemcpyAsync(s.values.data, before[c][1].data(), 2 * s.values.n, cudaMemcpyHostToDevice, stream);
+            cudaMemcpyAsync(s.keys.data, before[c][0].data(), s.keys.n, cudaMemcpyHostToDevice, stream);
+            cudaMemcpyAsync(s.values.data, before[c][1].data(), s.values.n, cudaMemcpyHostToDevice, stream);
             wait();
         }
     }
@@ -1108,6 +1143,27 @@ static void check_poison(const Attention &a, const Pass &pass, const std::vector
     for (int d = 0; d < a.shape.group * a.shape.head_size; d++) CHECK(isnan(spoilt[last].values[(size_t)d]));
 }
 
+/* Of the keys of sequence 0 only the rows' own positions of the layer have changed: idle rows store nothing. */
+static void check_changes(const Attention &a, const Pass &pass, const std::vector<uint8_t> &before,
+                          const std::vector<uint8_t> &after) {
+    std::vector<bool> may(before.size());
+    for (const DeviceRow &row : pass.rows)
+        for (int i = 0; i < a.shape.n_head_kv * a.shape.head_size; i++) {
+            if (is_idle(row) || &a.sequence(row) != &a.caches[0]) continue;
+            const Cell cell =
+                cell_of(a, true, a.caches[0].n_positions, i / a.shape.head_size, row.position, i % a.shape.head_size);
+            may[cell.number] = true;
+            if (!cell.scale) may[cell.number + 1] = true;
+            if (cell.scale) may[cell.scale] = may[cell.scale + 1] = true;
+        }
+    size_t changed = 0;
+    for (size_t i = 0; i < after.size(); i++) {
+        if (!may[i]) CHECK_EQ(after[i], before[i]);
+        changed += after[i] != before[i];
+    }
+    CHECK(changed > 0);
+}
+
 static void test_attention_case(const Shape &shape, int length, bool causal) {
     const int other = shape.window ? shape.window + 140 : 130;
     Attention a(shape, (uint64_t)(shape.head_size * 1000 + shape.group * 10 + length));
@@ -1116,12 +1172,7 @@ static void test_attention_case(const Shape &shape, int length, bool causal) {
     const Pass pass = make_pass(a, length, other, causal);
     const auto before = a.caches[0].keys.read();
     const auto q = rotate_and_store(a, pass.rows, pass.q, pass.k, pass.v);
-    /* Only the rows' own positions of the layer have changed: idle rows store nothing. */
-    size_t changed = 0, n_stored = 0;
-    const auto after = a.caches[0].keys.read();
-    for (size_t i = 0; i < after.size(); i++) changed += after[i] != before[i];
-    for (const DeviceRow &row : pass.rows) n_stored += !is_idle(row) && &a.sequence(row) == &a.caches[0];
-    if (!shape.window) CHECK_EQ(changed, n_stored * (size_t)(shape.n_head_kv * shape.head_size));
+    check_changes(a, pass, before, a.caches[0].keys.read());
     const auto out = attend(a, pass.rows, q, a.n_chunks());
     check_pass(a, pass, q, out);
     check_company(a, pass, q, out);
@@ -1239,6 +1290,32 @@ static void test_many_rows(const Shape &shape, int n) {
     }
 }
 
+/* Keys and values in 8 bits: heads of all kinds, whose last block of dimensions may be a half one, and all variants. */
+static void test_codes() {
+    const auto with = [](Shape s, auto change) {
+        change(s);
+        s.kv_type = BEE_KV_Q8_0;
+        return s;
+    };
+    const auto none = [](Shape &) {};
+    test_attention_case(with({16, 2, 4, 8, false, true, 1}, none), 1, true);
+    test_attention_case(with({64, 2, 3, 64, true, true, 4}, none), 129, true);
+    test_attention_case(with({80, 1, 20, 80, true, false, 1}, none), 300, false);
+    test_attention_case(with({128, 2, 1, 64, true, true, 4}, none), 128, true);
+    test_attention_case(with({576, 1, 2, 0, true, false, 1}, [](Shape &s) { s.without_v = true; }), 200, true);
+    for (int window : {1, 129}) test_attention_case(with({48, 2, 2, 48, true, false, 2, window}, none), 900, true);
+    const Shape plain = {32, 2, 3, 32, true, true, 2};
+    test_attention_case(with(plain, [](Shape &s) { s.norm_values = s.without_v = true, s.neox = false; }), 200, true);
+    test_attention_case(with(plain,
+                             [](Shape &s) {
+                                 s.softcap = 2, s.sinks = s.norm_rotated = s.norm_values = true;
+                                 s.growth = 0.2, s.period = 7;
+                             }),
+                        200, true);
+    test_many_rows(with({48, 1, 3, 32, true, true, 1}, none), 128);
+    test_many_rows(with({32, 1, 3, 16, true, false, 2, 140}, none), 40);
+}
+
 /* What is reserved holds the rows that are taken together, whatever they see. */
 static void test_rows_together() {
     for (int n_head : {1, 14, 64})
@@ -1268,9 +1345,9 @@ static void test_chunks_at_once() {
     }
     CHECK_EQ(chunks_at_once(64, 0), 64);
     CacheShape shape = {};
-    shape.columns[1] = 64, shape.window = 100;
+    shape.position_bytes[1] = 64, shape.window = 100;
     CHECK_EQ(attention_chunks(&shape, 100000), chunks_at_once(1024, 100));
-    shape.columns[0] = 64;
+    shape.position_bytes[0] = 64;
     CHECK_EQ(attention_chunks(&shape, 100000), 1024);
 }
 
@@ -1325,6 +1402,7 @@ int main() {
     test_many_rows({16, 1, 3, 16, true, false, 2, 140}, 128);
     test_variants();
     test_windows();
+    test_codes();
     test_rows_together();
     test_chunks_at_once();
     test_unseen_products();
