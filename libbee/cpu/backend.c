@@ -209,11 +209,12 @@ static void buffer_copy(Backend *backend, void *to, const void *from, size_t byt
     memcpy(to, from, bytes);
 }
 
-/* The rows as the file has them: a pass reads a few of them. */
+/* A pass reads a few rows: as the file has them, or of a packed matrix. */
 struct Table {
     Tensor tensor;
     size_t bytes;
     uint8_t *rows;
+    const Weight *matrix; /* in place of all the above */
 };
 
 static Table *table_new(Backend *backend, const Tensor *tensor) {
@@ -229,10 +230,25 @@ static Table *table_new(Backend *backend, const Tensor *tensor) {
     return table;
 }
 
+static Table *table_of_matrix(Backend *backend, const Weight *matrix) {
+    (void)backend;
+    Table *table = malloc(sizeof *table);
+    if (table) *table = (Table){.matrix = matrix};
+    return table;
+}
+
 static void table_free(Backend *backend, Table *table) {
     (void)backend;
     if (table) pages_free(table->rows, table->bytes);
     free(table);
+}
+
+static int table_row(const Table *table, int row, float *out) {
+    if (table->matrix)
+        weight_row(table->matrix, row, out);
+    else
+        dequantize_row(&table->tensor, row, out);
+    return table->matrix ? table->matrix->columns : (int)table->tensor.columns;
 }
 
 static size_t partial_size(const Heads *heads) { return PARTIAL_HEAD + (size_t)heads->head_size; }
@@ -315,9 +331,10 @@ static int worker_index(const Worker *worker) { return worker->index; }
 
 static void embed(Worker *w, const Table *table, const Row *rows, int n, float scale, float *x, size_t stride) {
     for (int i = w->index; i < n; i += w->count) {
-        memset(x + i * stride, 0, stride * sizeof(float));
-        dequantize_row(&table->tensor, rows[i].token, x + i * stride);
-        for (int64_t c = 0; scale != 1 && c < table->tensor.columns; c++) x[i * stride + (size_t)c] *= scale;
+        float *row = x + i * stride;
+        const size_t columns = (size_t)table_row(table, rows[i].token, row);
+        for (size_t c = 0; scale != 1 && c < columns; c++) row[c] *= scale;
+        memset(row + columns, 0, (stride - columns) * sizeof(float));
     }
     barrier(w);
 }
@@ -821,6 +838,7 @@ static const Ops cpu_ops = {
     .buffer_read = buffer_copy,
     .buffer_move = buffer_copy,
     .table_new = table_new,
+    .table_of = table_of_matrix,
     .table_free = table_free,
     .cache_new = cache_new,
     .cache_free = cache_free,
@@ -938,6 +956,7 @@ static uint64_t bytes_taken(const Backend *backend) {
 
 const Device bee_cpu_device = {
     .kind = BEE_DEVICE_CPU,
+    .rows_of_matrices = true,
     .describe = describe,
     .ops = operations,
     .backend_new = backend_new,

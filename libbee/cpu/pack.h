@@ -13,4 +13,7 @@ size_t packed_size(TensorType type, int rows, int columns);
 void weight_layout(Weight *weight, const Tensor *tensor, int n_rows, bool planar_grids);
 void weight_fill(Weight *weight, const Tensor *tensor, const int32_t *row_ids, int first_block, int last_block);
 
+/* One row as floats: dequantize_row of the row that was packed, bit for bit. */
+void weight_row(const Weight *weight, int row, float *out);
+
 #endif

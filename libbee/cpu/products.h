@@ -89,17 +89,6 @@ INLINE void load_nibbles(TensorType type, int group, int step, const uint8_t *w,
         codes_look_up(table.words, group ? codes_upper(w + 64 * j) : codes_low(w + 64 * j));
 }
 
-INLINE const uint32_t *grid_of(TensorType type) {
-    switch (type) {
-    case TYPE_IQ3_S: return iq3_s_grid;
-    case TYPE_IQ3_XXS: return iq3_xxs_grid;
-    case TYPE_IQ2_S: return iq2_s_grid;
-    case TYPE_IQ2_XS: return iq2_xs_grid;
-    case TYPE_IQ2_XXS: return iq2_xxs_grid;
-    default: return iq1_grid;
-    }
-}
-
 /* Higher bits of the entries of each row, as many as they have. */
 INLINE RI load_high_bits(const uint8_t *p, int bits, int row) {
     return bits == 8 ? ri_load_u8(p + row) : bits == 16 ? ri_load_u16(p + 2 * row) : ri_load(p + 4 * row);

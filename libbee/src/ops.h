@@ -19,7 +19,7 @@ typedef struct Backend Backend;
 typedef struct Worker Worker; /* a thread's view of the backend inside `run` */
 typedef struct Weight Weight;
 typedef struct Operand Operand;
-typedef struct Table Table; /* the embedding: rows of a tensor, by token */
+typedef struct Table Table; /* the embedding: rows of a tensor or a matrix, by token */
 
 enum { MAX_HEAD_SIZE = 1024 }; /* dimensions of a head */
 
@@ -217,6 +217,8 @@ typedef struct Ops {
     void (*buffer_read)(Backend *backend, void *to, const void *from, size_t bytes);
     void (*buffer_move)(Backend *backend, void *to, const void *from, size_t bytes);
     Table *(*table_new)(Backend *backend, const Tensor *tensor);
+    /* Of the rows of a matrix, which must stay as long; where the device has rows_of_matrices. */
+    Table *(*table_of)(Backend *backend, const Weight *matrix);
     void (*table_free)(Backend *backend, Table *table);
     Cache *(*cache_new)(Backend *backend, const CacheShape *shape, int n_ctx);
     void (*cache_free)(Backend *backend, Cache *cache);

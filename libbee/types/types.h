@@ -95,6 +95,31 @@ TYPE_FUNCTION GridEntry block_entry(TensorType type, const uint8_t *block, int c
 #undef CASE
 }
 
+TYPE_FUNCTION const uint32_t *grid_of(TensorType type) {
+    switch (type) {
+    case TYPE_IQ3_S: return iq3_s_grid;
+    case TYPE_IQ3_XXS: return iq3_xxs_grid;
+    case TYPE_IQ2_S: return iq2_s_grid;
+    case TYPE_IQ2_XS: return iq2_xs_grid;
+    case TYPE_IQ2_XXS: return iq2_xxs_grid;
+    default: return iq1_grid;
+    }
+}
+
+/* A weight of a float type. */
+TYPE_FUNCTION float float_weight(TensorType type, const uint8_t *at) {
+    if (type == TYPE_F16) return half_value(read_u16(at));
+    if (type == TYPE_BF16) return value_of_bits((uint32_t)read_u16(at) << 16);
+    return value_of_bits(read_u32(at));
+}
+
+/* 16 weights that share a scale. */
+TYPE_FUNCTION void weights_of_codes(WeightTraits t, BlockScale s, const uint32_t *codes, float *out) {
+    const float scale = scale_of(t, s.scale) * (float)s.small;
+    const float minimum = half_value(s.minimum) * (float)s.small_minimum;
+    for (int i = 0; i < 16; i++) out[i] = scale * (float)((int)(codes[i / 4] >> 8 * (i % 4) & 0xff) - t.zero) + minimum;
+}
+
 /* A block of random bytes becomes one of usual weights. */
 static inline void make_random_block(TensorType type, uint8_t *block, uint64_t random) {
 #define CASE(NAME, name, number) \

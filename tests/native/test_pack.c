@@ -206,6 +206,36 @@ static Packed packed_weight(const BlockType *type, const Weight *w, int row, int
 
 static bool same(double a, double b) { return a == b || (isnan(a) && isnan(b)); }
 
+/* Rows of the packed matrix are those of the file: the same bits, but for those of a NaN. */
+static long wrong_rows(const Tensor *tensor, const Weight *w, const int32_t *row_ids) {
+    const size_t columns = (size_t)tensor->columns;
+    float *from_file = malloc(columns * sizeof *from_file), *unpacked = malloc((columns + 1) * sizeof *unpacked);
+    long wrong = 0;
+    unpacked[columns] = 123; /* is not touched */
+    for (int r = 0; r < w->rows; r++) {
+        dequantize_row(tensor, row_ids ? row_ids[r] : r, from_file);
+        weight_row(w, r, unpacked);
+        for (size_t c = 0; c < columns; c++)
+            wrong += memcmp(&from_file[c], &unpacked[c], sizeof(float)) && !(isnan(from_file[c]) && isnan(unpacked[c]));
+        wrong += unpacked[columns] != 123;
+    }
+    free(from_file);
+    free(unpacked);
+    return wrong;
+}
+
+/* ... in the other form of grids, too. */
+static void test_rows(const Tensor *tensor, const Weight *filled, const int32_t *row_ids) {
+    CHECK_EQ(wrong_rows(tensor, filled, row_ids), 0);
+    if (traits_of(tensor->type).kind != GRID_INDICES) return;
+    Weight w;
+    weight_layout(&w, tensor, filled->rows, true);
+    w.data = aligned_alloc(64, (size_t)w.n_blocks * w.block_bytes);
+    weight_fill(&w, tensor, row_ids, 0, w.n_blocks);
+    CHECK_EQ(wrong_rows(tensor, &w, row_ids), 0);
+    free(w.data);
+}
+
 /* The sum of a small block's scaled code and minimum is exact in double precision: multiples of 2^-24 below 2^28. */
 static void test_tensor(const BlockType *type, int rows, int columns, const int32_t *row_ids, int n_rows,
                         Random *random) {
@@ -245,6 +275,7 @@ static void test_tensor(const BlockType *type, int rows, int columns, const int3
     }
     if (!CHECK_EQ(wrong_weights, 0) || !CHECK_EQ(wrong_floats, 0) || !CHECK_EQ(padding, 0))
         printf("    %s, %d rows of %d, %d columns\n", type->name, n_rows, rows, columns);
+    test_rows(&tensor, &w, row_ids);
     free(floats);
     free(w.data);
     free((void *)tensor.data);

@@ -23,7 +23,9 @@ from golden_models import tiny_model
 from reference_forward import Forward
 from test_architectures import CUDA_ERROR, INSTRUCTION_SETS, SHORT_ERROR, difference, evaluated, session
 
+from bee_integrations.engine.device_plan import plan_memory
 from bee_integrations.errors import UnsupportedModelError
+from bee_integrations.models.file import ModelFile
 
 BLOCKS = Path(__file__).resolve().parent.parent / "golden" / "weights" / "blocks.npz"
 WIDTH = 256
@@ -89,6 +91,24 @@ def test_weights_of_a_product(name: str, instruction_set: str, tmp_path: Path) -
     # A type's minimum is added behind a product: its error is that of the larger of the two.
     bound = ROUNDINGS * np.maximum(np.abs(expected), np.abs(values).max() * np.sqrt(WIDTH) * 2)
     assert (np.abs(out - expected) <= bound + sys.float_info.min).all()
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize("name", GOLDEN)
+def test_an_embedding_that_is_the_head(name: str, instruction_set: str, tmp_path: Path) -> None:
+    """On the CPU it is there once: rows of the packed matrix are those of a table of its own, to the bit."""
+    twice = model(of_type(name), of_type(name))
+    once = twice.copy()
+    del once.tensors["output.weight"]
+    paths = once.write(tmp_path / "once.gguf"), twice.write(tmp_path / "twice.gguf")
+    n = len(GOLDEN[name][1])
+    bits = [logits(document, path, instruction_set, n) for document, path in zip((once, twice), paths, strict=True)]
+    assert np.array_equal(*bits, equal_nan=True)
+    planned = []
+    for path in paths:
+        with ModelFile(path) as file:
+            planned.append(plan_memory(file, None, "cpu", 0).target_bytes)
+    assert planned[1] - planned[0] == len(of_type(name).data)
 
 
 # ---- files of several types ------------------------------------------------------------------------------------------

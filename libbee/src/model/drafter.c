@@ -124,7 +124,7 @@ void load_drafter(Loader *l, Model *m, const Model *target, const bee_file *targ
     const int n_vocab = target ? target->shape.n_vocab : m->shape.n_vocab;
     m->n_head_rows = m->shape.n_vocab = n_vocab;
     if (gguf_has_tensor(l->file, "token_embd.weight")) {
-        load_embedding(l, m);
+        find_embedding(l, m);
         m->n_head_rows = m->shape.n_vocab;
     } else if (target) {
         m->embedding = target->embedding;
@@ -134,6 +134,7 @@ void load_drafter(Loader *l, Model *m, const Model *target, const bee_file *targ
     m->features_norm = load_vector(l, "enc.output_norm.weight", m->shape.n_embd);
     int32_t *draft_tokens = load_draft_tokens(l, m, n_vocab);
     load_draft_head(l, m, draft_tokens, target, target_file);
+    if (m->owns_table) load_embedding_rows(l, m, !draft_tokens && !gguf_has_tensor(l->file, "output.weight"));
     free(draft_tokens);
 }
 

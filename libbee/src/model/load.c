@@ -188,13 +188,15 @@ static void layer_free(const Ops *ops, Backend *backend, const Architecture *arc
 
 static void load_head(Loader *l, Model *m) {
     const Head head = m->shape.architecture->head;
+    const bool tied = head == HEAD_TIED || (head != HEAD_REQUIRED && !gguf_has_tensor(l->file, "output.weight"));
     m->n_head_rows = m->shape.n_vocab;
     m->owns_head = true;
     m->head.scale = 1;
-    if (head == HEAD_REQUIRED || (head == HEAD_IF_PRESENT && gguf_has_tensor(l->file, "output.weight")))
-        load_whole_matrix(l, "output", m->shape.n_vocab, m->shape.n_embd, &m->head);
-    else /* tied: the embedding is the head */
+    if (tied) /* the embedding is the head */
         m->head.weight = load_weight(l, "token_embd.weight", &m->embedding, NULL, m->shape.n_vocab);
+    else
+        load_whole_matrix(l, "output", m->shape.n_vocab, m->shape.n_embd, &m->head);
+    load_embedding_rows(l, m, tied);
 }
 
 static void load_token_embeddings(Loader *l, Model *m) {
@@ -208,7 +210,7 @@ static void load_token_embeddings(Loader *l, Model *m) {
 }
 
 static void load_target(Loader *l, Model *m) {
-    load_embedding(l, m);
+    find_embedding(l, m);
     load_head(l, m);
     load_token_embeddings(l, m);
 }

@@ -287,12 +287,20 @@ Table *load_table(Loader *l, const char *name, const Tensor *tensor) {
     return table;
 }
 
-void load_embedding(Loader *l, Model *m) {
+void find_embedding(Loader *l, Model *m) {
     if (!find_tensor(l, "token_embd.weight", -1, m->shape.n_embd, &m->embedding)) return;
     if (m->shape.n_vocab && m->shape.architecture->about.is_drafter && m->embedding.rows != m->shape.n_vocab)
         l->status = bee_fail(l->error, BEE_ERROR_FORMAT, "tensor 'token_embd.weight': %" PRId64 " rows for %d tokens",
                              m->embedding.rows, m->shape.n_vocab);
     m->shape.n_vocab = (int)m->embedding.rows;
-    m->table = load_table(l, "token_embd.weight", &m->embedding);
     m->owns_table = true;
+}
+
+void load_embedding_rows(Loader *l, Model *m, bool tied) {
+    if (!tied || !l->device->rows_of_matrices) {
+        m->table = load_table(l, "token_embd.weight", &m->embedding);
+    } else if (!l->status && l->backend) {
+        m->table = l->ops->table_of(l->backend, m->head.weight);
+        if (!m->table) fail_memory(l, "token_embd.weight");
+    }
 }

@@ -69,7 +69,9 @@ void load_matrix(Loader *l, const char *name, Part part, int64_t columns, ScaleU
 void load_experts(Loader *l, const char *name, Part part, int64_t columns, int n_experts, Matrix **out);
 void load_whole_matrix(Loader *l, const char *name, int64_t rows, int64_t columns, Matrix *out);
 void matrix_free(const Ops *ops, Backend *backend, Matrix *matrix);
-/* The embedding, of as many rows as the file has tokens. */
-void load_embedding(Loader *l, Model *m);
+/* The embedding, of as many rows as the file has tokens. It gets a table of its own, unless it is `tied`, being the
+ * model's head, too, which is loaded, and the device reads rows of that. */
+void find_embedding(Loader *l, Model *m);
+void load_embedding_rows(Loader *l, Model *m, bool tied);
 
 #endif
