@@ -21,6 +21,7 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -122,18 +123,24 @@ class Engine:
         self.model_path: Path = located.path
         self.model_name: str = located.name
         self.drafter_path: Path | None = found.path
-        self._read_model_file(n_ctx, located)
-        self._check_states(device, kv_cache)
-        handle = _open_engine(
-            self.model_path,
-            self.drafter_path,
-            threads,
-            instruction_set,
-            device=device,
-            n_ctx=self.n_ctx,
-            kv_cache=kv_cache,
-            progress=_logged_progress(self.model_name) if progress is None else progress,
-        )
+        with ModelFile(self.model_path) as file:
+            plan = self._read_plan(file, n_ctx)
+            self._check_states(device, kv_cache)
+            # A large vocabulary takes as long as a gigabyte of weights: the two are read side by side.
+            handle = _beside(
+                partial(self._read_text_side, file, plan, located),
+                partial(
+                    _open_engine,
+                    self.model_path,
+                    self.drafter_path,
+                    threads,
+                    instruction_set,
+                    device=device,
+                    n_ctx=self.n_ctx,
+                    kv_cache=kv_cache,
+                    progress=_logged_progress(self.model_name) if progress is None else progress,
+                ),
+            )
         self._scheduler = Scheduler(handle, self.n_ctx, n_parallel)  # owns the handle from here on
         self.info: dict[str, Any] = self._scheduler.call(_describe)
         self.info |= {"n_ctx": self.n_ctx, "architecture": self._architecture, "n_parallel": n_parallel}
@@ -144,22 +151,26 @@ class Engine:
         self._finalizer = weakref.finalize(self, self._scheduler.stop)
         self._finalizer.atexit = False
 
-    def _read_model_file(self, n_ctx: int | None, located: models.Located) -> None:
-        with ModelFile(self.model_path) as file, _named(self.model_path):
+    def _read_plan(self, file: ModelFile, n_ctx: int | None) -> Plan:
+        with _named(self.model_path):
             plan = file.plan()  # says what an unsupported file lacks before anything is read from it
             if plan.is_drafter:
                 raise UnsupportedModelError(
                     f"{self.model_path} is a drafter, not a model: give it as drafter= with the model it is for"
                 )
+        self.n_ctx: int = context_length(n_ctx, plan.n_ctx_train)
+        self._n_ctx_train = plan.n_ctx_train
+        self._state_bytes = plan.state_bytes
+        return plan
+
+    def _read_text_side(self, file: ModelFile, plan: Plan, located: models.Located) -> None:
+        with _named(self.model_path):
             self.tokenizer: Tokenizer = model_tokenizer(file, plan)
             self._template, self._template_error = _read_template(file, self.tokenizer, located)
             self._tool_template = _read_tool_template(file, self.tokenizer)
             self._architecture = file.architecture
             # What the model's makers want for answers of which nobody says how they are to be sampled.
             self.sampling: dict[str, Any] = sampling_defaults(file.metadata, located)
-        self.n_ctx: int = context_length(n_ctx, plan.n_ctx_train)
-        self._n_ctx_train = plan.n_ctx_train
-        self._state_bytes = plan.state_bytes
 
     def _check_states(self, device: str, kv_cache: str) -> None:
         """Keys and values take memory as they fill; the states of recurrent layers are there from the first token on.
@@ -651,6 +662,23 @@ def _finish_reason(finish: int, stop_text: str | None) -> str:
 
 
 # ---- opening ---------------------------------------------------------------------------------------------------------
+
+
+def _beside(read: Callable[[], None], open_handle: Callable[[], Any]) -> Any:
+    """The `bee_engine *` that is opened while another thread reads. What stands against reading is raised first."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="bee-text") as pool:
+        reading = pool.submit(read)
+        try:
+            handle = open_handle()
+        except Exception:
+            reading.result()
+            raise
+        try:
+            reading.result()
+        except BaseException:
+            lib.bee_engine_close(handle)
+            raise
+    return handle
 
 
 def _logged_progress(name: str) -> Callable[[int, int], None]:

@@ -4,8 +4,6 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "devices.h"
 #include "error.h"
@@ -26,52 +24,13 @@ enum { QUERIES_TOGETHER = 24 };
 
 /* ---- memory ------------------------------------------------------------------------------------- */
 
-enum { HUGE_PAGE = 2 << 20 };
-
-/* Huge pages where the system gives them: a pass reads every weight once, and the page walks would show, most of all in
- * a virtual machine. They must begin at a multiple of their size. */
-static void *pages_new(size_t bytes) {
-    bytes = bytes ? bytes : 1;
-    const size_t slack = bytes < HUGE_PAGE ? 0 : HUGE_PAGE, page = (size_t)sysconf(_SC_PAGESIZE);
-    uint8_t *memory = mmap(NULL, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) return NULL;
-    if (!slack) return memory;
-    const size_t before = (HUGE_PAGE - (uintptr_t)memory % HUGE_PAGE) % HUGE_PAGE;
-    const size_t kept = (bytes + page - 1) / page * page, mapped = (bytes + slack + page - 1) / page * page;
-    if (before) munmap(memory, before);
-    if (mapped > before + kept) munmap(memory + before + kept, mapped - before - kept);
-#ifdef MADV_HUGEPAGE
-    madvise(memory + before, bytes, MADV_HUGEPAGE);
-#endif
-    return memory + before;
-}
-
-static void pages_free(void *memory, size_t bytes) {
-    if (memory) munmap(memory, bytes ? bytes : 1);
-}
-
-typedef struct Filling {
-    Weight *weight;
-    const Tensor *tensor;
-    const int32_t *row_ids;
-} Filling;
-
-static void fill_share(Worker *worker, void *argument) {
-    Filling *filling = argument;
-    const int n = filling->weight->n_blocks;
-    weight_fill(filling->weight, filling->tensor, filling->row_ids, share_begin(worker, n, worker->index),
-                share_begin(worker, n, worker->index + 1));
-}
-
-static void run_all(Backend *backend, void (*body)(Worker *, void *), void *argument);
-
 static void *zeroed(size_t bytes) {
     void *memory = aligned_alloc(64, (bytes + 63) / 64 * 64 + 64);
     if (memory) memset(memory, 0, (bytes + 63) / 64 * 64 + 64);
     return memory;
 }
 
-static bool reserve_scratch(Backend *backend, size_t floats) {
+bool reserve_scratch(Backend *backend, size_t floats) {
     for (int i = 0; i < thread_pool_size(backend->pool); i++) {
         Worker *worker = &backend->workers[i];
         if (worker->scratch_floats >= floats) continue;
@@ -82,69 +41,6 @@ static bool reserve_scratch(Backend *backend, size_t floats) {
         worker->scratch_floats = floats;
     }
     return true;
-}
-
-/* Weights lie one after the other in large regions, because most of them are smaller than a huge page. A region is
- * given back with the backend. */
-struct Region {
-    Region *next;
-    uint8_t *memory;
-    size_t bytes, used;
-};
-
-enum { REGION_BYTES = 64 << 20 };
-
-static uint8_t *take_weight_memory(Backend *backend, size_t bytes) {
-    bytes = (bytes + 63) / 64 * 64;
-    Region *region = backend->regions;
-    if (!region || region->bytes - region->used < bytes) {
-        region = malloc(sizeof *region);
-        if (!region) return NULL;
-        *region = (Region){.next = backend->regions, .bytes = bytes < REGION_BYTES ? REGION_BYTES : bytes};
-        region->memory = pages_new(region->bytes);
-        if (!region->memory) {
-            free(region);
-            return NULL;
-        }
-        backend->regions = region;
-    }
-    region->used += bytes;
-    return region->memory + region->used - bytes;
-}
-
-static void regions_free(Region *region) {
-    while (region) {
-        Region *next = region->next;
-        pages_free(region->memory, region->bytes);
-        free(region);
-        region = next;
-    }
-}
-
-static void weight_free(Backend *backend, Weight *weight) {
-    (void)backend;
-    free(weight);
-}
-
-static Weight *weight_new(Backend *backend, const Tensor *tensor, const int32_t *row_ids, int n_rows) {
-    Weight *weight = malloc(sizeof *weight);
-    if (!weight) return NULL;
-    weight_layout(weight, tensor, n_rows, backend->kernels->planar_grids);
-    weight->data = take_weight_memory(backend, weight->block_bytes * (size_t)weight->n_blocks);
-    /* A head's rows may all become candidates. */
-    if (!weight->data || !reserve_scratch(backend, (size_t)n_rows * sizeof(Candidate) / sizeof(float))) {
-        weight_free(backend, weight);
-        return NULL;
-    }
-    Filling filling = {weight, tensor, row_ids};
-    run_all(backend, fill_share, &filling);
-    return weight;
-}
-
-static size_t weight_bytes(const Weight *weight) { return weight->block_bytes * (size_t)weight->n_blocks; }
-
-static int operand_format(const Weight *weight) {
-    return traits_of(weight->type).bits ? OPERAND_CODES : OPERAND_VALUES;
 }
 
 static void operand_free(Backend *backend, Operand *operand) {
@@ -207,48 +103,6 @@ static void buffer_free(Backend *backend, void *buffer) {
 static void buffer_copy(Backend *backend, void *to, const void *from, size_t bytes) {
     (void)backend;
     memcpy(to, from, bytes);
-}
-
-/* A pass reads a few rows: as the file has them, or of a packed matrix. */
-struct Table {
-    Tensor tensor;
-    size_t bytes;
-    uint8_t *rows;
-    const Weight *matrix; /* in place of all the above */
-};
-
-static Table *table_new(Backend *backend, const Tensor *tensor) {
-    (void)backend;
-    Table *table = malloc(sizeof *table);
-    uint8_t *rows = table ? pages_new(tensor->size) : NULL;
-    if (!rows) {
-        free(table);
-        return NULL;
-    }
-    *table = (Table){.tensor = *tensor, .bytes = tensor->size, .rows = rows};
-    table->tensor.data = memcpy(rows, tensor->data, tensor->size);
-    return table;
-}
-
-static Table *table_of_matrix(Backend *backend, const Weight *matrix) {
-    (void)backend;
-    Table *table = malloc(sizeof *table);
-    if (table) *table = (Table){.matrix = matrix};
-    return table;
-}
-
-static void table_free(Backend *backend, Table *table) {
-    (void)backend;
-    if (table) pages_free(table->rows, table->bytes);
-    free(table);
-}
-
-static int table_row(const Table *table, int row, float *out) {
-    if (table->matrix)
-        weight_row(table->matrix, row, out);
-    else
-        dequantize_row(&table->tensor, row, out);
-    return table->matrix ? table->matrix->columns : (int)table->tensor.columns;
 }
 
 static size_t partial_size(const Heads *heads) { return PARTIAL_HEAD + (size_t)heads->head_size; }
@@ -317,7 +171,7 @@ static void run_worker(void *argument, int index) {
     job->body(&job->backend->workers[index], job->argument);
 }
 
-static void run_all(Backend *backend, void (*body)(Worker *, void *), void *argument) {
+void run_all(Backend *backend, void (*body)(Worker *, void *), void *argument) {
     Job job = {backend, body, argument};
     thread_pool_run(backend->pool, run_worker, &job);
 }
@@ -956,6 +810,7 @@ static uint64_t bytes_taken(const Backend *backend) {
 
 const Device bee_cpu_device = {
     .kind = BEE_DEVICE_CPU,
+    .reads_tensors = true,
     .rows_of_matrices = true,
     .describe = describe,
     .ops = operations,

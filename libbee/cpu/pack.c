@@ -208,17 +208,23 @@ static void fill_codes(const Weight *weight, const uint8_t *row, int r, uint8_t 
 #undef CASE
 }
 
-void weight_fill(Weight *weight, const Tensor *tensor, const int32_t *row_ids, int first_block, int last_block) {
+void weight_fill_block(Weight *weight, int block, const uint8_t *const *rows) {
     const WeightTraits t = traits_of(weight->type);
+    uint8_t *out = weight->data + (size_t)block * weight->block_bytes;
+    memset(out, 0, weight->block_bytes);
+    for (int r = 0; r < BLOCK_ROWS && block * BLOCK_ROWS + r < weight->rows; r++) {
+        if (t.bits)
+            fill_codes(weight, rows[r], r, out);
+        else
+            fill_floats(weight, (size_t)t.bytes, rows[r], r, out);
+    }
+}
+
+void weight_fill(Weight *weight, const Tensor *tensor, const int32_t *row_ids, int first_block, int last_block) {
     for (int b = first_block; b < last_block; b++) {
-        uint8_t *block = weight->data + (size_t)b * weight->block_bytes;
-        memset(block, 0, weight->block_bytes);
-        for (int r = 0; r < BLOCK_ROWS && b * BLOCK_ROWS + r < weight->rows; r++) {
-            const uint8_t *row = tensor_row(tensor, row_ids ? row_ids[b * BLOCK_ROWS + r] : b * BLOCK_ROWS + r);
-            if (t.bits)
-                fill_codes(weight, row, r, block);
-            else
-                fill_floats(weight, (size_t)t.bytes, row, r, block);
-        }
+        const uint8_t *rows[BLOCK_ROWS];
+        for (int r = 0, row = b * BLOCK_ROWS; r < BLOCK_ROWS && row < weight->rows; r++, row++)
+            rows[r] = tensor_row(tensor, row_ids ? row_ids[row] : row);
+        weight_fill_block(weight, b, rows);
     }
 }

@@ -50,9 +50,29 @@ static inline Sharing share_units(Worker *worker, int total, size_t unit_bytes) 
 
 static inline void barrier(const Worker *worker) { thread_pool_barrier(worker->backend->pool); }
 
+/* Runs `body` on every thread. Not inside a run. */
+void run_all(Backend *backend, void (*body)(Worker *worker, void *argument), void *argument);
+
+/* Every worker's scratch memory has at least so many floats. False where memory runs out. */
+bool reserve_scratch(Backend *backend, size_t floats);
+
 /* Blocks [first, last) of a matrix's product with n rows; out[0] is the first of their rows. */
 void multiply_blocks(Worker *worker, const Matrix *matrix, int first, int last, const Operand *in, int n, float *out,
                      size_t stride, bool add);
+
+/* Those of weights.c. Pages are zero, and take memory as they are used. */
+void *pages_new(size_t bytes);
+void pages_free(void *memory, size_t bytes);
+void regions_free(Region *region);
+Weight *weight_new(Backend *backend, const Tensor *tensor, const int32_t *row_ids, int n_rows, bee_error *reason);
+void weight_free(Backend *backend, Weight *weight);
+size_t weight_bytes(const Weight *weight);
+int operand_format(const Weight *weight);
+Table *table_new(Backend *backend, const Tensor *tensor, bee_error *reason);
+Table *table_of_matrix(Backend *backend, const Weight *matrix);
+void table_free(Backend *backend, Table *table);
+/* A row as floats; returns how many. */
+int table_row(const Table *table, int row, float *out);
 
 /* The operations of experts.c. */
 void route(Worker *worker, const Routing *routing, const float *logits, size_t stride, int n, ExpertRoom *room);

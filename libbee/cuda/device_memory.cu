@@ -223,7 +223,7 @@ Weight *expert_new(Backend *b, Weight *experts, int index, const Tensor *tensor)
     return NULL;
 }
 
-Weight *weight_new(Backend *b, const Tensor *tensor, const int32_t *row_ids, int n_rows) {
+Weight *weight_new(Backend *b, const Tensor *tensor, const int32_t *row_ids, int n_rows, bee_error *) {
     Weight *weight = (Weight *)calloc(1, sizeof *weight);
     if (!weight) return NULL;
     DeviceWeight *w = &weight->weight;
@@ -253,7 +253,7 @@ void table_free(Backend *b, Table *table) {
     free(table);
 }
 
-Table *table_new(Backend *b, const Tensor *tensor) {
+Table *table_new(Backend *b, const Tensor *tensor, bee_error *) {
     Table *table = (Table *)calloc(1, sizeof *table);
     if (!table) return NULL;
     *table = {tensor->type, (int)tensor->columns, (size_t)(tensor->size / (uint64_t)tensor->rows), (size_t)tensor->size,

@@ -9,6 +9,8 @@ typedef struct Device {
     bee_device kind;
     /* It is not the host's: a plan must fit. */
     bool own_memory;
+    /* It reads tensors by itself, where their data is not at hand. */
+    bool reads_tensors;
     /* It finds rows of a table in a matrix: what is both is there once. */
     bool rows_of_matrices;
     /* An expert's gate and up must have the same type. */

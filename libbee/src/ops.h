@@ -198,8 +198,9 @@ typedef struct DeviceOps {
 } DeviceOps;
 
 typedef struct Ops {
-    /* holding data; all of these return NULL where memory runs out */
-    Weight *(*weight_new)(Backend *backend, const Tensor *tensor, const int32_t *row_ids, int n_rows);
+    /* holding data; all of these return NULL where memory runs out, or where *reason says why: it is BEE_OK before */
+    Weight *(*weight_new)(Backend *backend, const Tensor *tensor, const int32_t *row_ids, int n_rows,
+                          bee_error *reason);
     void (*weight_free)(Backend *backend, Weight *weight);
     /* Where a device wants matrices of experts in one piece: room for n of one shape, with a scale for each (NULL: 1),
      * and its filling, one by one. The room is the first weight, and freed by its name after the others. NULL: they are
@@ -216,7 +217,7 @@ typedef struct Ops {
     void (*buffer_write)(Backend *backend, void *to, const void *from, size_t bytes);
     void (*buffer_read)(Backend *backend, void *to, const void *from, size_t bytes);
     void (*buffer_move)(Backend *backend, void *to, const void *from, size_t bytes);
-    Table *(*table_new)(Backend *backend, const Tensor *tensor);
+    Table *(*table_new)(Backend *backend, const Tensor *tensor, bee_error *reason);
     /* Of the rows of a matrix, which must stay as long; where the device has rows_of_matrices. */
     Table *(*table_of)(Backend *backend, const Weight *matrix);
     void (*table_free)(Backend *backend, Table *table);

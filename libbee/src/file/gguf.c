@@ -1,12 +1,10 @@
-/* GGUF v3 reader: maps the file, checks every field once when it is opened, and then only hands out views.
+/* GGUF v3 reader: reads the file's beginning, checks every field once when it is opened, and then only hands out views
+ * of it; tensors are read when they are wanted.
  *
  * Files come from strangers. Three habits keep the checks complete: every read goes through `take`, which compares
  * against what is left of the file; every product and sum of numbers from the file goes through the overflow-checking
  * builtins; and no number from the file sizes an allocation before it is bounded by the bytes that would have to back
- * it.
- *
- * A file that is cut short by someone else *after* it was opened raises SIGBUS when a vanished page is touched.
- * That holds for every program that maps files; it is not handled here. */
+ * it. */
 #include "gguf.h"
 
 #include "error.h"
@@ -23,7 +21,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-_Static_assert(sizeof(size_t) == 8, "models are mapped whole: a 64-bit machine is needed");
+_Static_assert(sizeof(size_t) == 8, "sizes of models are sizes of memory: a 64-bit machine is needed");
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "values are used where they lie in the file");
 
 enum {
@@ -885,6 +883,13 @@ bee_status gguf_tensor(const bee_file *file, const char *name, Tensor *out, bee_
 
 bee_status gguf_read(const Tensor *tensor, uint8_t *out, bee_error *error) {
     return read_bytes(tensor->holder, tensor->offset, tensor->size, out, error);
+}
+
+void gguf_read_ahead(const bee_file *holder, uint64_t begin, uint64_t end) {
+    if (end > holder->size) end = holder->size;
+#ifdef POSIX_FADV_WILLNEED
+    if (begin < end) posix_fadvise(holder->descriptor, (off_t)begin, (off_t)(end - begin), POSIX_FADV_WILLNEED);
+#endif
 }
 
 bool gguf_find(const bee_file *file, const char *key, bee_metadata *out) {

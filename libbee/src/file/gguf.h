@@ -27,6 +27,9 @@ bee_status gguf_tensor(const bee_file *file, const char *name, Tensor *out, bee_
 /* Reads the tensor's data, `size` bytes. Fails where the file has become shorter. */
 bee_status gguf_read(const Tensor *tensor, uint8_t *out, bee_error *error);
 
+/* Bytes [begin, end) of a tensor's file will be read soon; the system may fetch them meanwhile. */
+void gguf_read_ahead(const bee_file *holder, uint64_t begin, uint64_t end);
+
 /* Metadata by key. `gguf_find` returns false where the key is absent. The typed readers convert between integer
  * widths, check the range, and name the key where type or range are wrong; an absent key is an error that names
  * it, unless `required` is false, in which case *out stays as it was. */

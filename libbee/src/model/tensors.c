@@ -19,6 +19,14 @@ void fail_memory(Loader *l, const char *name) {
                            : bee_fail(l->error, BEE_ERROR_MEMORY, format, name);
 }
 
+/* What a device says of a weight that it did not make. */
+static void fail_weight(Loader *l, const char *name, const bee_error *reason) {
+    if (reason->status)
+        l->status = bee_fail(l->error, reason->status, "%s", reason->message);
+    else
+        fail_memory(l, name);
+}
+
 bool is_bound(const Loader *l, const char *name) {
     for (uint64_t i = 0; i < l->n_bound; i++)
         if (l->bound[i] == name) return true;
@@ -72,6 +80,19 @@ bool find_tensor(Loader *l, const char *name, int64_t rows, int64_t columns, Ten
     return find_matrices(l, name, rows, columns, 1, out);
 }
 
+/* The file is told what will be read: the tensor, and some of what lies behind it, for the disk to be busy while the
+ * tensor is packed. It is told of every byte once. */
+static void read_ahead(Loader *l, const Tensor *tensor) {
+    enum { AHEAD = 32 << 20 };
+    const uint64_t end = tensor->offset + tensor->size;
+    const bool goes_on =
+        l->ahead.file == tensor->holder && tensor->offset >= l->ahead.begin && tensor->offset <= l->ahead.end;
+    if (!goes_on) l->ahead = (ReadAhead){tensor->holder, tensor->offset, tensor->offset};
+    if (l->ahead.end >= end + AHEAD / 2) return;
+    gguf_read_ahead(tensor->holder, l->ahead.end, end + AHEAD);
+    l->ahead.end = end + AHEAD;
+}
+
 bool read_tensor(Loader *l, Tensor *tensor) {
     if (l->status || tensor->data) return !l->status; /* random weights are there */
     if (l->buffer_size < tensor->size) {
@@ -88,11 +109,20 @@ bool read_tensor(Loader *l, Tensor *tensor) {
     return !l->status;
 }
 
+/* Lets a weight's data be at hand, or on its way, for a device that reads it by itself. */
+static bool read_weight(Loader *l, Tensor *tensor) {
+    if (!l->device->reads_tensors) return read_tensor(l, tensor);
+    if (!l->status && !tensor->data) read_ahead(l, tensor);
+    return !l->status;
+}
+
 /* A matrix or a table has been loaded. */
 static void tell_progress(Loader *l, uint64_t bytes) {
     LoadProgress *p = l->progress;
     if (l->status || !p->tell) return;
     p->done += bytes;
+    if (p->done - p->told < p->total / 128) return; /* a caller may have to wait for its interpreter's turn */
+    p->told = p->done;
     if (!p->tell(p->user, p->done < p->total ? p->done : p->total, p->total))
         l->status = bee_fail(l->error, BEE_ERROR_CANCELLED, "loading was cancelled");
 }
@@ -108,9 +138,10 @@ Weight *load_weight(Loader *l, const char *name, const Tensor *tensor, const int
     const uint64_t bytes = l->device->matrix_bytes(tensor->type, n_rows, (int)tensor->columns);
     l->weight_bytes += bytes;
     Tensor at_hand = *tensor;
-    if (!l->backend || !read_tensor(l, &at_hand)) return NULL;
-    Weight *weight = l->ops->weight_new(l->backend, &at_hand, row_ids, n_rows);
-    if (!weight) fail_memory(l, name);
+    bee_error reason = {.status = BEE_OK};
+    if (!l->backend || !read_weight(l, &at_hand)) return NULL;
+    Weight *weight = l->ops->weight_new(l->backend, &at_hand, row_ids, n_rows, &reason);
+    if (!weight) fail_weight(l, name, &reason);
     tell_progress(l, bytes);
     return weight;
 }
@@ -223,13 +254,14 @@ static void load_expert_weights(Loader *l, const char *name, const Tensor *tenso
     for (int e = 0; e < n && !l->status && l->backend; e++) {
         const Tensor whole = tensor_matrix(tensor, e);
         Tensor matrix = tensor_rows(&whole, part.first, part.rows);
-        if (!read_tensor(l, &matrix)) return;
+        bee_error reason = {.status = BEE_OK};
+        if (!read_weight(l, &matrix)) return;
         Weight *weight = together ? l->ops->expert_new(l->backend, out->weight, e, &matrix)
-                                  : l->ops->weight_new(l->backend, &matrix, NULL, rows);
+                                  : l->ops->weight_new(l->backend, &matrix, NULL, rows, &reason);
         if (weight)
             out[e].weight = weight;
         else
-            fail_memory(l, name);
+            fail_weight(l, name, &reason);
         tell_progress(l, bytes / (uint64_t)n);
     }
 }
@@ -280,9 +312,10 @@ Table *load_table(Loader *l, const char *name, const Tensor *tensor) {
     if (l->status) return NULL;
     const uint64_t bytes = l->device->buffer_bytes(tensor->size);
     l->weight_bytes += bytes;
-    if (!l->backend || !read_tensor(l, &at_hand)) return NULL;
-    Table *table = l->ops->table_new(l->backend, &at_hand);
-    if (!table) fail_memory(l, name);
+    bee_error reason = {.status = BEE_OK};
+    if (!l->backend || !read_weight(l, &at_hand)) return NULL;
+    Table *table = l->ops->table_new(l->backend, &at_hand, &reason);
+    if (!table) fail_weight(l, name, &reason);
     tell_progress(l, bytes);
     return table;
 }

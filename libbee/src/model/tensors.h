@@ -8,8 +8,14 @@
 typedef struct LoadProgress {
     bee_progress_function tell; /* may be NULL */
     void *user;
-    uint64_t done, total;
+    uint64_t done, total, told;
 } LoadProgress;
+
+/* Bytes of a file that it was told will be read. */
+typedef struct ReadAhead {
+    const bee_file *file;
+    uint64_t begin, end;
+} ReadAhead;
 
 typedef struct Loader {
     const Ops *ops;
@@ -24,6 +30,7 @@ typedef struct Loader {
     LoadProgress *progress; /* with a backend */
     uint8_t *buffer;        /* of the tensor that is being loaded */
     uint64_t buffer_size;
+    ReadAhead ahead;
     bee_error *error;
     bee_status status;
 } Loader;
