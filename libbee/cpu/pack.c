@@ -170,27 +170,35 @@ static void fill_floats(const Weight *weight, size_t bytes, const uint8_t *row, 
         memcpy(block + (k * BLOCK_ROWS + (size_t)r) * bytes, row + k * bytes, bytes);
 }
 
-static void fill_codes_of(TensorType type, const Weight *weight, const uint8_t *row, int r, uint8_t *block) {
+static void place_group(const Weight *weight, const Group *g, int pair) {
+    const CodeKind kind = g->traits.kind;
+    if (kind == INTEGERS) place_integers(g);
+    if (kind == GRID_INDICES) (weight->planar_grids ? place_planar_entries : place_entries)(g);
+    if (kind == DIGITS) place_digits(g, pair);
+    for (int j = 0; kind == NIBBLE_TABLE && j < GROUP / 4; j++)
+        place_nibbles(g, j, block_nibbles(g->type, g->block, g->column + 4 * j));
+    place_scales(g);
+}
+
+/* Columns outside, rows inside: what is written to stays in the first cache, however wide the matrix. */
+static void fill_codes_of(TensorType type, const Weight *weight, const uint8_t *const *rows, int n, uint8_t *block) {
     const WeightTraits t = traits_of(type);
     const int in_span = span_pairs(t);
     for (int column = 0; column < weight->columns; column += GROUP) {
         const int pair = column / PAIR % in_span;
         uint8_t *span = block + (size_t)(column / PAIR / in_span) * (size_t)span_bytes(t);
-        const Group g = {.type = type,
-                         .traits = t,
-                         .block = row + (size_t)(column / t.columns) * (size_t)t.bytes,
-                         .column = column % t.columns,
-                         .codes = span + pair * code_bytes(t),
-                         .small = span + in_span * code_bytes(t) + pair * small_scale_bytes(t),
-                         .scales = span + in_span * (code_bytes(t) + small_scale_bytes(t)),
-                         .odd = column / GROUP % 2,
-                         .row = r};
-        if (t.kind == INTEGERS) place_integers(&g);
-        if (t.kind == GRID_INDICES) (weight->planar_grids ? place_planar_entries : place_entries)(&g);
-        if (t.kind == DIGITS) place_digits(&g, pair);
-        for (int j = 0; t.kind == NIBBLE_TABLE && j < GROUP / 4; j++)
-            place_nibbles(&g, j, block_nibbles(g.type, g.block, g.column + 4 * j));
-        place_scales(&g);
+        for (int r = 0; r < n; r++) {
+            const Group g = {.type = type,
+                             .traits = t,
+                             .block = rows[r] + (size_t)(column / t.columns) * (size_t)t.bytes,
+                             .column = column % t.columns,
+                             .codes = span + pair * code_bytes(t),
+                             .small = span + in_span * code_bytes(t) + pair * small_scale_bytes(t),
+                             .scales = span + in_span * (code_bytes(t) + small_scale_bytes(t)),
+                             .odd = column / GROUP % 2,
+                             .row = r};
+            place_group(weight, &g, pair);
+        }
     }
 }
 
@@ -198,9 +206,9 @@ static void fill_codes_of(TensorType type, const Weight *weight, const uint8_t *
 #if defined(__GNUC__)
 __attribute__((flatten))
 #endif
-static void fill_codes(const Weight *weight, const uint8_t *row, int r, uint8_t *block) {
+static void fill_codes(const Weight *weight, const uint8_t *const *rows, int n, uint8_t *block) {
 #define CASE(NAME, name, number) \
-    case TYPE_##NAME: fill_codes_of(TYPE_##NAME, weight, row, r, block); return;
+    case TYPE_##NAME: fill_codes_of(TYPE_##NAME, weight, rows, n, block); return;
     switch (weight->type) {
         QUANTISED_TYPES(CASE)
     default: return;
@@ -211,13 +219,10 @@ static void fill_codes(const Weight *weight, const uint8_t *row, int r, uint8_t 
 void weight_fill_block(Weight *weight, int block, const uint8_t *const *rows) {
     const WeightTraits t = traits_of(weight->type);
     uint8_t *out = weight->data + (size_t)block * weight->block_bytes;
+    const int left = weight->rows - block * BLOCK_ROWS, n = left < BLOCK_ROWS ? left : BLOCK_ROWS;
     memset(out, 0, weight->block_bytes);
-    for (int r = 0; r < BLOCK_ROWS && block * BLOCK_ROWS + r < weight->rows; r++) {
-        if (t.bits)
-            fill_codes(weight, rows[r], r, out);
-        else
-            fill_floats(weight, (size_t)t.bytes, rows[r], r, out);
-    }
+    if (t.bits) fill_codes(weight, rows, n, out);
+    for (int r = 0; !t.bits && r < n; r++) fill_floats(weight, (size_t)t.bytes, rows[r], r, out);
 }
 
 void weight_fill(Weight *weight, const Tensor *tensor, const int32_t *row_ids, int first_block, int last_block) {
