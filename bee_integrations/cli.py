@@ -128,6 +128,14 @@ InstructionSet = Annotated[
     str | None,
     typer.Option(help="Force 'avx512', 'avx2' or 'portable', and with 'auto' the CPU; the best one here if left out."),
 ]
+PackedCache = Annotated[
+    bool | None,
+    typer.Option(
+        "--packed-cache/--no-packed-cache",
+        help="Keep packed weights in the cache directory, for the next start; see 'bee packed'. "
+        "What BEE_PACKED_CACHE says if left out.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -218,6 +226,7 @@ def run(
     device: Device = "auto",
     kv_cache: KvCache = "f16",
     instruction_set: InstructionSet = None,
+    packed_cache: PackedCache = None,
     as_json: Json = False,
 ) -> None:
     """Answer a prompt: the text as it comes, then one line of statistics on stderr. With a name alone, open a chat."""
@@ -242,6 +251,7 @@ def run(
         device=device,
         kv_cache=kv_cache,
         instruction_set=instruction_set,
+        packed_cache=packed_cache,
     ) as engine:
         if text is None:
             _chat(engine, given, system)
@@ -458,6 +468,32 @@ def remove(name: Annotated[str, typer.Argument(help="A registered model.")]) -> 
 
     freed = remove_model(name)
     _errors().print(f"{name} is removed; {size_text(freed)} are free again", style="dim")
+
+
+# ---- packed ------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+@_reports_errors
+def packed(
+    remove: Annotated[bool, typer.Option("--remove", help="Remove them all.")] = False,
+    directory: Annotated[
+        Path | None, typer.Option(help="Of another directory than BEE_PACKED_CACHE, or that of the cache.")
+    ] = None,
+) -> None:
+    """The files of packed weights (--packed-cache), with their sizes."""
+    from .models.memory import size_text
+    from .models.packed import packed_directory, packed_files, remove_packed_files
+
+    place = packed_directory(directory) or packed_directory(True)
+    assert place is not None
+    files = list(packed_files(place))
+    for file in files:
+        typer.echo(f"{size_text(file.size):>10}  {file.path.name}")
+    if remove:
+        _errors().print(f"{size_text(remove_packed_files(place))} are free again", style="dim")
+    else:
+        _errors().print(f"{size_text(sum(file.size for file in files))} in {place}", style="dim", markup=False)
 
 
 # ---- bench -------------------------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ from ..models.drafters import Drafter, find_drafter
 from ..models.file import KV_CACHES, ModelFile, Plan, check_kv_cache
 from ..models.memory import available_memory, size_text
 from ..models.ollama_templates import known_form
+from ..models.packed import make_packed_directory, packed_directory
 from ..models.sampling_defaults import sampling_defaults
 from ..parameter_checks import INT32_MAX, integer, token_ids
 from ..text.chat_template import TOOL_TEMPLATE, ChatTemplate
@@ -85,6 +86,7 @@ class Engine:
         instruction_set: str | None = None,
         n_parallel: int = 4,
         kv_cache: str = "f16",
+        packed_cache: bool | str | os.PathLike[str] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Load a model.
@@ -106,6 +108,10 @@ class Engine:
         n_parallel: requests that run side by side; others wait. Each keeps a cache of its own between requests.
         kv_cache: how keys and values are remembered, also those of the drafter: "f16", or "q8_0": 8 bits with a scale
             for every 32 numbers, in about half the memory. Answers may differ a little from those with "f16".
+        packed_cache: a directory in which packed weights are kept, a file for each model, so that the next engine on
+            the CPU maps them and packs nothing; True: one in the cache directory; None: what the environment variable
+            BEE_PACKED_CACHE says, 1 or a directory; otherwise, and with False, none are kept. `info` has in
+            "mapped_bytes" how much came from there, and in "packed_note" what was written, or why not.
         progress: called with the bytes of weights that are loaded and those of all, while the engine opens; what it
             raises ends that. None: tenths are logged (level INFO).
 
@@ -118,6 +124,7 @@ class Engine:
             raise ParameterError(f"progress is {progress!r}; it must be a function of two numbers, or None")
         n_parallel = integer("n_parallel", n_parallel, 1, _MAX_PARALLEL)
         check_kv_cache(kv_cache)
+        packed = packed_directory(packed_cache)
         located = models.locate_model(model)
         found = find_drafter(drafter, located)
         self.model_path: Path = located.path
@@ -138,6 +145,7 @@ class Engine:
                     device=device,
                     n_ctx=self.n_ctx,
                     kv_cache=kv_cache,
+                    packed=packed,
                     progress=_logged_progress(self.model_name) if progress is None else progress,
                 ),
             )
@@ -196,17 +204,20 @@ class Engine:
         instruction_set: str | None = None,
         n_parallel: int = 4,
         kv_cache: str = "f16",
+        packed_cache: bool | str | os.PathLike[str] | None = None,
     ) -> Engine:
         """The engine of this process for these arguments, loaded at the first call and kept while anybody uses it."""
         device = _device(device, instruction_set)
         located = models.locate_model(model)
         found = find_drafter(drafter, located)
-        key = (located.path, found.path, n_ctx, threads, device, instruction_set, n_parallel, kv_cache)
+        packed: Path | bool = packed_directory(packed_cache) or False
+        key = (located.path, found.path, n_ctx, threads, device, instruction_set, n_parallel, kv_cache, packed)
         with _shared.lock:
             engine = _shared.engines.get(key)
             if engine is None or engine.closed:
                 engine = cls(located, drafter=found, n_ctx=n_ctx, threads=threads, device=device,
-                             instruction_set=instruction_set, n_parallel=n_parallel, kv_cache=kv_cache)  # fmt: skip
+                             instruction_set=instruction_set, n_parallel=n_parallel, kv_cache=kv_cache,
+                             packed_cache=packed)  # fmt: skip
                 _shared.engines[key] = engine
             return engine
 
@@ -719,6 +730,7 @@ def _open_engine(
     device: str,
     n_ctx: int,
     kv_cache: str,
+    packed: Path | None,
     progress: Callable[[int, int], None],
 ) -> Any:
     """A `bee_engine *`, with the costs that are remembered for where it runs, or those that it measured remembered."""
@@ -727,7 +739,9 @@ def _open_engine(
         name = ffi.NULL if instruction_set is None else ffi.new("char[]", str(instruction_set).encode())
         given = {"device": DEVICES[device], "n_ctx": n_ctx, "n_threads": threads, "instruction_set": name}
         told = _ProgressCallback(progress)
+        directory = ffi.NULL if packed is None else ffi.new("char[]", os.fsencode(packed))
         given |= {"costs": costs, "progress": told.function, "kv_type": KV_CACHES[kv_cache]}
+        given |= {"packed_cache": directory}
         parameters = ffi.new("bee_engine_params *", given)
         drafter_name = ffi.NULL if drafter is None else os.fsencode(drafter)
         error = new_error()
@@ -737,6 +751,8 @@ def _open_engine(
         check(handle, error)
         return handle
 
+    if packed is not None:
+        make_packed_directory(packed)
     place = expected_place(device, model, drafter, n_ctx, kv_cache)
     memory = PassCosts(model, drafter, threads, instruction_set, place, kv_cache)
     known = memory.load()
@@ -749,7 +765,14 @@ def _open_engine(
         memory = PassCosts(model, drafter, threads, instruction_set, _place(handle), kv_cache)
     if known == ffi.NULL:
         memory.store(handle)
+    _tell_of_packed_weights(handle)
     return handle
+
+
+def _tell_of_packed_weights(handle: Any) -> None:
+    info = _describe(handle)
+    if info["packed_note"]:
+        _log.log(logging.WARNING if info["packed_failed"] else logging.INFO, "%s", info["packed_note"])
 
 
 def _place(handle: Any) -> str:
@@ -766,13 +789,14 @@ def _describe(handle: Any) -> dict[str, Any]:
     out = ffi.new("bee_engine_info *")
     lib.bee_engine_describe(handle, out)
     names = ("n_vocab", "n_ctx_train", "n_layer", "n_embd", "n_threads", "has_drafter", "block_size", "n_draft_vocab",
-             "mask_token", "weight_bytes", "predicts")  # fmt: skip
+             "mask_token", "weight_bytes", "predicts", "mapped_bytes", "packed_failed")  # fmt: skip
     info: dict[str, Any] = {name: getattr(out, name) for name in names}
     info["kv_cache"] = next(name for name, number in KV_CACHES.items() if number == int(out.kv_type))
     info["instruction_set"] = ffi.string(out.instruction_set).decode()
     info["device"] = CPU if int(out.device) == DEVICES[CPU] else "cuda"
     info["device_name"] = _text(out.device_info.name)
     info["device_note"] = _text(out.device_note)
+    info["packed_note"] = _text(out.packed_note)
     info["library_version"] = ffi.string(lib.bee_version()).decode()
     return info
 

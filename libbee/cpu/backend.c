@@ -718,6 +718,7 @@ static const Ops cpu_ops = {
     .copy = copy,
     .choose = choose,
     .measure_rates = measure_rates,
+    .packed = &packed_ops,
 };
 
 /* ---- the backend itself ------------------------------------------------------------------------- */

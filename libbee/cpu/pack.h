@@ -5,6 +5,10 @@
 #include "file/gguf.h"
 #include "packed.h"
 
+/* Of the packed layouts (packed.h). Files of packed weights (file/packed.h) are of one version: where what is packed
+ * becomes other bytes, this becomes another number. test_pack.c holds the two together. */
+enum { PACKED_VERSION = 1 };
+
 /* Bytes that the packed matrix takes. */
 size_t packed_size(TensorType type, int rows, int columns);
 

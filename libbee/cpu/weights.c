@@ -163,6 +163,19 @@ Weight *weight_new(Backend *backend, const Tensor *tensor, const int32_t *row_id
     return NULL;
 }
 
+static Weight *weight_at(Backend *backend, const Tensor *tensor, int n_rows, const uint8_t *data) {
+    Weight *weight = malloc(sizeof *weight);
+    if (!weight || !reserve_for(backend, tensor, n_rows)) {
+        free(weight);
+        return NULL;
+    }
+    weight_layout(weight, tensor, n_rows, backend->kernels->planar_grids);
+    weight->data = (uint8_t *)data; /* which nobody writes to once it is packed */
+    return weight;
+}
+
+static const uint8_t *weight_data(const Weight *weight) { return weight->data; }
+
 size_t weight_bytes(const Weight *weight) { return weight->block_bytes * (size_t)weight->n_blocks; }
 
 int operand_format(const Weight *weight) { return traits_of(weight->type).bits ? OPERAND_CODES : OPERAND_VALUES; }
@@ -233,3 +246,19 @@ int table_row(const Table *table, int row, float *out) {
         dequantize_row(&table->tensor, row, out);
     return table->matrix ? table->matrix->columns : (int)table->tensor.columns;
 }
+
+static Table *table_at(Backend *backend, const Tensor *tensor, const uint8_t *data) {
+    (void)backend;
+    Table *table = malloc(sizeof *table);
+    if (table) *table = (Table){.tensor = *tensor};
+    if (table) table->tensor.data = data;
+    return table;
+}
+
+static const uint8_t *table_data(const Table *table) { return table->tensor.data; }
+
+/* ---- as they were packed before ------------------------------------------------------------------- */
+
+static uint64_t packed_form(const Backend *backend) { return 2 * PACKED_VERSION + backend->kernels->planar_grids; }
+
+const PackedOps packed_ops = {packed_form, weight_at, table_at, weight_data, table_data};

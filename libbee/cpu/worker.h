@@ -71,6 +71,7 @@ int operand_format(const Weight *weight);
 Table *table_new(Backend *backend, const Tensor *tensor, bee_error *reason);
 Table *table_of_matrix(Backend *backend, const Weight *matrix);
 void table_free(Backend *backend, Table *table);
+extern const PackedOps packed_ops;
 /* A row as floats; returns how many. */
 int table_row(const Table *table, int row, float *out);
 

@@ -259,7 +259,7 @@ static const Ops cuda_ops = {
     run,         worker_index, embed,       norm,          norm_in_place,    add,
     add_gated,   to_operand,   multiply,    rope_angles,   rotate_and_store, attend,
     gate,        gate_values,  cap,         route,         experts,          recur,
-    convolve,    copy,         choose,      measure_rates, &device_ops,
+    convolve,    copy,         choose,      measure_rates, &device_ops,      NULL,
 };
 
 /* The process that used a card first; its children cannot. */

@@ -199,6 +199,10 @@ typedef struct bee_engine_params {
     void *log_user;
     bee_progress_function progress; /* may be NULL */
     void *progress_user;
+    /* A directory where packed weights are kept between engines on the CPU, a file for each model: they are mapped from
+     * it then, not packed again. What is wrong with such a file, or where it cannot be written, only costs time. NULL:
+     * off. */
+    const char *packed_cache;
     bool made_up_weights; /* for measurements: the files' tensor data is not read; weights are random, norms are 1 */
 } bee_engine_params;
 
@@ -222,6 +226,9 @@ typedef struct bee_engine_info {
     bee_device_info device_info;
     /* AUTO: why the card is not used, empty where there is none; on a card: what it had to do without so far. */
     char device_note[256];
+    uint64_t mapped_bytes; /* of the weights: mapped from files of packed_cache */
+    bool packed_failed;    /* such a file could not be written */
+    char packed_note[256]; /* which were written and why, or why not; empty: none had to be */
 } bee_engine_info;
 
 /* `drafter_path`: DFlash, or the model's block that predicts further tokens (MTP); both may be NULL. */

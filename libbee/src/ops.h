@@ -197,6 +197,18 @@ typedef struct DeviceOps {
     bool (*cycle_read)(Backend *backend, DeviceCycle *cycle, CycleOutcome *out);
 } DeviceOps;
 
+/* Weights and tables whose bytes are at hand as they lie in memory, from an engine before this one. */
+typedef struct PackedOps {
+    /* A number for how they lie there: bytes of one form are no good in another. */
+    uint64_t (*form)(const Backend *backend);
+    /* The bytes stay, and are freed by their owner. NULL where memory runs out. */
+    Weight *(*weight_at)(Backend *backend, const Tensor *tensor, int n_rows, const uint8_t *data);
+    Table *(*table_at)(Backend *backend, const Tensor *tensor, const uint8_t *data);
+    /* weight_bytes, or the tensor's size, of them */
+    const uint8_t *(*weight_data)(const Weight *weight);
+    const uint8_t *(*table_data)(const Table *table);
+} PackedOps;
+
 typedef struct Ops {
     /* holding data; all of these return NULL where memory runs out, or where *reason says why: it is BEE_OK before */
     Weight *(*weight_new)(Backend *backend, const Tensor *tensor, const int32_t *row_ids, int n_rows,
@@ -286,6 +298,7 @@ typedef struct Ops {
 
     /* of a device; NULL on the CPU */
     const DeviceOps *device;
+    const PackedOps *packed; /* NULL: packed weights cannot be kept */
 } Ops;
 
 /* Columns or rows rounded up to whole padding. */

@@ -7,6 +7,7 @@
 #include "devices.h"
 #include "draft/source.h"
 #include "forward/forward.h"
+#include "model/packed_weights.h"
 #include "sampling/logit_edits.h"
 
 struct bee_engine {
@@ -17,6 +18,7 @@ struct bee_engine {
     bee_device_info device_info;
     char device_note[256];
     bee_file *file, *drafter_file;
+    PackedCache packed;
     Model *target, *drafter; /* drafter may be NULL */
     bool predicts;           /* the drafter is a block of the target, of its file or of one of its own */
     Workspace work, draft_work;

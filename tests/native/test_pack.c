@@ -1,6 +1,7 @@
 /* Tests of the packing: every weight of every type is found again, exactly, at the place that packed.h describes. */
 #include "check.h"
 #include "cpu/pack.h"
+#include "file/checksum.h"
 #include "file/tensor.h"
 #include "ggml_blocks.h"
 
@@ -298,6 +299,34 @@ static void test_float_bits(Random *random) {
     }
 }
 
+/* The bytes of every type, in both forms: files of packed weights hold them, from one version of the library to the
+ * next. */
+static uint64_t packed_bytes_sum(void) {
+    Random random = {7};
+    uint64_t sum = 0;
+    for (int t = 0; t < N_BLOCK_TYPES; t++) {
+        const BlockType *type = &block_types[t];
+        const Tensor tensor = random_tensor(type, 37, 3 * type->columns, true, &random);
+        for (int planar = 0; planar < 2; planar++) {
+            Weight w;
+            weight_layout(&w, &tensor, 37, planar);
+            const size_t bytes = (size_t)w.n_blocks * w.block_bytes;
+            w.data = aligned_alloc(64, (bytes + 63) / 64 * 64);
+            weight_fill(&w, &tensor, NULL, 0, w.n_blocks);
+            sum = checksum(w.data, bytes, sum);
+            free(w.data);
+        }
+        free((void *)tensor.data);
+    }
+    return sum;
+}
+
+/* Where this fails, what is packed has become other bytes: raise PACKED_VERSION, and note both numbers here. */
+static void test_version(void) {
+    CHECK_EQ(PACKED_VERSION, 1);
+    CHECK_EQ(packed_bytes_sum(), 0x5d987ffc7adc30ec);
+}
+
 int main(void) {
     Random random = {1};
     const int32_t picked[] = {4, 0, 4, 2, 1, 0, 3, 3, 3, 4, 1, 2, 0, 0, 1, 2, 3, 4, 2};
@@ -312,5 +341,6 @@ int main(void) {
         }
     }
     test_float_bits(&random);
+    test_version();
     return check_report();
 }

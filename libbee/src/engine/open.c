@@ -18,8 +18,8 @@ static bee_status check_params(const bee_engine_params *params, const char *draf
     return kv_type_check(params->kv_type, error);
 }
 
-static bee_status open_target(bee_engine *e, const char *path, const bee_engine_params *params, LoadProgress *progress,
-                              bee_error *error) {
+static bee_status open_target(bee_engine *e, const char *path, const bee_engine_params *params,
+                              const LoadOptions *options, bee_error *error) {
     bee_error local;
     if (!error) error = &local;
     if (!(e->file = bee_file_open(path, error))) return error->status;
@@ -36,16 +36,14 @@ static bee_status open_target(bee_engine *e, const char *path, const bee_engine_
             return bee_fail(error, BEE_ERROR_ARGUMENT,
                             "taps[%d] is %d; it must lie between 0 and %d, the model's layers", i, params->taps[i],
                             shape.n_layer);
-    e->target = model_load(e->device, e->ops, e->backend, e->file, NULL, NULL,
-                           &(LoadOptions){params->kv_type, params->made_up_weights}, progress, error);
+    e->target = model_load(e->device, e->ops, e->backend, e->file, NULL, NULL, options, error);
     if (!e->target) return error->status;
     e->n_taps = params->n_taps;
     memcpy(e->taps, params->taps, sizeof e->taps);
     return BEE_OK;
 }
 
-static bee_status open_drafter(bee_engine *e, const char *path, const bee_engine_params *params, LoadProgress *progress,
-                               bee_error *error) {
+static bee_status open_drafter(bee_engine *e, const char *path, const LoadOptions *options, bee_error *error) {
     bee_error local;
     if (!error) error = &local;
     if (!(e->drafter_file = bee_file_open(path, error))) return error->status;
@@ -59,8 +57,7 @@ static bee_status open_drafter(bee_engine *e, const char *path, const bee_engine
             "'%s' is not a DFlash drafter (its architecture is not 'dflash'), nor a model's block alone that "
             "predicts further tokens (MTP)",
             path);
-    e->drafter = model_load(e->device, e->ops, e->backend, e->drafter_file, e->target, e->file,
-                            &(LoadOptions){params->kv_type, params->made_up_weights}, progress, error);
+    e->drafter = model_load(e->device, e->ops, e->backend, e->drafter_file, e->target, e->file, options, error);
     if (!e->drafter) return error->status;
     e->predicts = e->drafter->embedding_norm;
     e->n_taps = e->drafter->shape.n_taps;
@@ -69,13 +66,11 @@ static bee_status open_drafter(bee_engine *e, const char *path, const bee_engine
 }
 
 /* The block that came with the model, where no drafter did. */
-static bee_status open_predictor(bee_engine *e, const bee_engine_params *params, LoadProgress *progress,
-                                 bee_error *error) {
+static bee_status open_predictor(bee_engine *e, const LoadOptions *options, bee_error *error) {
     bee_error local;
     if (!error) error = &local;
     if (!model_predicts(e->file, &e->target->shape) || e->n_taps) return BEE_OK;
-    e->drafter = model_load(e->device, e->ops, e->backend, e->file, e->target, e->file,
-                            &(LoadOptions){params->kv_type, params->made_up_weights}, progress, error);
+    e->drafter = model_load(e->device, e->ops, e->backend, e->file, e->target, e->file, options, error);
     if (!e->drafter) return error->status;
     e->predicts = true;
     e->n_taps = 1;
@@ -143,12 +138,17 @@ static bee_status load_models(bee_engine *e, const char *model_path, const char 
                               const bee_engine_params *params, uint64_t weight_bytes, bee_error *error) {
     LoadProgress progress = {
         .tell = weight_bytes ? params->progress : NULL, .user = params->progress_user, .total = weight_bytes};
-    bee_status status = open_target(e, model_path, params, &progress, error);
-    if (!status && drafter_path) status = open_drafter(e, drafter_path, params, &progress, error);
-    if (!status && !drafter_path) status = open_predictor(e, params, &progress, error);
+    e->packed =
+        (PackedCache){.directory = params->packed_cache, .model_path = model_path, .drafter_path = drafter_path};
+    const LoadOptions options = {params->kv_type, params->made_up_weights, &progress, &e->packed};
+    bee_status status = open_target(e, model_path, params, &options, error);
+    if (!status && drafter_path) status = open_drafter(e, drafter_path, &options, error);
+    if (!status && !drafter_path) status = open_predictor(e, &options, error);
     if (!status && progress.tell && !progress.tell(progress.user, progress.total, progress.total))
         status = bee_fail(error, BEE_ERROR_CANCELLED, "loading was cancelled");
     close_files(e);
+    /* The caller's, who may free them. */
+    e->packed.directory = e->packed.model_path = e->packed.drafter_path = NULL;
     return status;
 }
 
@@ -181,6 +181,7 @@ static void log_opened(const bee_engine *e) {
              : e->drafter ? "with a drafter"
                           : "no drafter");
     e->log(e->log_user, message);
+    if (*e->packed.note) e->log(e->log_user, e->packed.note);
 }
 
 /* `note` is what the engine says of the device that it was not opened on; may be NULL. */
@@ -269,11 +270,14 @@ void bee_engine_describe(const bee_engine *e, bee_engine_info *out) {
         .mask_token = e->drafter ? e->drafter->shape.mask_token : -1,
         .weight_bytes = e->target->weight_bytes + (e->drafter ? e->drafter->weight_bytes : 0),
         .kv_type = e->kv_type,
+        .mapped_bytes = e->packed.mapped_bytes,
+        .packed_failed = e->packed.failed,
         .instruction_set = e->device->instruction_set(e->backend),
         .device = e->device->kind,
         .device_info = e->device_info,
     };
     const char *note = *e->device_note ? e->device_note : e->device->note(e->backend);
     snprintf(out->device_note, sizeof out->device_note, "%s", note);
+    memcpy(out->packed_note, e->packed.note, sizeof out->packed_note);
     memcpy(out->taps, e->taps, sizeof e->taps);
 }

@@ -7,6 +7,7 @@
  * it. */
 #include "gguf.h"
 
+#include "checksum.h"
 #include "error.h"
 #include "split.h"
 #include "tensor_types.h"
@@ -890,6 +891,40 @@ void gguf_read_ahead(const bee_file *holder, uint64_t begin, uint64_t end) {
 #ifdef POSIX_FADV_WILLNEED
     if (begin < end) posix_fadvise(holder->descriptor, (off_t)begin, (off_t)(end - begin), POSIX_FADV_WILLNEED);
 #endif
+}
+
+/* A page in the middle of a tensor. */
+static bee_status add_sample(const bee_file *holder, const bee_tensor_info *tensor, uint64_t *sum, bee_error *error) {
+    uint8_t sample[4096];
+    const uint64_t n = tensor->size < sizeof sample ? tensor->size : sizeof sample;
+    const bee_status status = read_bytes(holder, tensor->offset + (tensor->size - n) / 2, n, sample, error);
+    if (status == BEE_OK) *sum = checksum(sample, (size_t)n, *sum);
+    return status;
+}
+
+static bee_status add_identity(const bee_file *part, FileIdentity *out, bee_error *error) {
+    struct stat about;
+    if (fstat(part->descriptor, &about) != 0)
+        return bee_fail(error, BEE_ERROR_FILE, "%s: cannot be examined: %s", part->label, strerror(errno));
+#if defined(__APPLE__)
+    const struct timespec changed = about.st_mtimespec;
+#else
+    const struct timespec changed = about.st_mtim;
+#endif
+    const int64_t time[] = {(int64_t)changed.tv_sec, (int64_t)changed.tv_nsec};
+    out->size += (uint64_t)about.st_size;
+    out->time = checksum(time, sizeof time, out->time);
+    out->beginning = checksum(part->data, (size_t)part->n_read, out->beginning);
+    return BEE_OK;
+}
+
+bee_status gguf_identity(const bee_file *file, FileIdentity *out, bee_error *error) {
+    *out = (FileIdentity){0};
+    bee_status status = add_identity(file, out, error);
+    for (int i = 1; i < file->part_count && status == BEE_OK; i++) status = add_identity(file->parts[i], out, error);
+    for (uint64_t i = 0; i < file->tensor_count && status == BEE_OK; i++)
+        status = add_sample(file->holders[i], &file->tensors[i], &out->samples, error);
+    return status;
 }
 
 bool gguf_find(const bee_file *file, const char *key, bee_metadata *out) {

@@ -30,6 +30,15 @@ bee_status gguf_read(const Tensor *tensor, uint8_t *out, bee_error *error);
 /* Bytes [begin, end) of a tensor's file will be read soon; the system may fetch them meanwhile. */
 void gguf_read_ahead(const bee_file *holder, uint64_t begin, uint64_t end);
 
+/* What tells a model's file from another, or from itself before it was changed, without reading all of it: its size,
+ * the time of its last change, and checksums of its beginning (metadata and the list of tensors) and of a page of each
+ * tensor. Of a split model, those of all parts. */
+typedef struct FileIdentity {
+    uint64_t size, time, beginning, samples;
+} FileIdentity;
+
+bee_status gguf_identity(const bee_file *file, FileIdentity *out, bee_error *error);
+
 /* Metadata by key. `gguf_find` returns false where the key is absent. The typed readers convert between integer
  * widths, check the range, and name the key where type or range are wrong; an absent key is an error that names
  * it, unless `required` is false, in which case *out stays as it was. */

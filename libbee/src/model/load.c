@@ -369,7 +369,7 @@ static void load_file(Loader *l, Model *m, const Model *target, const bee_file *
 }
 
 Model *model_load(const Device *device, const Ops *ops, Backend *backend, const bee_file *file, const Model *target,
-                  const bee_file *target_file, const LoadOptions *options, LoadProgress *progress, bee_error *error) {
+                  const bee_file *target_file, const LoadOptions *options, bee_error *error) {
     Model *m = calloc(1, sizeof *m);
     if (!m) {
         bee_fail(error, BEE_ERROR_MEMORY, "out of memory");
@@ -381,9 +381,11 @@ Model *model_load(const Device *device, const Ops *ops, Backend *backend, const 
                 .device = device,
                 .kv_type = options->kv_type,
                 .made_up = options->made_up ? &m->made_up : NULL,
-                .progress = progress,
+                .progress = options->progress,
                 .error = error};
+    if (!options->made_up) l.packed = packed_model_new(options->cache, ops, backend, file, target_file);
     load_file(&l, m, target, target_file);
+    m->packed = packed_model_end(l.packed, !l.status);
     if (!l.status) return m;
     model_free(ops, backend, m);
     return NULL;
@@ -408,6 +410,7 @@ void model_free(const Ops *ops, Backend *backend, Model *m) {
     }
     if (m->owns_table) ops->table_free(backend, m->table);
     made_up_free(m->made_up);
+    packed_close(m->packed);
     free(m->layers);
     shape_free(&m->shape);
     free(m);

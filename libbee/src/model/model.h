@@ -3,6 +3,7 @@
 #define BEE_MODEL_H
 
 #include "devices.h"
+#include "file/packed.h"
 #include "layer.h"
 #include "random_weights.h"
 #include "shape.h"
@@ -33,7 +34,8 @@ typedef struct Model {
     float *hidden_norm;    /* the target's own */
     int32_t *draft_tokens; /* d2t: head row -> token; NULL: the row is the token */
     uint64_t weight_bytes;
-    MadeUp *made_up; /* weights that are no file's; the embedding may point to them */
+    PackedFile *packed; /* that weights are mapped from; NULL: none are */
+    MadeUp *made_up;    /* weights that are no file's; the embedding may point to them */
 } Model;
 
 #endif

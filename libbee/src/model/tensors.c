@@ -133,16 +133,26 @@ bool has_tensor(const Loader *l, const char *name, const char *suffix) {
     return gguf_has_tensor(l->file, full);
 }
 
+/* From a file of packed weights, or else from the model's. */
+static Weight *make_weight(Loader *l, const char *name, const Tensor *tensor, const int32_t *row_ids, int n_rows) {
+    const uint64_t bytes = l->device->matrix_bytes(tensor->type, n_rows, (int)tensor->columns);
+    const uint8_t *data = l->packed ? packed_model_next(l->packed, tensor, row_ids, n_rows, bytes) : NULL;
+    bee_error reason = {.status = BEE_OK};
+    Tensor at_hand = *tensor;
+    if (l->status || (!data && !read_weight(l, &at_hand))) return NULL;
+    Weight *weight = data ? l->ops->packed->weight_at(l->backend, &at_hand, n_rows, data)
+                          : l->ops->weight_new(l->backend, &at_hand, row_ids, n_rows, &reason);
+    if (!weight) fail_weight(l, name, &reason);
+    if (weight && l->packed) packed_model_add(l->packed, l->ops->packed->weight_data(weight), bytes);
+    return weight;
+}
+
 Weight *load_weight(Loader *l, const char *name, const Tensor *tensor, const int32_t *row_ids, int n_rows) {
     if (l->status) return NULL;
     const uint64_t bytes = l->device->matrix_bytes(tensor->type, n_rows, (int)tensor->columns);
     l->weight_bytes += bytes;
-    Tensor at_hand = *tensor;
-    bee_error reason = {.status = BEE_OK};
-    if (!l->backend || !read_weight(l, &at_hand)) return NULL;
-    Weight *weight = l->ops->weight_new(l->backend, &at_hand, row_ids, n_rows, &reason);
-    if (!weight) fail_weight(l, name, &reason);
-    tell_progress(l, bytes);
+    Weight *weight = l->backend ? make_weight(l, name, tensor, row_ids, n_rows) : NULL;
+    if (weight) tell_progress(l, bytes);
     return weight;
 }
 
@@ -243,6 +253,15 @@ static bool load_scales(Loader *l, const char *name, int n, float *out) {
     return true;
 }
 
+/* In the room of them all, whose name is the first one's. */
+static Weight *make_expert(Loader *l, const char *name, Weight *room, int index, const Tensor *tensor) {
+    Tensor at_hand = *tensor;
+    if (!read_tensor(l, &at_hand)) return index ? NULL : room;
+    Weight *weight = l->ops->expert_new(l->backend, room, index, &at_hand);
+    if (!weight) fail_memory(l, name);
+    return weight || index ? weight : room;
+}
+
 static void load_expert_weights(Loader *l, const char *name, const Tensor *tensor, Part part, int n,
                                 const float *scales, Matrix *out) {
     const int rows = (int)part.rows, columns = (int)tensor->columns;
@@ -253,15 +272,9 @@ static void load_expert_weights(Loader *l, const char *name, const Tensor *tenso
         fail_memory(l, name);
     for (int e = 0; e < n && !l->status && l->backend; e++) {
         const Tensor whole = tensor_matrix(tensor, e);
-        Tensor matrix = tensor_rows(&whole, part.first, part.rows);
-        bee_error reason = {.status = BEE_OK};
-        if (!read_weight(l, &matrix)) return;
-        Weight *weight = together ? l->ops->expert_new(l->backend, out->weight, e, &matrix)
-                                  : l->ops->weight_new(l->backend, &matrix, NULL, rows, &reason);
-        if (weight)
-            out[e].weight = weight;
-        else
-            fail_weight(l, name, &reason);
+        const Tensor matrix = tensor_rows(&whole, part.first, part.rows);
+        out[e].weight =
+            together ? make_expert(l, name, out->weight, e, &matrix) : make_weight(l, name, &matrix, NULL, rows);
         tell_progress(l, bytes / (uint64_t)n);
     }
 }
@@ -307,16 +320,25 @@ void matrix_free(const Ops *ops, Backend *backend, Matrix *matrix) {
     ops->buffer_free(backend, matrix->bias);
 }
 
-Table *load_table(Loader *l, const char *name, const Tensor *tensor) {
+static Table *make_table(Loader *l, const char *name, const Tensor *tensor) {
+    const uint8_t *data =
+        l->packed ? packed_model_next(l->packed, tensor, NULL, (int)tensor->rows, tensor->size) : NULL;
+    bee_error reason = {.status = BEE_OK};
     Tensor at_hand = *tensor;
+    if (l->status || (!data && !read_weight(l, &at_hand))) return NULL;
+    Table *table =
+        data ? l->ops->packed->table_at(l->backend, &at_hand, data) : l->ops->table_new(l->backend, &at_hand, &reason);
+    if (!table) fail_weight(l, name, &reason);
+    if (table && l->packed) packed_model_add(l->packed, l->ops->packed->table_data(table), tensor->size);
+    return table;
+}
+
+Table *load_table(Loader *l, const char *name, const Tensor *tensor) {
     if (l->status) return NULL;
     const uint64_t bytes = l->device->buffer_bytes(tensor->size);
     l->weight_bytes += bytes;
-    bee_error reason = {.status = BEE_OK};
-    if (!l->backend || !read_weight(l, &at_hand)) return NULL;
-    Table *table = l->ops->table_new(l->backend, &at_hand, &reason);
-    if (!table) fail_weight(l, name, &reason);
-    tell_progress(l, bytes);
+    Table *table = l->backend ? make_table(l, name, tensor) : NULL;
+    if (table) tell_progress(l, bytes);
     return table;
 }
 

@@ -3,6 +3,7 @@
 #define BEE_TENSORS_H
 
 #include "model.h"
+#include "packed_weights.h"
 
 /* Whom to tell of the bytes of weights that are loaded, of one model or several. */
 typedef struct LoadProgress {
@@ -28,6 +29,7 @@ typedef struct Loader {
     bee_kv_type kv_type;    /* how the model's keys and values are to be remembered */
     MadeUp **made_up;       /* NULL: the weights are the file's */
     LoadProgress *progress; /* with a backend */
+    PackedModel *packed;    /* NULL: packed weights are not kept */
     uint8_t *buffer;        /* of the tensor that is being loaded */
     uint64_t buffer_size;
     ReadAhead ahead;
