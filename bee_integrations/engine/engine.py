@@ -678,7 +678,11 @@ def _finish_reason(finish: int, stop_text: str | None) -> str:
 def _beside(read: Callable[[], None], open_handle: Callable[[], Any]) -> Any:
     """The `bee_engine *` that is opened while another thread reads. What stands against reading is raised first."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="bee-text") as pool:
-        reading = pool.submit(read)
+        try:
+            reading = pool.submit(read)
+        except RuntimeError:  # no more threads: one after the other, and what the engine lacks it says itself
+            read()
+            return open_handle()
         try:
             handle = open_handle()
         except Exception:
