@@ -157,10 +157,10 @@ def test_a_file_of_other_weights_is_packed_anew(pair: tuple[Path, Path, Path]) -
     """As of a library that asks for them in another order: all is whole, but the second weight is another."""
     model, packed, file = pair
     content = bytearray(file.read_bytes())
-    data_begin, data_bytes = struct.unpack_from("<QQ", content, 96)
-    second = 128 + 8 * -(-data_bytes // (1 << 20)) + 24  # behind the header, the checksums and the first entry
-    content[second] ^= 1
-    struct.pack_into("<Q", content, 112, checksum(content[128:data_begin]))
+    n, _, data_bytes = struct.unpack_from("<QQQ", content, 88)
+    entries = 128 + 8 * -(-data_bytes // (2 << 20))  # behind the header and the checksums
+    content[entries + 24] ^= 1
+    struct.pack_into("<Q", content, 112, checksum(content[128 : entries + 24 * n]))
     struct.pack_into("<Q", content, 120, checksum(content[:120]))
     file.write_bytes(content)
     assert_written_anew(model, packed, "it had other weights")

@@ -17,12 +17,13 @@
 
 enum {
     VERSION = 1, /* of the file's form */
-    PIECE = 1 << 20,
-    DATA_ALIGNMENT = 4096,
+    /* A huge page. Some systems keep what is written at once together, and map it as one, if it begins at a multiple.
+     */
+    PIECE = 2 << 20,
+    DATA_BEGINS = PIECE,
     WEIGHT_ALIGNMENT = 64,
     MAX_WEIGHTS = 1 << 22,
     LEFT_FREE = 64 << 20, /* bytes of the disk */
-    HUGE_PAGE = 2 << 20,
 };
 
 /* Little-endian, as all machines that run this are. */
@@ -31,7 +32,7 @@ typedef struct PackedHeader {
     uint64_t version;
     PackedKey key;
     uint64_t n_entries, data_begin, data_bytes;
-    uint64_t tables; /* checksum of what stands between header and data */
+    uint64_t tables; /* checksum of checksums and entries */
     uint64_t header; /* checksum of all the above */
 } PackedHeader;
 
@@ -52,10 +53,12 @@ static uint64_t aligned(uint64_t bytes, uint64_t alignment) { return (bytes + al
 
 static uint64_t pieces_of(uint64_t data_bytes) { return data_bytes / PIECE + (data_bytes % PIECE ? 1 : 0); }
 
-/* From the file's beginning; the numbers are small enough. */
-static uint64_t tables_end(uint64_t n_entries, uint64_t data_bytes) {
-    return sizeof(PackedHeader) + pieces_of(data_bytes) * sizeof(uint64_t) + n_entries * sizeof(PackedEntry);
+/* Checksums and entries; the numbers are small enough. */
+static uint64_t tables_bytes(const PackedHeader *h) {
+    return pieces_of(h->data_bytes) * sizeof(uint64_t) + h->n_entries * sizeof(PackedEntry);
 }
+
+static uint64_t data_place(const PackedHeader *h) { return aligned(sizeof *h + tables_bytes(h), DATA_BEGINS); }
 
 static uint64_t header_checksum(const PackedHeader *h) { return checksum(h, offsetof(PackedHeader, header), 0); }
 
@@ -81,8 +84,7 @@ static bee_status check_header(const PackedFile *f, const PackedKey *key, bee_er
     if (status) return status;
     if (h->n_entries > MAX_WEIGHTS) return refuse(reason, "the number of its weights is out of range");
     if (h->data_bytes > f->size) return refuse(reason, "it is shorter than its data");
-    if (h->data_begin != aligned(tables_end(h->n_entries, h->data_bytes), DATA_ALIGNMENT))
-        return refuse(reason, "its data begins in a wrong place");
+    if (h->data_begin != data_place(h)) return refuse(reason, "its data begins in a wrong place");
     if (h->data_begin > f->size || f->size - h->data_begin != h->data_bytes)
         return refuse(reason, "it is shorter or longer than it should be");
     return BEE_OK;
@@ -90,7 +92,7 @@ static bee_status check_header(const PackedFile *f, const PackedKey *key, bee_er
 
 static bee_status check_tables(const PackedFile *f, bee_error *reason) {
     const PackedHeader *h = &f->header;
-    if (h->tables != checksum(f->bytes + sizeof *h, h->data_begin - sizeof *h, 0))
+    if (h->tables != checksum(f->bytes + sizeof *h, tables_bytes(h), 0))
         return refuse(reason, "the checksum of its tables is wrong");
     uint64_t end = 0;
     for (uint64_t i = 0; i < h->n_entries; i++) {
@@ -105,13 +107,13 @@ static bee_status check_tables(const PackedFile *f, bee_error *reason) {
 
 /* At a multiple of a huge page's size, for systems that have such pages of files. */
 static const uint8_t *map_file(int descriptor, uint64_t size) {
-    uint8_t *room = mmap(NULL, size + HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uint8_t *room = mmap(NULL, size + PIECE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (room == MAP_FAILED) return NULL;
-    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), end = aligned(size + HUGE_PAGE, page);
-    const uint64_t before = (HUGE_PAGE - (uintptr_t)room % HUGE_PAGE) % HUGE_PAGE, kept = aligned(size, page);
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), end = aligned(size + PIECE, page);
+    const uint64_t before = (PIECE - (uintptr_t)room % PIECE) % PIECE, kept = aligned(size, page);
     uint8_t *at = room + before;
     if (mmap(at, size, PROT_READ, MAP_PRIVATE | MAP_FIXED, descriptor, 0) == MAP_FAILED) {
-        munmap(room, size + HUGE_PAGE);
+        munmap(room, size + PIECE);
         return NULL;
     }
     if (before) munmap(room, before);
@@ -119,7 +121,6 @@ static const uint8_t *map_file(int descriptor, uint64_t size) {
 #ifdef MADV_HUGEPAGE
     madvise(at, size, MADV_HUGEPAGE);
 #endif
-    madvise(at, size, MADV_WILLNEED);
     return at;
 }
 
@@ -198,7 +199,7 @@ bool packed_at_end(const PackedFile *f) { return f->n_taken == f->header.n_entri
 typedef struct Writer {
     int descriptor;
     PackedHeader header;
-    uint8_t *tables; /* checksums and entries, up to the data */
+    uint8_t *tables; /* checksums and entries */
     uint8_t *piece;
     uint64_t written; /* of the data, the piece included */
 } Writer;
@@ -249,17 +250,17 @@ static bool write_weights(Writer *w, const PackedWeight *weights, uint64_t n) {
 static bool write_all(Writer *w, const PackedWeight *weights, uint64_t n) {
     PackedHeader *h = &w->header;
     if (!write_weights(w, weights, n)) return false;
-    h->tables = checksum(w->tables, h->data_begin - sizeof *h, 0);
+    h->tables = checksum(w->tables, tables_bytes(h), 0);
     h->header = header_checksum(h);
-    return write_at(w->descriptor, w->tables, h->data_begin - sizeof *h, sizeof *h) &&
-           write_at(w->descriptor, h, sizeof *h, 0) && !fsync(w->descriptor);
+    return write_at(w->descriptor, w->tables, tables_bytes(h), sizeof *h) && write_at(w->descriptor, h, sizeof *h, 0) &&
+           !fsync(w->descriptor);
 }
 
 static PackedHeader plan_header(const PackedKey *key, const PackedWeight *weights, uint64_t n) {
     PackedHeader h = {.version = VERSION, .key = *key, .n_entries = n};
     memcpy(h.magic, "bee:pack", sizeof h.magic);
     for (uint64_t i = 0; i < n; i++) h.data_bytes = aligned(h.data_bytes, WEIGHT_ALIGNMENT) + weights[i].bytes;
-    h.data_begin = aligned(tables_end(n, h.data_bytes), DATA_ALIGNMENT);
+    h.data_begin = data_place(&h);
     return h;
 }
 
@@ -287,10 +288,12 @@ static bee_status write_to(Writer *w, const char *temporary, const char *path, c
     const PackedHeader *h = &w->header;
     const bee_status status = check_room(w->descriptor, h->data_begin + h->data_bytes, error);
     if (status) return status;
-    w->tables = calloc(1, h->data_begin - sizeof *h);
+    w->tables = malloc(tables_bytes(h) + 1);
     w->piece = malloc(PIECE);
     if (!w->tables || !w->piece) return bee_fail(error, BEE_ERROR_MEMORY, "out of memory");
-    if (write_all(w, weights, n) && !rename(temporary, path)) return BEE_OK;
+    if (!ftruncate(w->descriptor, (off_t)(h->data_begin + h->data_bytes)) && write_all(w, weights, n) &&
+        !rename(temporary, path))
+        return BEE_OK;
     return bee_fail(error, BEE_ERROR_FILE, "%s", strerror(errno));
 }
 

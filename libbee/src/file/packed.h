@@ -1,12 +1,12 @@
 /* A file of packed weights, from which they are mapped. What is in it, and for which model, only its user knows: here a
  * weight is a number that says which one it is, and some bytes.
  *
- *   | header | a checksum of each piece | entries, one of each weight | zeros | data |
+ *   | header | a checksum of each piece | entries, one of each weight | a hole | data |
  *
  *   header:  PackedHeader
- *   piece:   1 MiB of the data, the last one what is left
+ *   piece:   2 MiB of the data, the last one what is left
  *   entry:   PackedEntry, in the order in which the model asks for its weights
- *   data:    begins at a multiple of 4096; in it weights at multiples of 64, zeros between them
+ *   data:    begins at a multiple of 2 MiB; in it weights at multiples of 64, zeros between them
  *
  * Files are hostile, but these are no stranger's: they lie in the user's own cache. All of one is checked when it is
  * opened, its data by whoever has threads for it (packed_piece_is_whole), so that a disk's or an editor's damage is
