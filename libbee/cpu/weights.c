@@ -79,31 +79,36 @@ void regions_free(Region *region) {
 /* Read at once by a worker: little enough to be in its cache when it is packed. */
 enum { READ_BYTES = 128 << 10 };
 
+/* Of what all workers read together. */
+typedef struct Reading {
+    atomic_bool failed;
+    bee_error *reason; /* of the first worker that failed */
+} Reading;
+
+static bool read_part(Reading *reading, const Tensor *part, uint8_t *out) {
+    bee_error error;
+    if (gguf_read(part, out, &error) == BEE_OK) return true;
+    if (!atomic_exchange(&reading->failed, true)) *reading->reason = error;
+    return false;
+}
+
 typedef struct Filling {
+    Reading reading;
     Weight *weight;
     const Tensor *tensor;
     const int32_t *row_ids;
-    atomic_bool failed;
-    bee_error *reason; /* of the first worker that failed */
 } Filling;
-
-static void note_failure(Filling *filling, const bee_error *error) {
-    if (!atomic_exchange(&filling->failed, true)) *filling->reason = *error;
-}
 
 static int64_t source_row(const Filling *f, int row) { return f->row_ids ? f->row_ids[row] : row; }
 
 /* Rows [first, last) of the matrix, one behind the other; those that are neighbours in the file together. */
 static bool read_rows(Filling *f, int first, int last, uint8_t *out) {
     const uint64_t row_bytes = tensor_row_bytes(f->tensor);
-    bee_error error;
     for (int row = first, n; row < last; row += n, out += (uint64_t)n * row_bytes) {
         n = f->row_ids ? 1 : last - row;
         while (row + n < last && source_row(f, row + n) == source_row(f, row) + n) n++;
         const Tensor part = tensor_rows(f->tensor, source_row(f, row), n);
-        if (gguf_read(&part, out, &error) == BEE_OK) continue;
-        note_failure(f, &error);
-        return false;
+        if (!read_part(&f->reading, &part, out)) return false;
     }
     return true;
 }
@@ -134,7 +139,7 @@ static void fill_share(Worker *w, void *argument) {
     Filling *f = argument;
     const int n = f->weight->n_blocks, together = blocks_together(f->tensor);
     const int end = share_begin(w, n, w->index + 1);
-    for (int first = share_begin(w, n, w->index); first < end && !f->failed; first += together)
+    for (int first = share_begin(w, n, w->index); first < end && !f->reading.failed; first += together)
         if (!fill_blocks(w, f, first, first + together < end ? first + together : end)) return;
 }
 
@@ -155,10 +160,10 @@ Weight *weight_new(Backend *backend, const Tensor *tensor, const int32_t *row_id
     if (!weight) return NULL;
     weight_layout(weight, tensor, n_rows, backend->kernels->planar_grids);
     weight->data = take_weight_memory(backend, weight_bytes(weight));
-    Filling filling = {weight, tensor, row_ids, false, reason};
+    Filling filling = {{false, reason}, weight, tensor, row_ids};
     const bool room = weight->data && reserve_for(backend, tensor, n_rows);
     if (room) run_all(backend, fill_share, &filling);
-    if (room && !filling.failed) return weight;
+    if (room && !filling.reading.failed) return weight;
     weight_free(backend, weight);
     return NULL;
 }
@@ -191,9 +196,9 @@ struct Table {
 };
 
 typedef struct Copying {
+    Reading reading;
     const Tensor *tensor;
     uint8_t *out;
-    Filling outcome;
 } Copying;
 
 static void copy_share(Worker *w, void *argument) {
@@ -201,22 +206,21 @@ static void copy_share(Worker *w, void *argument) {
     const Tensor *tensor = copying->tensor;
     const int rows = (int)tensor->rows, first = share_begin(w, rows, w->index),
               last = share_begin(w, rows, w->index + 1);
-    bee_error error;
     if (first == last) return;
     const Tensor part = tensor_rows(tensor, first, last - first);
     uint8_t *out = copying->out + (uint64_t)first * tensor_row_bytes(tensor);
     if (part.data)
         memcpy(out, part.data, part.size);
-    else if (gguf_read(&part, out, &error) != BEE_OK)
-        note_failure(&copying->outcome, &error);
+    else
+        read_part(&copying->reading, &part, out);
 }
 
 Table *table_new(Backend *backend, const Tensor *tensor, bee_error *reason) {
     Table *table = malloc(sizeof *table);
     uint8_t *rows = table ? pages_new(tensor->size) : NULL;
-    Copying copying = {tensor, rows, {.reason = reason}};
+    Copying copying = {{false, reason}, tensor, rows};
     if (rows) run_all(backend, copy_share, &copying);
-    if (rows && !copying.outcome.failed) {
+    if (rows && !copying.reading.failed) {
         *table = (Table){.tensor = *tensor, .bytes = tensor->size, .rows = rows};
         table->tensor.data = rows;
         return table;
