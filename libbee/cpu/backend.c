@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cache_chunks.h"
 #include "devices.h"
 #include "error.h"
 #include "file/tensor.h"
@@ -79,7 +80,7 @@ static Operand *operand_new(Backend *backend, int columns, int max_rows, int for
  * stays untouched, and closing an engine gives them back to the system. */
 enum { BUFFER_HEAD = 64, LARGE_BUFFER = 1 << 20 };
 
-static float *buffer_new(Backend *backend, size_t count) {
+float *buffer_new(Backend *backend, size_t count) {
     (void)backend;
     const size_t bytes = BUFFER_HEAD + count * sizeof(float) + 64;
     char *memory = bytes < LARGE_BUFFER ? zeroed(bytes) : pages_new(bytes);
@@ -88,7 +89,7 @@ static float *buffer_new(Backend *backend, size_t count) {
     return (float *)(memory + BUFFER_HEAD);
 }
 
-static void buffer_free(Backend *backend, void *buffer) {
+void buffer_free(Backend *backend, void *buffer) {
     (void)backend;
     if (!buffer) return;
     char *memory = (char *)buffer - BUFFER_HEAD;
@@ -127,35 +128,8 @@ static bool reserve_partials(Backend *backend, const CacheShape *shape, int n_ct
     return true;
 }
 
-static void cache_free(Backend *backend, Cache *cache) {
-    for (int r = 0; cache && r < CACHE_REGIONS; r++) {
-        pages_free(cache->keys[r], cache_half_bytes(cache, r));
-        pages_free(cache->values[r], cache_half_bytes(cache, r));
-    }
-    if (cache) buffer_free(backend, cache->states);
-    if (cache) buffer_free(backend, cache->kept);
-    if (cache) free(cache->ends);
-    free(cache);
-}
-
 static Cache *cache_new(Backend *backend, const CacheShape *shape, int n_ctx) {
-    Cache *cache = calloc(1, sizeof *cache);
-    if (!cache) return NULL;
-    *cache = cache_layout(shape, n_ctx);
-    bool ok = reserve_partials(backend, shape, n_ctx);
-    for (int r = 0; r < CACHE_REGIONS; r++) {
-        if (!cache->position_bytes[r]) continue;
-        ok = (cache->keys[r] = pages_new(cache_half_bytes(cache, r))) && ok;
-        ok = (cache->values[r] = pages_new(cache_half_bytes(cache, r))) && ok;
-    }
-    if (shape->n_states) {
-        ok = (cache->states = buffer_new(backend, shape->state_floats)) && ok;
-        ok = (cache->kept = buffer_new(backend, shape->kept_floats)) && ok;
-        ok = (cache->ends = calloc((size_t)shape->n_states, sizeof *cache->ends)) && ok;
-    }
-    if (ok) return cache;
-    cache_free(backend, cache);
-    return NULL;
+    return reserve_partials(backend, shape, n_ctx) ? cache_allocate(backend, shape, n_ctx) : NULL;
 }
 
 /* ---- running ------------------------------------------------------------------------------------ */
@@ -331,13 +305,13 @@ static void rope_angles(Worker *w, const Rope *rope, const Row *rows, int n, flo
     barrier(w);
 }
 
-/* The keys, or values, of one head and POSITION_CHUNK positions: chunk by chunk, in each layer by layer, so that a
- * short context touches few pages. `all` has the regions. */
-static uint8_t *chunk_at(const Cache *cache, uint8_t *const *all, const Heads *heads, int head, int chunk) {
-    const int region = cache_region(heads);
-    const size_t before = heads->first_byte + (size_t)head * cache_head_bytes(heads->kv_type, heads->head_size);
-    const size_t place = (size_t)chunk % (size_t)(cache->n_positions[region] / POSITION_CHUNK);
-    return all[region] + (place * cache->position_bytes[region] + before) * POSITION_CHUNK;
+/* Where a head begins in a chunk's keys, or values. */
+static size_t head_at(const Heads *heads, int head) {
+    return (heads->first_byte + (size_t)head * cache_head_bytes(heads->kv_type, heads->head_size)) * POSITION_CHUNK;
+}
+
+static const CacheChunk *chunk_of(const Cache *cache, const Heads *heads, int chunk) {
+    return cache_chunk(cache, cache_region(heads), chunk);
 }
 
 /* Into the chunk, at a position of it: kernels.h draws where. */
@@ -387,16 +361,16 @@ static void turn_head(const Kernels *kernels, const Heads *heads, const float *g
 static void store_head(Worker *w, const Heads *heads, const Row *row, int head, const float *k_gain, const float *turn,
                        float *key, float *value) {
     const Kernels *kernels = w->backend->kernels;
-    const Cache *cache = row->cache;
-    const int size = heads->head_size, chunk = row->position / POSITION_CHUNK, place = row->position % POSITION_CHUNK;
+    const CacheChunk *memory = chunk_of(row->cache, heads, row->position / POSITION_CHUNK);
+    const int size = heads->head_size, place = row->position % POSITION_CHUNK;
     const float *v = value ? value : key;
     if (heads->norm_values) {
         kernels->norm(v, NULL, false, heads->eps, size, w->scratch);
         v = w->scratch;
     }
-    store_value(kernels, heads, chunk_at(cache, cache->values, heads, head, chunk), place, v);
+    store_value(kernels, heads, memory->values + head_at(heads, head), place, v);
     turn_head(kernels, heads, k_gain, turn, 1, key);
-    store_key(kernels, heads, chunk_at(cache, cache->keys, heads, head, chunk), place, key);
+    store_key(kernels, heads, memory->keys + head_at(heads, head), place, key);
 }
 
 static float query_scale(const Heads *heads, int position) {
@@ -429,38 +403,6 @@ static float *partial_at(const Worker *w, const Heads *heads, int buffer, int ro
            (((size_t)row * heads->n_head + head) * n_chunks + chunk) * partial_size(heads);
 }
 
-/* One chunk of one key-value head for all rows of the run, and all query heads that share it. */
-static void attend_chunk(Worker *w, const Heads *heads, Run run, int kv_head, int chunk, const float *q,
-                         size_t q_stride, int buffer, int n_chunks) {
-    const int size = heads->head_size, group = heads->n_head / heads->n_head_kv, begin = chunk * POSITION_CHUNK;
-    const Cache *cache = run.rows[0].cache;
-    const float *queries[QUERIES_TOGETHER];
-    float *partials[QUERIES_TOGETHER];
-    int n_visible[QUERIES_TOGETHER], n_hidden[QUERIES_TOGETHER];
-    Attention a = {.type = heads->kv_type,
-                   .keys = chunk_at(cache, cache->keys, heads, kv_head, chunk),
-                   .values = chunk_at(cache, cache->values, heads, kv_head, chunk),
-                   .head_size = size,
-                   .queries = queries,
-                   .n_visible = n_visible,
-                   .n_hidden = n_hidden,
-                   .softcap = heads->softcap,
-                   .partials = partials};
-    for (int i = 0; i < run.n * group; i++) {
-        const int row = i / group, head = kv_head * group + i % group, visible = run.rows[row].n_visible - begin;
-        const int hidden = first_visible(heads, &run.rows[row]) - begin;
-        if (visible > 0 && hidden < POSITION_CHUNK) {
-            n_hidden[a.n_queries] = hidden > 0 ? hidden : 0;
-            queries[a.n_queries] = q + row * q_stride + (size_t)head * size;
-            partials[a.n_queries] = partial_at(w, heads, buffer, run.first + row, head, chunk, n_chunks);
-            n_visible[a.n_queries++] = visible < POSITION_CHUNK ? visible : POSITION_CHUNK;
-        }
-        if (!a.n_queries || (a.n_queries < QUERIES_TOGETHER && i + 1 < run.n * group)) continue;
-        w->backend->kernels->attend(&a);
-        a.n_queries = 0;
-    }
-}
-
 Run run_at(const Row *rows, int i, int n) {
     Run run = {rows + i, i, 0};
     while (i + run.n < n && run.rows[run.n].cache == run.rows->cache &&
@@ -473,27 +415,117 @@ static int visible_to(Run run) { return run.rows[run.n - 1].n_visible; }
 
 static int first_chunk(const Heads *heads, const Row *row) { return first_visible(heads, row) / POSITION_CHUNK; }
 
-/* Positions of the chunks that a run reads. */
-static int positions_read(const Heads *heads, Run run) {
-    return visible_to(run) - first_chunk(heads, run.rows) * POSITION_CHUNK;
+/* What a pass's attention is about: some of its rows, their queries, and where partial results go. */
+typedef struct Attending {
+    const Heads *heads;
+    const Row *rows;
+    int n;
+    const float *q;
+    size_t q_stride;
+    int buffer, n_chunks;
+} Attending;
+
+/* Whether all rows of the run see all of a chunk that its cache holds together with others. */
+static bool sees_shared(const Attending *a, Run run, int chunk) {
+    return chunk_of(run.rows->cache, a->heads, chunk)->n_holders > 1 &&
+           run.rows->n_visible >= (chunk + 1) * POSITION_CHUNK &&
+           first_visible(a->heads, &run.rows[run.n - 1]) <= chunk * POSITION_CHUNK;
 }
 
-/* The chunks of all runs and heads form one list, as they lie in memory, of which each worker takes those whose middle
- * lies in its share of all positions. */
-static void attend_rows(Worker *w, const Heads *heads, const Row *rows, int n, const float *q, size_t q_stride,
-                        int buffer, int n_chunks) {
-    int total = 0, at = 0;
-    for (Run run = run_at(rows, 0, n); run.n; run = run_at(rows, run.first + run.n, n))
-        total += heads->n_head_kv * positions_read(heads, run);
-    const int begin = share_begin(w, total, w->index), end = share_begin(w, total, w->index + 1);
-    for (Run run = run_at(rows, 0, n); run.n; run = run_at(rows, run.first + run.n, n))
-        for (int chunk = first_chunk(heads, run.rows); chunk < cache_chunks(visible_to(run)); chunk++) {
-            const int left = visible_to(run) - chunk * POSITION_CHUNK;
-            const int length = left < POSITION_CHUNK ? left : POSITION_CHUNK;
-            for (int head = 0; head < heads->n_head_kv; head++, at += length)
-                if (at + length / 2 >= begin && at + length / 2 < end)
-                    attend_chunk(w, heads, run, head, chunk, q + run.first * q_stride, q_stride, buffer, n_chunks);
+/* The run that reads a chunk for this one and itself: of those that share it, the first. */
+static Run reader_of(const Attending *a, Run run, int chunk) {
+    if (!sees_shared(a, run, chunk)) return run;
+    const CacheChunk *shared = chunk_of(run.rows->cache, a->heads, chunk);
+    for (Run other = run_at(a->rows, 0, a->n); other.first < run.first;
+         other = run_at(a->rows, other.first + other.n, a->n))
+        if (chunk < cache_chunks(visible_to(other)) && chunk_of(other.rows->cache, a->heads, chunk) == shared &&
+            sees_shared(a, other, chunk))
+            return other;
+    return run;
+}
+
+/* A chunk that is read once, by the rows of a run or of several that share it. */
+typedef struct Reading {
+    Run run;
+    int chunk, n_rows;
+    int32_t rows[ATTENTION_ROWS];
+} Reading;
+
+static void gather_rows(const Attending *a, Reading *r) {
+    r->n_rows = 0;
+    for (Run run = r->run; run.n; run = run_at(a->rows, run.first + run.n, a->n)) {
+        const bool reads = run.first == r->run.first || (r->chunk < cache_chunks(visible_to(run)) &&
+                                                         reader_of(a, run, r->chunk).first == r->run.first);
+        for (int i = 0; reads && i < run.n; i++) r->rows[r->n_rows++] = run.first + i;
+        if (!sees_shared(a, r->run, r->chunk)) return;
+    }
+}
+
+static Reading no_reading(const Attending *a) {
+    const Run run = run_at(a->rows, 0, a->n);
+    return (Reading){.run = run, .chunk = first_chunk(a->heads, run.rows) - 1};
+}
+
+/* Goes on to the next chunk, in the order of the runs and as they lie in memory; false behind the last. */
+static bool next_reading(const Attending *a, Reading *r) {
+    do {
+        r->chunk++;
+        while (r->run.n && r->chunk >= cache_chunks(visible_to(r->run))) {
+            r->run = run_at(a->rows, r->run.first + r->run.n, a->n);
+            if (r->run.n) r->chunk = first_chunk(a->heads, r->run.rows);
         }
+    } while (r->run.n && reader_of(a, r->run, r->chunk).first != r->run.first);
+    if (r->run.n) gather_rows(a, r);
+    return r->run.n;
+}
+
+/* Of a head, more or less: each position is read once, and looked at by every row. */
+static int cost_of(const Reading *r) {
+    const int left = visible_to(r->run) - r->chunk * POSITION_CHUNK;
+    return (left < POSITION_CHUNK ? left : POSITION_CHUNK) * (1 + r->n_rows);
+}
+
+/* One chunk of one key-value head for some rows, and all query heads that share it. */
+static void attend_chunk(Worker *w, const Attending *p, const Reading *r, int kv_head) {
+    const Heads *heads = p->heads;
+    const int size = heads->head_size, group = heads->n_head / heads->n_head_kv, begin = r->chunk * POSITION_CHUNK;
+    const CacheChunk *memory = chunk_of(r->run.rows->cache, heads, r->chunk);
+    const float *queries[QUERIES_TOGETHER];
+    float *partials[QUERIES_TOGETHER];
+    int n_visible[QUERIES_TOGETHER], n_hidden[QUERIES_TOGETHER];
+    Attention a = {.type = heads->kv_type,
+                   .keys = memory->keys + head_at(heads, kv_head),
+                   .values = memory->values + head_at(heads, kv_head),
+                   .head_size = size,
+                   .queries = queries,
+                   .n_visible = n_visible,
+                   .n_hidden = n_hidden,
+                   .softcap = heads->softcap,
+                   .partials = partials};
+    for (int i = 0; i < r->n_rows * group; i++) {
+        const int row = r->rows[i / group], head = kv_head * group + i % group;
+        const int visible = p->rows[row].n_visible - begin, hidden = first_visible(heads, &p->rows[row]) - begin;
+        if (visible > 0 && hidden < POSITION_CHUNK) {
+            n_hidden[a.n_queries] = hidden > 0 ? hidden : 0;
+            queries[a.n_queries] = p->q + row * p->q_stride + (size_t)head * size;
+            partials[a.n_queries] = partial_at(w, heads, p->buffer, row, head, r->chunk, p->n_chunks);
+            n_visible[a.n_queries++] = visible < POSITION_CHUNK ? visible : POSITION_CHUNK;
+        }
+        if (!a.n_queries || (a.n_queries < QUERIES_TOGETHER && i + 1 < r->n_rows * group)) continue;
+        w->backend->kernels->attend(&a);
+        a.n_queries = 0;
+    }
+}
+
+/* All readings and heads form one list, of which each worker takes those whose middle lies in its share of the cost. */
+static void attend_rows(Worker *w, const Attending *a) {
+    const int n_heads = a->heads->n_head_kv;
+    int64_t total = 0, at = 0;
+    for (Reading r = no_reading(a); next_reading(a, &r);) total += (int64_t)n_heads * cost_of(&r);
+    const int64_t begin = total * w->index / w->count, end = total * (w->index + 1) / w->count;
+    for (Reading r = no_reading(a); next_reading(a, &r);)
+        for (int head = 0; head < n_heads; head++, at += cost_of(&r))
+            if (at + cost_of(&r) / 2 >= begin && at + cost_of(&r) / 2 < end) attend_chunk(w, a, &r, head);
 }
 
 /* Query heads are put together until they fill whole groups of the operand. */
@@ -531,7 +563,9 @@ static void attend(Worker *w, const Heads *heads, const Row *rows, int n, const 
         const int together = n - first < ATTENTION_ROWS ? n - first : ATTENTION_ROWS;
         int most = 0;
         for (int i = first; i < first + together; i++) most = rows[i].n_visible > most ? rows[i].n_visible : most;
-        attend_rows(w, heads, rows + first, together, q + first * q_stride, q_stride, buffer, cache_chunks(most));
+        const Attending attending = {heads,    rows + first, together,          q + first * q_stride,
+                                     q_stride, buffer,       cache_chunks(most)};
+        attend_rows(w, &attending);
         barrier(w);
         fold_rows(w, heads, rows + first, first, together, buffer, cache_chunks(most), out);
     }
@@ -696,6 +730,8 @@ static const Ops cpu_ops = {
     .table_free = table_free,
     .cache_new = cache_new,
     .cache_free = cache_free,
+    .cache_take = cache_take,
+    .cache_own = cache_own,
     .run = run,
     .worker_index = worker_index,
     .embed = embed,

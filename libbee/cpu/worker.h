@@ -60,6 +60,10 @@ bool reserve_scratch(Backend *backend, size_t floats);
 void multiply_blocks(Worker *worker, const Matrix *matrix, int first, int last, const Operand *in, int n, float *out,
                      size_t stride, bool add);
 
+/* As in Ops. */
+float *buffer_new(Backend *backend, size_t count);
+void buffer_free(Backend *backend, void *buffer);
+
 /* Those of weights.c. Pages are zero, and take memory as they are used. */
 void *pages_new(size_t bytes);
 void pages_free(void *memory, size_t bytes);

@@ -39,7 +39,8 @@ enum {
 static __host__ __device__ __forceinline__ int at_most(int a, int b) { return a < b ? a : b; }
 
 static __device__ __forceinline__ size_t chunk_at(const DeviceHeads &heads, const DeviceRow &row, int head, int chunk) {
-    return cache_chunk_at(row.cache.n_positions[heads.region], heads.first_byte, heads.head_bytes, head, chunk);
+    return cache_chunk_at(row.cache.n_positions[heads.region], row.cache.position_bytes[heads.region], heads.first_byte,
+                          heads.head_bytes, head, chunk);
 }
 
 /* Where the window of a row begins. */

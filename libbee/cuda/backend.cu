@@ -253,13 +253,14 @@ static const DeviceOps device_ops = {
 
 /* In the order of the structure: C++17 has no designated initialisers. */
 static const Ops cuda_ops = {
-    weight_new,  weight_free,  experts_new, expert_new,    weight_bytes,     operand_format,
-    operand_new, operand_free, buffer_new,  buffer_free,   buffer_write,     buffer_read,
-    buffer_move, table_new,    NULL,        table_free,    cache_new,        cache_free,
-    run,         worker_index, embed,       norm,          norm_in_place,    add,
-    add_gated,   to_operand,   multiply,    rope_angles,   rotate_and_store, attend,
-    gate,        gate_values,  cap,         route,         experts,          recur,
-    convolve,    copy,         choose,      measure_rates, &device_ops,      NULL,
+    weight_new,       weight_free,  experts_new, expert_new,   weight_bytes, operand_format,
+    operand_new,      operand_free, buffer_new,  buffer_free,  buffer_write, buffer_read,
+    buffer_move,      table_new,    NULL,        table_free,   cache_new,    cache_free,
+    cache_take,       cache_own,    run,         worker_index, embed,        norm,
+    norm_in_place,    add,          add_gated,   to_operand,   multiply,     rope_angles,
+    rotate_and_store, attend,       gate,        gate_values,  cap,          route,
+    experts,          recur,        convolve,    copy,         choose,       measure_rates,
+    &device_ops,      NULL,
 };
 
 /* The process that used a card first; its children cannot. */

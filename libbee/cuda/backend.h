@@ -151,6 +151,8 @@ Operand *operand_new(Backend *b, int columns, int max_rows, int formats);
 void operand_free(Backend *b, Operand *operand);
 Cache *cache_new(Backend *b, const CacheShape *shape, int n_ctx);
 void cache_free(Backend *b, Cache *cache);
+void cache_take(Backend *b, Cache *to, const Cache *from, int n);
+bool cache_own(Backend *b, Cache *cache, int n);
 
 /* ---- runs.cu ------------------------------------------------------------------------------------ */
 

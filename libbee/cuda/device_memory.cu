@@ -370,3 +370,16 @@ Cache *cache_new(Backend *b, const CacheShape *shape, int n_ctx) {
     reserve_needs(b);
     return NULL;
 }
+
+/* Chunk by chunk from a region's first place on: one piece, of keys and of values. */
+void cache_take(Backend *b, Cache *to, const Cache *from, int n) {
+    for (int r = 0; r < CACHE_REGIONS; r++) {
+        const int first = cache_first_chunk(from, r, n), most = cache_chunks(n) - first;
+        const size_t bytes = to->position_bytes[r] * (size_t)most * CACHE_CHUNK;
+        if (!bytes) continue;
+        buffer_move(b, to->keys[r], from->keys[r], bytes);
+        buffer_move(b, to->values[r], from->values[r], bytes);
+    }
+}
+
+bool cache_own(Backend *, Cache *, int) { return true; }

@@ -16,9 +16,10 @@
 /* A sequence's keys and values: layout.h. A region's position p lies where p % n_positions does. */
 typedef struct DeviceCache {
     uint8_t *keys[CACHE_REGIONS], *values[CACHE_REGIONS];
-    int32_t n_positions[CACHE_REGIONS]; /* whole chunks */
-    int32_t n_ctx;                      /* as it was asked for */
-    float *states, *kept;               /* of recurrent layers: recurrence.cu */
+    int32_t n_positions[CACHE_REGIONS];   /* whole chunks */
+    int32_t n_ctx;                        /* as it was asked for */
+    size_t position_bytes[CACHE_REGIONS]; /* of all layers */
+    float *states, *kept;                 /* of recurrent layers: recurrence.cu */
 } DeviceCache;
 
 /* One row of a pass. position < 0: the row is idle; nothing is stored for it, and what is computed of it is never used

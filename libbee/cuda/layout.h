@@ -33,17 +33,18 @@
  *   a span of F16 or BF16: [4 steps of 16 columns][lane][4 words], the registers of mma_f16_k16's A
  *             of F32: float [64 columns][16 rows]
  *
- * Keys and values: of each region of the cache (src/cache/cache.h) [layer][head][chunk of 128 positions], and in a
- * chunk of float16 the B fragments of mma_f16_k16: keys      [position / 8][dimension / 16][lane][4]  lane = 4
- * (position % 8) + t: dimensions 2 t, 2 t + 1, + 8, + 9 values    [position / 16][dimension / 8][lane][4]  lane = 4
- * (dimension % 8) + t: positions 2 t, 2 t + 1, + 8, + 9
+ * Keys and values: of each region of the cache (src/cache/cache.h) [chunk of 128 positions][layer][head], so that the
+ * beginning of a sequence is one piece, and of a head in a chunk of float16 the B fragments of mma_f16_k16:
+ *   keys      [position / 8][dimension / 16][lane][4]  lane = 4 (position % 8) + t: dimensions 2 t, 2 t + 1, + 8, + 9
+ *   values    [position / 16][dimension / 8][lane][4]  lane = 4 (dimension % 8) + t: positions 2 t, 2 t + 1, + 8, + 9
  *
  * In a chunk of 8 bits codes lie in the same lanes, twice as many dimensions, or positions, side by side, and behind
- * all codes their scales, float16, as the lanes want them: keys      codes  [position / 8][dimension / 32][lane][8],
- * where the second four are of dimensions + 16. A last block of 16 dimensions has [lane][4] scales [dimension /
- * 32][position / 32][position % 8][4], those of positions + 0, + 8, + 16, + 24 values    codes  [position /
- * 32][dimension / 8][lane][8], where the second four are of positions + 16 scales [dimension / 32][position /
- * 32][t][8], in the order of the lane's positions
+ * all codes their scales, float16, as the lanes want them:
+ *   keys      codes  [position / 8][dimension / 32][lane][8], where the second four are of dimensions + 16. A last
+ *                    block of 16 dimensions has [lane][4]
+ *             scales [dimension / 32][position / 32][position % 8][4], those of positions + 0, + 8, + 16, + 24
+ *   values    codes  [position / 32][dimension / 8][lane][8], where the second four are of positions + 16
+ *             scales [dimension / 32][position / 32][t][8], in the order of the lane's positions
  */
 #ifndef BEE_CUDA_LAYOUT_H
 #define BEE_CUDA_LAYOUT_H
@@ -103,11 +104,12 @@ LAYOUT DeviceWeight device_weight_layout(TensorType type, int rows, int columns)
     return w;
 }
 
-/* Where a head's chunk begins in a region of so many positions, in bytes: layer by layer, in each head by head, in each
- * chunk by chunk. head_bytes: of one position. */
-LAYOUT size_t cache_chunk_at(int n_positions, size_t first_byte, size_t head_bytes, int head, int chunk) {
-    return (first_byte + (size_t)head * head_bytes) * (size_t)n_positions +
-           (size_t)(chunk % (n_positions / CACHE_CHUNK)) * CACHE_CHUNK * head_bytes;
+/* Where a head's chunk begins in a region of so many positions, each of position_bytes, in bytes; head_bytes: of one
+ * position. */
+LAYOUT size_t cache_chunk_at(int n_positions, size_t position_bytes, size_t first_byte, size_t head_bytes, int head,
+                             int chunk) {
+    const size_t place = (size_t)(chunk % (n_positions / CACHE_CHUNK));
+    return (place * position_bytes + first_byte + (size_t)head * head_bytes) * CACHE_CHUNK;
 }
 
 /* Where a float16 element lies in its chunk; `position` counts from the chunk's beginning. */

@@ -18,6 +18,7 @@ static DeviceCache device_cache(const Cache *cache) {
         d.keys[r] = cache->keys[r];
         d.values[r] = cache->values[r];
         d.n_positions[r] = cache->n_positions[r];
+        d.position_bytes[r] = cache->position_bytes[r];
     }
     d.n_ctx = cache->n_ctx;
     d.states = cache->states;

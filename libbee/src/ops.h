@@ -235,6 +235,13 @@ typedef struct Ops {
     void (*table_free)(Backend *backend, Table *table);
     Cache *(*cache_new)(Backend *backend, const CacheShape *shape, int n_ctx);
     void (*cache_free)(Backend *backend, Cache *cache);
+    /* The first n positions of `from` become those of `to`, of the same shape and n_ctx, which holds fewer of them:
+     * their whole chunks belong to both from then on, unless the region wraps; the rest is copied. States are not
+     * touched. Nobody writes what two caches hold: before one goes back behind it, cache_own. Not inside a run. */
+    void (*cache_take)(Backend *backend, Cache *to, const Cache *from, int n);
+    /* Positions from n on are the cache's own and may be written; those before stay. False where memory runs out, and
+     * the cache then holds n positions as before. */
+    bool (*cache_own)(Backend *backend, Cache *cache, int n);
 
     /* running */
     void (*run)(Backend *backend, void (*body)(Worker *worker, void *argument), void *argument, const RunInput *input);

@@ -44,12 +44,17 @@ typedef struct StateEnd {
     int32_t position, n_kept;
 } StateEnd;
 
+/* 128 positions of a region, all layers: a backend's own, which shares them among caches. */
+typedef struct CacheChunk CacheChunk;
+
 /* Whole chunks of positions, in bee_kv_type's numbers. In what order, is the backend's business. Position p of a region
  * lies where p % n_positions does. */
 typedef struct Cache {
     int n_ctx; /* positions that its sequence may have */
     size_t position_bytes[CACHE_REGIONS];
     int n_positions[CACHE_REGIONS];
+    /* One of the two: chunks one by one, or all of them in one piece. */
+    CacheChunk **chunks[CACHE_REGIONS];
     uint8_t *keys[CACHE_REGIONS], *values[CACHE_REGIONS];
     int n_states;
     float *states, *kept; /* in what order a layer's numbers lie, is the backend's business, too */
@@ -71,6 +76,18 @@ static inline int cache_positions(const CacheShape *shape, int region, int n_ctx
     const int all = cache_chunks(n_ctx) * CACHE_CHUNK;
     if (!region || !shape->window || shape->window >= all - CACHE_BEYOND_WINDOW) return all;
     return cache_chunks(shape->window + CACHE_BEYOND_WINDOW) * CACHE_CHUNK;
+}
+
+/* Whether a region forgets: what lies a lap back is overwritten. Such chunks are never shared. */
+static inline bool cache_wraps(const Cache *cache, int region) {
+    return cache->n_positions[region] < cache_chunks(cache->n_ctx) * CACHE_CHUNK;
+}
+
+/* Chunks of a region that hold what is remembered of the first n positions, as far back as they go: [first, end), where
+ * chunk c lies at place c % (n_positions / CACHE_CHUNK). */
+static inline int cache_first_chunk(const Cache *cache, int region, int n) {
+    const int first = cache_chunks(n) - cache->n_positions[region] / CACHE_CHUNK;
+    return first > 0 ? first : 0;
 }
 
 /* A cache's numbers, without its memory. */

@@ -399,6 +399,7 @@ static DeviceCache fake_cache(uintptr_t first) {
     for (uintptr_t r = 0; r < CACHE_REGIONS; r++) {
         cache.keys[r] = fake_pointer(first + 2 * r), cache.values[r] = fake_pointer(first + 2 * r + 1);
         cache.n_positions[r] = (int32_t)(1024 * (first + r));
+        cache.position_bytes[r] = 64 * (first + r) + 64;
     }
     cache.n_ctx = (int32_t)(1024 * first - 100);
     cache.states = (float *)fake_pointer(first + 5), cache.kept = (float *)fake_pointer(first + 6);
@@ -408,7 +409,8 @@ static DeviceCache fake_cache(uintptr_t first) {
 static bool same_cache(const DeviceCache &a, const DeviceCache &b) {
     bool same = a.n_ctx == b.n_ctx && a.states == b.states && a.kept == b.kept;
     for (int r = 0; r < CACHE_REGIONS; r++)
-        same = same && a.keys[r] == b.keys[r] && a.values[r] == b.values[r] && a.n_positions[r] == b.n_positions[r];
+        same = same && a.keys[r] == b.keys[r] && a.values[r] == b.values[r] && a.n_positions[r] == b.n_positions[r] &&
+               a.position_bytes[r] == b.position_bytes[r];
     return same;
 }
 

@@ -778,6 +778,7 @@ struct Attention {
         r.cache.keys[heads.region] = caches[cache].keys.data;
         r.cache.values[heads.region] = caches[cache].values.data;
         r.cache.n_positions[heads.region] = caches[cache].n_positions;
+        r.cache.position_bytes[heads.region] = (size_t)(N_LAYER * heads.n_head_kv) * heads.head_bytes;
         r.n_visible = n_visible;
         return r;
     }
@@ -882,8 +883,8 @@ struct Cell {
 
 static Cell cell_of(const Attention &a, bool key, int n_positions, int head, int position, int d) {
     const int size = a.shape.head_size, p = position % CACHE_CHUNK;
-    const size_t chunk =
-        cache_chunk_at(n_positions, a.heads.first_byte, a.heads.head_bytes, head, position / CACHE_CHUNK);
+    const size_t chunk = cache_chunk_at(n_positions, (size_t)(N_LAYER * a.heads.n_head_kv) * a.heads.head_bytes,
+                                        a.heads.first_byte, a.heads.head_bytes, head, position / CACHE_CHUNK);
     if (a.shape.kv_type == BEE_KV_F16) return {chunk + 2 * (key ? key_place(size, p, d) : value_place(size, p, d)), 0};
     return {chunk + (key ? key_code_place(size, p, d) : value_code_place(size, p, d)),
             chunk + (size_t)(CACHE_CHUNK * size) + 2 * (key ? key_scale_place(p, d) : value_scale_place(p, d))};
