@@ -126,7 +126,8 @@ class Statistics:
     """Counts and times of one request. A cycle is one pass of the target over the last token and its drafts."""
 
     prompt_tokens: int
-    reused_tokens: int  # of the prompt, found in the cache
+    reused_tokens: int  # of the prompt, found in a cache
+    shared_tokens: int  # of those, found in the caches of other sessions than the request's
     output_tokens: int
     reasoning_tokens: int  # of the output, those of a span of thinking that the answer's phases know of
     cycles: int

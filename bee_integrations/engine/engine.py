@@ -87,6 +87,7 @@ class Engine:
         n_parallel: int = 4,
         kv_cache: str = "f16",
         packed_cache: bool | str | os.PathLike[str] | None = None,
+        share_prefixes: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Load a model.
@@ -112,6 +113,8 @@ class Engine:
             the CPU maps them and packs nothing; True: one in the cache directory; None: what the environment variable
             BEE_PACKED_CACHE says, 1 or a directory; otherwise, and with False, none are kept. `info` has in
             "mapped_bytes" how much came from there, and in "packed_note" what was written, or why not.
+        share_prefixes: what the prompts of several requests begin with is read and kept once; False, for measurements:
+            by each for itself.
         progress: called with the bytes of weights that are loaded and those of all, while the engine opens; what it
             raises ends that. None: tenths are logged (level INFO).
 
@@ -147,6 +150,7 @@ class Engine:
                     kv_cache=kv_cache,
                     packed=packed,
                     progress=_logged_progress(self.model_name) if progress is None else progress,
+                    share_prefixes=share_prefixes,
                 ),
             )
         self._scheduler = Scheduler(handle, self.n_ctx, n_parallel)  # owns the handle from here on
@@ -644,6 +648,7 @@ class _Generation:
         return Statistics(
             prompt_tokens=stats.prompt_tokens,
             reused_tokens=stats.reused_tokens,
+            shared_tokens=stats.shared_tokens,
             output_tokens=self._n_tokens,
             reasoning_tokens=self._phases.reasoning_tokens(self._n_tokens) if self._phases is not None else 0,
             cycles=stats.cycles,
@@ -736,6 +741,7 @@ def _open_engine(
     kv_cache: str,
     packed: Path | None,
     progress: Callable[[int, int], None],
+    share_prefixes: bool,
 ) -> Any:
     """A `bee_engine *`, with the costs that are remembered for where it runs, or those that it measured remembered."""
 
@@ -745,7 +751,7 @@ def _open_engine(
         told = _ProgressCallback(progress)
         directory = ffi.NULL if packed is None else ffi.new("char[]", os.fsencode(packed))
         given |= {"costs": costs, "progress": told.function, "kv_type": KV_CACHES[kv_cache]}
-        given |= {"packed_cache": directory}
+        given |= {"packed_cache": directory, "unshared": not share_prefixes}
         parameters = ffi.new("bee_engine_params *", given)
         drafter_name = ffi.NULL if drafter is None else os.fsencode(drafter)
         error = new_error()

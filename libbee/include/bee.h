@@ -203,6 +203,7 @@ typedef struct bee_engine_params {
      * it then, not packed again. What is wrong with such a file, or where it cannot be written, only costs time. NULL:
      * off. */
     const char *packed_cache;
+    bool unshared;        /* for measurements: what several sessions begin with, each computes and keeps for itself */
     bool made_up_weights; /* for measurements: the files' tensor data is not read; weights are random, norms are 1 */
 } bee_engine_params;
 
@@ -362,7 +363,8 @@ typedef struct bee_step {
 /* Statistics of the current or last request of a session. */
 typedef struct bee_stats {
     int32_t prompt_tokens;
-    int32_t reused_tokens; /* of the prompt, found in the cache */
+    int32_t reused_tokens; /* of the prompt, found in a cache */
+    int32_t shared_tokens; /* of those, found in other sessions' */
     int32_t output_tokens;
     int32_t cycles;          /* decode passes */
     int32_t drafted_tokens;  /* proposed to the target */

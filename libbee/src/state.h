@@ -28,6 +28,8 @@ struct bee_engine {
     PassCosts costs;
     DraftCosts draft_costs[N_DRAFT_SOURCES];
     DraftChances usual[N_DRAFT_SOURCES]; /* what drafts of all requests did, which a new one starts from */
+    bee_session *sessions;               /* all that are open */
+    bool unshared;                       /* each computes and keeps for itself what several begin with */
     double short_cycle; /* seconds: only what takes less is queued before "auto" knows what comes before it */
     bool unfinished;    /* the device may be at work on what nobody waits for: the next time is not one pass's alone */
     bee_log_function log;
@@ -52,6 +54,8 @@ typedef struct Snapshots {
  * n_cached < n_tokens: at least the last token still waits for a pass. */
 struct bee_session {
     bee_engine *engine;
+    bee_session *next; /* of the engine's */
+    bool apart;        /* neither lends nor borrows a beginning: it measures, or keeps features */
     int32_t n_ctx;
     Cache *cache;
     float *features; /* [n_ctx][n_taps * n_embd], NULL unless kept */

@@ -159,8 +159,10 @@ static inline Output generate(bee_engine *engine, bee_session *session, const be
     return finish_request(engine, session, request->n_prompt);
 }
 
+/* By a session that has nothing, and takes nothing from others. */
 static inline Output generate_fresh(bee_engine *engine, const bee_request *request) {
     bee_session *session = open_session(engine, N_CTX);
+    session->apart = true;
     const Output out = generate(engine, session, request);
     bee_session_close(session);
     return out;

@@ -105,9 +105,10 @@ def engine(
 
 
 @contextmanager
-def session(handle: Any, n_ctx: int = N_CTX) -> Iterator[Any]:
+def session(handle: Any, n_ctx: int = N_CTX, alone: bool = False) -> Iterator[Any]:
+    """alone: it reads its prompts itself, whatever other sessions hold, as those do that keep features."""
     error = new_error()
-    found = lib.bee_session_open(handle, n_ctx, False, error)
+    found = lib.bee_session_open(handle, n_ctx, alone, error)
     check(found, error)
     yield found
     lib.bee_session_close(found)
@@ -293,7 +294,7 @@ def speculate(device: str, name: str, kv_cache: str, own_block: bool, tmp_path: 
     rounds = GENERATIONS if device == "cpu" else (GENERATIONS + 3) // 4
     with (
         engine(path, None if own_block else drafter, device=device, kv_cache=kv_cache) as handle,
-        session(handle) as plain,
+        session(handle, alone=True) as plain,
         session(handle) as drafting,
     ):
         history = tokens(20)
@@ -334,7 +335,7 @@ def test_going_back_further_than_a_window_remembers(device: str, name: str, tmp_
         for length, other in TURNS if device == "cpu" else TURNS[:4]:
             prompt = [*text_ids[:length], other]
             found = generate(handle, kept, prompt, lib.BEE_SPECULATION_DFLASH, 5, 0.8, length, 12)
-            with session(handle, 1024) as fresh:
+            with session(handle, 1024, alone=True) as fresh:
                 assert found == generate(handle, fresh, prompt, lib.BEE_SPECULATION_OFF, 0, 0.8, length, 12), length
 
 
@@ -385,7 +386,7 @@ def test_states_are_saved_where_conversations_branch(device: str, name: str, tmp
             prompt = history[:shared] + [token ^ shared % 61 for token in ids[:more]]
             found = generate(handle, kept, prompt, *off)
             assert least <= reused(kept) <= shared
-            with session(handle, 4096) as fresh:
+            with session(handle, 4096, alone=True) as fresh:
                 assert found == generate(handle, fresh, prompt, *off)
             history = prompt + found
 
@@ -400,7 +401,7 @@ def test_states_are_saved_in_the_middle_of_an_answer(device: str, name: str, tmp
         prompt = [*tokens(9), *answer[:560], answer[560] ^ 1]
         found = generate(handle, kept, prompt, *off, 9)
         assert 512 <= reused(kept) <= 569
-        with session(handle, 1024) as fresh:
+        with session(handle, 1024, alone=True) as fresh:
             assert found == generate(handle, fresh, prompt, *off, 9)
 
 
@@ -419,7 +420,7 @@ def test_cancelled_in_the_middle_of_a_pass(name: str, tmp_path: Path) -> None:
             ended += len(cut) < 100
             prompt = [*(prompt + cut)[: draw.randint(20, 900)], i]
             found = generate(handle, kept, prompt, lib.BEE_SPECULATION_AUTO, -1, 0.7, i, 12)
-            with session(handle, 1024) as fresh:
+            with session(handle, 1024, alone=True) as fresh:
                 assert found == generate(handle, fresh, prompt, lib.BEE_SPECULATION_OFF, 0, 0.7, i, 12)
     assert ended
 
@@ -453,6 +454,80 @@ def test_sessions_in_company(device: str, tmp_path: Path) -> None:
         found = [stack.enter_context(session(handle)) for _ in prompts]
         expected = [generate(handle, found[0], prompt, lib.BEE_SPECULATION_OFF, 0, 0.9, 1, n) for prompt in prompts]
         assert generate_together(handle, found, prompts, lib.BEE_SPECULATION_COPY, -1, 0.9, n) == expected
+
+
+# ---- beginnings that sessions share ----------------------------------------------------------------------------------
+
+
+def shared(found: Any) -> int:
+    stats = ffi.new("bee_stats *")
+    lib.bee_session_stats(found, stats)
+    assert stats.shared_tokens <= stats.reused_tokens
+    return int(stats.shared_tokens)
+
+
+SHARING = ("qwen2", "gemma2", "gemma3", "gemma4-embeddings-shared-caches", "phi3-long", "qwen35", "lfm2-windows",
+           "nemotron_h", "deepseek2", "gpt-oss")  # fmt: skip
+
+
+def assert_shared(handle: Any, prompts: list[list[int]], common: int, mode: int, n_ctx: int, n: int) -> None:
+    """Requests made at once: the first reads what all begin with, the others take it over, and all get what they get
+    alone."""
+    with session(handle, n_ctx, alone=True) as one:
+        expected = [generate(handle, one, prompt, lib.BEE_SPECULATION_OFF, 0, 0.9, 1, n) for prompt in prompts]
+    with ExitStack() as stack:
+        found = [stack.enter_context(session(handle, n_ctx)) for _ in prompts]
+        assert generate_together(handle, found, prompts, mode, -1, 0.9, n) == expected
+        assert [shared(one) for one in found] == [0] + [common] * (len(prompts) - 1)
+
+
+@of_devices(SHARING, on_cuda=["gemma3", "lfm2-windows"])
+def test_beginnings_are_shared(device: str, name: str, tmp_path: Path) -> None:
+    """Beyond what a window remembers, too."""
+    n_ctx = 1024
+    path = target_of(name, n_ctx=n_ctx).write(tmp_path / "model.gguf")
+    drafter = drafter_for(name, window=6).write(tmp_path / "drafter.gguf")
+    text_ids, common, n = tokens(900), 700 if device == "cpu" else 140, 12 if device == "cpu" else 4
+    prompts = [[*text_ids[:common], i, *text_ids[: 7 * i]] for i in range(4 if device == "cpu" else 2)]
+    with engine(path, drafter, device=device) as handle:
+        for mode in (lib.BEE_SPECULATION_OFF, lib.BEE_SPECULATION_DFLASH)[: 2 if device == "cpu" else 1]:
+            assert_shared(handle, prompts, common, mode, n_ctx, n)
+
+
+def test_what_a_window_forgot_is_read_again(tmp_path: Path) -> None:
+    path = target_of("gemma3", n_ctx=2048).write(tmp_path / "model.gguf")
+    ids, off = tokens(1500), (lib.BEE_SPECULATION_OFF, 0, 0.9, 1, 8)
+    with engine(path) as handle, session(handle, 2048) as first, session(handle, 2048) as second:
+        with session(handle, 2048, alone=True) as one:
+            expected = {n: generate(handle, one, [*ids[:n], 1], *off) for n in (300, 1400)}
+        generate(handle, first, ids, *off)
+        for n, found in ((300, 0), (1400, 1400 - 300)):
+            assert generate(handle, second, [*ids[:n], 1], *off) == expected[n]
+            assert shared(second) == found
+
+
+def test_states_are_taken_over_where_they_were_saved(tmp_path: Path) -> None:
+    """A new conversation begins as one that has ended: states cannot be cut, so it goes on from the last saved one."""
+    path = target_of("qwen35", n_ctx=2048).write(tmp_path / "model.gguf")
+    ids, off = tokens(1500), (lib.BEE_SPECULATION_OFF, 0, 0.9, 1, 8)
+    with engine(path) as handle, session(handle, 2048) as first, session(handle, 2048) as second:
+        generate(handle, first, ids, *off)
+        prompt = [*ids[:1300], 1]
+        with session(handle, 2048, alone=True) as one:
+            expected = generate(handle, one, prompt, *off)
+        assert generate(handle, second, prompt, *off) == expected
+        assert 700 < shared(second) <= 1300
+
+
+def test_angles_that_depend_on_the_context_are_not_mixed(tmp_path: Path) -> None:
+    path = target_of("phi3-long", n_ctx=1024).write(tmp_path / "model.gguf")
+    ids, off = tokens(200), (lib.BEE_SPECULATION_OFF, 0, 0.9, 1, 8)
+    with engine(path) as handle, session(handle, 1024) as first, session(handle, 256) as second:
+        generate(handle, first, ids, *off)
+        found = generate(handle, second, ids, *off)
+        assert shared(second) == 0
+        with session(handle, 256, alone=True) as one:
+            assert generate(handle, one, ids, *off) == found
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from test_families import (
     ERROR,
     GENERATIONS,
     VOCABULARY,
+    assert_shared,
     drafter_for,
     engine,
     evaluate,
@@ -265,6 +266,14 @@ def test_drafts_in_company_are_those_of_a_session_that_is_alone(device: str, nam
 
 
 # ---- which files have one, and which do not --------------------------------------------------------------------------
+
+
+@of_devices([LISTED, "glm4moe-predicting"], on_cuda=[LISTED])
+def test_beginnings_are_shared_with_what_the_block_read(device: str, name: str, tmp_path: Path) -> None:
+    path = target_of(name).write(tmp_path / "model.gguf")
+    prompts = [[*tokens(90)[:80], i, *tokens(20)] for i in range(3)]
+    with engine(path, device=device) as handle:
+        assert_shared(handle, prompts, 80, lib.BEE_SPECULATION_MTP, N_CTX, 12 if device == "cpu" else 4)
 
 
 def test_a_block_that_predicts_is_asked_for_by_name(tmp_path: Path) -> None:

@@ -34,6 +34,29 @@ void features_forget(bee_session *s, int n) {
     if (d->n_injected + d->n_waiting > n) d->n_waiting = n - d->n_injected;
 }
 
+bool features_own(bee_session *s) {
+    const bee_engine *e = s->engine;
+    return e->ops->cache_own(e->backend, dflash_of(s)->cache, dflash_of(s)->n_injected);
+}
+
+/* The longer of the two injected beginnings, and the features behind it that wait there. */
+void features_take(bee_session *s, const bee_session *from, int n) {
+    const bee_engine *e = s->engine;
+    Dflash *to = dflash_of(s);
+    const Dflash *d = dflash_of(from);
+    const size_t stride = e->work.feature_stride;
+    if (features_known(from) < n) return;
+    const int injected = d->n_injected < n ? d->n_injected : n;
+    if (injected > to->n_injected) {
+        e->ops->cache_take(e->backend, to->cache, d->cache, injected);
+        to->n_injected = injected;
+    }
+    to->n_waiting = n - to->n_injected;
+    if (to->n_waiting)
+        e->ops->buffer_move(e->backend, to->waiting, d->waiting + (size_t)(to->n_injected - d->n_injected) * stride,
+                            (size_t)to->n_waiting * stride * sizeof(float));
+}
+
 int features_known(const bee_session *s) { return dflash_of(s)->n_injected + dflash_of(s)->n_waiting; }
 
 bool features_reach_back(const bee_session *s, int n, int written) {
@@ -227,6 +250,8 @@ const DraftSource dflash_source = {
     .session_new = session_new,
     .session_free = session_free,
     .forget = features_forget,
+    .own = features_own,
+    .take = features_take,
     .known = features_known,
     .reaches_back = features_reach_back,
     .offer = offer,

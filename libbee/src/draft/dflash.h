@@ -43,6 +43,8 @@ bool features_new(bee_session *session, SourceId source);
 void features_free(bee_session *session, SourceId source);
 void features_keep(bee_session *session, int first_row, int n);
 void features_forget(bee_session *session, int n);
+bool features_own(bee_session *session);
+void features_take(bee_session *session, const bee_session *from, int n);
 int features_known(const bee_session *session);
 bool features_reach_back(const bee_session *session, int n, int written);
 int32_t drafter_instead(bee_engine *engine, const bee_sampling *sampling, int32_t position, int row,

@@ -48,6 +48,13 @@ typedef struct DraftSource {
     void (*session_free)(bee_session *session);
     /* The first n positions of the target's cache stay, others and all tokens may change. */
     void (*forget)(bee_session *session, int n);
+    /* Before it writes again behind what it knows: there it shares nothing with other sessions from now on. False where
+     * memory runs out; then it must not write. NULL: it never shares. */
+    bool (*own)(bee_session *session);
+    /* The session, whose first n tokens are those of `from`, takes over what is known of them there: at least n
+     * positions, or else it may stay as it is. It has been told to forget those that it does not hold. NULL: it needs
+     * none of it. */
+    void (*take)(bee_session *session, const bee_session *from, int n);
     /* How many positions it knows what it must know of; a prefix is reused as far as all sources know it. NULL: any. */
     int (*known)(const bee_session *session);
 

@@ -35,3 +35,15 @@ void drafts_forget(bee_session *s, int n) {
     for (int i = 0; i < N_DRAFT_SOURCES; i++)
         if (draft_sources[i]->forget && draft_sources[i]->longest(s->engine)) draft_sources[i]->forget(s, n);
 }
+
+bool drafts_own(bee_session *s) {
+    bool ok = true;
+    for (int i = 0; i < N_DRAFT_SOURCES; i++)
+        if (draft_sources[i]->own && draft_sources[i]->longest(s->engine)) ok = draft_sources[i]->own(s) && ok;
+    return ok;
+}
+
+void drafts_take(bee_session *s, const bee_session *from, int n) {
+    for (int i = 0; i < N_DRAFT_SOURCES; i++)
+        if (draft_sources[i]->take && draft_sources[i]->longest(s->engine)) draft_sources[i]->take(s, from, n);
+}

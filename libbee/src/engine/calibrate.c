@@ -52,6 +52,7 @@ static bee_status measure_costs(bee_engine *engine, bee_error *error) {
     if (!error) error = &local;
     bee_session *s = bee_session_open(engine, most, false, error);
     if (!s) return error->status;
+    s->apart = true;
     read_made_up(s, 0, most);
     measure_lengths(s, &engine->costs, &engine->draft_costs[drafting_model(engine)], n_points);
     bee_session_close(s);

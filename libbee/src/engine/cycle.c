@@ -12,6 +12,7 @@
 #include "draft/sources.h"
 #include "error.h"
 #include "inspect.h"
+#include "prefix.h"
 #include "sampling/constraint.h"
 #include "session.h"
 #include "snapshots.h"
@@ -22,6 +23,7 @@ typedef struct Part {
     bee_step *step;
     int first_row;
     int n_pending;             /* committed tokens that run now; 1 while decoding */
+    int stop;                  /* of the prompt, nothing is read behind here: others wait for it; 0: none do */
     const DraftSource *source; /* of what is not forced; NULL: none */
     int n_drafts;
     int draft_row; /* of the source's proposal */
@@ -74,6 +76,43 @@ static void choose_drafts(const Cycle *c, Part *p, int longest) {
     p->urgent = drafts.urgent;
 }
 
+/* Whether the first of two sessions that read alike reads for both: who is further on, and of equals the earlier. */
+static bool comes_first(const Part *a, const Part *b) {
+    const int ahead = a->session->n_cached - b->session->n_cached;
+    return ahead > 0 || (!ahead && a < b);
+}
+
+/* Whether another session of the pass reads what this one could take over from it, and more than n tokens, which are to
+ * be had now: it stops there for a moment. The first of all waits for nobody, so that every pass goes on. */
+static bool waits(Cycle *c, const Part *p, int n) {
+    bool found = false;
+    for (int i = 0; i < c->n_parts; i++) {
+        Part *reader = &c->parts[i];
+        if (!prompt_left(reader->session) || !comes_first(reader, p)) continue;
+        const int stop = prefix_awaited(p->session, reader->session, n);
+        if (stop && (!reader->stop || stop < reader->stop)) reader->stop = stop;
+        found |= stop > 0;
+    }
+    return found;
+}
+
+/* Sessions whose beginning another one reads in this pass take no part in it; the others first take over what is
+ * there. */
+static void share_beginnings(Cycle *c) {
+    bool waiting[BEE_MAX_PASS_ROWS] = {false};
+    int n = 0;
+    for (int i = 0; i < c->n_parts; i++) {
+        bee_session *s = c->parts[i].session;
+        if (!prompt_left(s)) continue;
+        const PrefixOffer offer = prefix_offered(s);
+        waiting[i] = waits(c, &c->parts[i], offer.n);
+        if (!waiting[i]) prefix_take(s, offer);
+    }
+    for (int i = 0; i < c->n_parts; i++)
+        if (!waiting[i]) c->parts[n++] = c->parts[i];
+    c->n_parts = n;
+}
+
 /* Every session gets one row; drafts come next, evenly; prompts share what is left, evenly. */
 static void share_rows(Cycle *c) {
     int reading = 0, room = BEE_MAX_PASS_ROWS - c->n_parts;
@@ -88,7 +127,8 @@ static void share_rows(Cycle *c) {
     for (int i = 0; i < c->n_parts; i++) {
         Part *p = &c->parts[i];
         if (!prompt_left(p->session)) continue;
-        const int left = p->session->n_tokens - p->session->n_cached, share = 1 + room / reading;
+        const bool stops = p->stop > p->session->n_cached; /* else it has taken over more than that */
+        const int left = (stops ? p->stop : p->session->n_tokens) - p->session->n_cached, share = 1 + room / reading;
         p->n_pending = left < share ? left : share;
         room -= p->n_pending - 1;
         reading--;
@@ -307,7 +347,8 @@ static void commit(Part *p) {
     for (int i = 0; i < N_DRAFT_SOURCES && !p->on_device; i++)
         if (s->uses[i] && draft_sources[i]->keep) draft_sources[i]->keep(s, p->first_row, n);
     s->n_cached += n;
-    if (!device_cycle_queued(s)) snapshots_keep(s, p->n_choices && s->stats.output_tokens == p->n_new);
+    const bool turn = p->n_choices && s->stats.output_tokens == p->n_new;
+    if (!device_cycle_queued(s)) snapshots_keep(s, turn || s->n_cached == p->stop);
     s->last_source = p->source;
     p->step->n_prompt_left = waiting_prompt(s);
     if (p->step->finish) s->active = false;
@@ -443,6 +484,7 @@ bee_status bee_engine_step(bee_engine *engine, bee_session *const *sessions, int
         enlist(&cycle, sessions, n_sessions, steps);
         cycle.company = cycle.n_parts > 1;
         take_queued(&cycle);
+        if (cycle.n_parts > 1) share_beginnings(&cycle);
         if (cycle.n_parts) run_cycle(&cycle);
         /* A pass that a cancellation ended reports it now, not with the next step. */
         for (int i = 0; i < cycle.n_parts; i++) {

@@ -5,8 +5,8 @@
 #include "device_cycle.h"
 #include "draft/sources.h"
 #include "error.h"
+#include "prefix.h"
 #include "session.h"
-#include "snapshots.h"
 
 void keep_features(bee_session *s, int first_row, int n) {
     const bee_engine *e = s->engine;
@@ -61,11 +61,12 @@ bee_status bee_session_evaluate(bee_session *s, const int32_t *tokens, int32_t n
     pthread_mutex_lock(&e->mutex);
     device_cycle_drop(s);
     s->active = false;
+    if (!prefix_keep(s, 0)) {
+        pthread_mutex_unlock(&e->mutex);
+        return bee_fail(error, BEE_ERROR_MEMORY, "out of memory for keys and values that are no longer shared");
+    }
     memmove(s->tokens, tokens, (size_t)n * sizeof *tokens);
     s->n_tokens = n;
-    s->n_cached = s->n_written = 0;
-    snapshots_go_to(s, 0);
-    drafts_forget(s, 0);
     while (s->n_cached < n) {
         const int from = s->n_cached, rows = n - from < rows_per_pass ? n - from : rows_per_pass;
         evaluate_rows(s, rows, logits != NULL, NULL);

@@ -104,6 +104,7 @@ static bee_status measure(bee_engine *engine, Measurement m, double *pass_second
     if (!error) error = &local;
     bee_session *s = bee_session_open(engine, m.n_past + longest_pass(&m), false, error);
     if (!s) return error->status;
+    s->apart = true;
     const size_t n = (size_t)m.n_sizes * (size_t)m.repeats;
     double *times = malloc(2 * n * sizeof *times);
     m.passes = times;
@@ -226,6 +227,7 @@ bee_status bee_engine_measure_cycles(bee_engine *engine, int32_t n_drafts, int32
     if (!error) error = &local;
     bee_session *s = bee_session_open(engine, (int32_t)n_ctx, false, error);
     if (!s) return error->status;
+    s->apart = true;
     s->profile = profile;
     status = time_cycles(s, n_drafts, n_past, n_cycles, out, error);
     bee_session_close(s);

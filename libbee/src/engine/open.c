@@ -194,6 +194,7 @@ static bee_engine *open_on(const Device *device, const char *model_path, const c
     }
     pthread_mutex_init(&e->mutex, NULL);
     e->device = device;
+    e->unshared = params->unshared;
     e->log = params->log;
     e->log_user = params->log_user;
     e->kv_type = params->kv_type;

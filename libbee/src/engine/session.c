@@ -6,6 +6,7 @@
 #include "device_cycle.h"
 #include "draft/sources.h"
 #include "error.h"
+#include "prefix.h"
 #include "sampling/sample.h"
 #include "snapshots.h"
 
@@ -23,6 +24,18 @@ static bool session_allocate(bee_session *s, bool keep_features) {
         if (!s->features) return false;
     }
     return true;
+}
+
+/* Among the engine's, under its lock. */
+static void join(bee_session *s) {
+    s->next = s->engine->sessions;
+    s->engine->sessions = s;
+}
+
+static void leave(bee_session *s) {
+    bee_session **at = &s->engine->sessions;
+    while (*at != s) at = &(*at)->next;
+    *at = s->next;
 }
 
 static void session_free(bee_session *s) {
@@ -62,10 +75,13 @@ bee_session *bee_session_open(bee_engine *engine, int32_t n_ctx, bool keep_featu
         return NULL;
     }
     s->engine = engine;
+    s->apart = keep_features; /* whoever borrows a beginning has no features of it */
     s->n_ctx = n_ctx;
     pthread_mutex_lock(&engine->mutex);
     const bool ok = session_allocate(s, keep_features);
-    if (!ok) {
+    if (ok) {
+        join(s);
+    } else {
         session_free(s);
         fail_session(engine, n_ctx, error);
     }
@@ -77,6 +93,7 @@ void bee_session_close(bee_session *s) {
     if (!s) return;
     bee_engine *e = s->engine;
     pthread_mutex_lock(&e->mutex);
+    leave(s);
     session_free(s);
     pthread_mutex_unlock(&e->mutex);
 }
@@ -159,31 +176,6 @@ static void set_speculation(bee_session *s, const bee_request *r) {
     }
 }
 
-/* Whether a token behind the first n positions finds all that it sees: layers with a window have forgotten what lies
- * far behind. */
-static bool reaches_back(const bee_session *s, int n) {
-    const CacheShape shape = shape_cache(&s->engine->target->shape);
-    bool reaches = cache_reaches_back(s->cache, &shape, n, s->n_written);
-    for (int i = 0; i < N_DRAFT_SOURCES; i++)
-        if (s->uses[i] && draft_sources[i]->reaches_back)
-            reaches = reaches && draft_sources[i]->reaches_back(s, n, s->n_written);
-    return reaches;
-}
-
-/* How many tokens of the prompt the caches already hold. The last one always runs again: its logits are wanted. */
-static int reusable_prefix(const bee_session *s, const bee_request *r) {
-    int limit = s->n_cached < r->n_prompt - 1 ? s->n_cached : r->n_prompt - 1;
-    for (int i = 0; i < N_DRAFT_SOURCES; i++) { /* sources need their context, too */
-        if (!s->uses[i] || !draft_sources[i]->known) continue;
-        const int known = draft_sources[i]->known(s);
-        if (known < limit) limit = known;
-    }
-    int n = 0;
-    while (n < limit && s->tokens[n] == r->prompt[n]) n++;
-    n = snapshots_reach(s, n);
-    return reaches_back(s, n) ? n : 0;
-}
-
 /* What the masked and the full logit path need beyond logits. */
 static bool prepare_paths(bee_session *s, const bee_request *r) {
     const int n_vocab = s->engine->target->shape.n_vocab;
@@ -191,16 +183,12 @@ static bool prepare_paths(bee_session *s, const bee_request *r) {
     return full_path_begin(&s->full, r, n_vocab, s->n_ctx) && (s->masks || !r->constraint);
 }
 
-static void start_request(bee_session *s, const bee_request *r) {
+/* False where memory runs out: then no request runs. */
+static bool start_request(bee_session *s, const bee_request *r) {
     device_cycle_drop(s);
     set_speculation(s, r);
-    /* A pass may have written as many rows behind what was committed. */
-    if (s->n_written < s->n_cached + BEE_MAX_PASS_ROWS) s->n_written = s->n_cached + BEE_MAX_PASS_ROWS;
-    const int reused = reusable_prefix(s, r);
-    if (!reused) s->n_written = 0;
-    s->n_cached = reused;
-    snapshots_go_to(s, reused);
-    drafts_forget(s, reused);
+    const int reused = prefix_held(s, s, r->prompt, r->n_prompt);
+    if (!prefix_keep(s, reused)) return false;
     memmove(s->tokens, r->prompt, (size_t)r->n_prompt * sizeof *s->tokens);
     s->n_tokens = r->n_prompt;
     s->sampling = r->sampling;
@@ -214,17 +202,21 @@ static void start_request(bee_session *s, const bee_request *r) {
     s->stalled = s->free = s->watching = false;
     s->stats = (bee_stats){.prompt_tokens = r->n_prompt, .reused_tokens = reused};
     atomic_store(&s->cancelled, false);
+    prefix_take(s, prefix_offered(s));
     s->active = true;
+    return true;
 }
 
 bee_status bee_session_begin(bee_session *s, const bee_request *request, bee_error *error) {
     const bee_status status = check_request(s, request, error);
     if (status) return status;
     pthread_mutex_lock(&s->engine->mutex);
-    const bool ok = prepare_paths(s, request);
-    if (ok) start_request(s, request);
+    const bool ok = prepare_paths(s, request) && start_request(s, request);
     pthread_mutex_unlock(&s->engine->mutex);
-    return ok ? BEE_OK : bee_fail(error, BEE_ERROR_MEMORY, "out of memory for the masks or penalties of a request");
+    return ok ? BEE_OK
+              : bee_fail(error, BEE_ERROR_MEMORY,
+                         "out of memory for the masks or penalties of a request, or for keys and values that it no "
+                         "longer shares");
 }
 
 static int least(int a, int b) { return a < b ? a : b; }

@@ -14,14 +14,19 @@ bool snapshots_new(bee_session *s) {
 
 void snapshots_free(bee_session *s) { s->engine->ops->buffer_free(s->engine->backend, s->snapshots.states); }
 
-int snapshots_reach(const bee_session *s, int n) {
+int snapshots_saved(const bee_session *s, int n) {
     const Snapshots *saved = &s->snapshots;
-    int first, last;
-    if (!saved->capacity) return n;
-    cache_state_places(s->cache, &first, &last);
-    int reached = 0;
+    int reached = saved->capacity ? 0 : n;
     for (int i = 0; i < saved->n; i++)
         if (saved->at[i].position <= n) reached = saved->at[i].position;
+    return reached;
+}
+
+int snapshots_reach(const bee_session *s, int n) {
+    int first, last;
+    if (!s->snapshots.capacity) return n;
+    cache_state_places(s->cache, &first, &last);
+    const int reached = snapshots_saved(s, n);
     const int now = last < n ? last : n; /* where the layers stand, without any saved state */
     return now >= first && now > reached ? now : reached;
 }
@@ -43,6 +48,22 @@ void snapshots_go_to(bee_session *s, int n) {
     if (first <= n && n <= last) return;
     if (n) move(s, s->cache->states, state_of(saved, saved->n - 1));
     cache_set_states(s->cache, n);
+}
+
+void snapshots_take(bee_session *s, const bee_session *from, int n) {
+    const bee_engine *e = s->engine;
+    const Snapshots *saved = &from->snapshots;
+    if (!saved->capacity) return;
+    for (int i = 0; i < saved->n; i++) {
+        if (saved->at[i].position != n) continue;
+        move(s, s->cache->states, state_of(saved, i));
+        cache_set_states(s->cache, n);
+        return;
+    }
+    const CacheShape shape = shape_cache(&e->target->shape);
+    move(s, s->cache->states, from->cache->states);
+    e->ops->buffer_move(e->backend, s->cache->kept, from->cache->kept, shape.kept_floats * sizeof(float));
+    memcpy(s->cache->ends, from->cache->ends, (size_t)shape.n_states * sizeof *s->cache->ends);
 }
 
 /* Makes room for one more, and returns where its state goes. */

@@ -12,6 +12,10 @@ void snapshots_free(bee_session *session);
 
 /* Behind how many of the session's first n tokens, of which the caches hold n, its layers can go on. */
 int snapshots_reach(const bee_session *session, int n);
+/* The same by the saved states alone, while a pass is under way. */
+int snapshots_saved(const bee_session *session, int n);
+/* Lets the session's layers go on where `from` could: n is an answer of one of these two. */
+void snapshots_take(bee_session *session, const bee_session *from, int n);
 /* Lets them go on there; n is an answer of snapshots_reach, and the tokens behind may change. */
 void snapshots_go_to(bee_session *session, int n);
 /* Behind a pass, whose tokens have been committed: may save what the layers know. `turn`: the prompt ended in it. No
