@@ -1,16 +1,18 @@
-"""Several sequences at once against one alone: what sharing a reading of the weights gains."""
+"""Several sequences at once: what sharing a reading of the weights gains, and a beginning that all have in common."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from statistics import median
 
 from ..engine.engine import Engine, GenerationParams
 from .contenders import BeeContender, Steps, median_of
+from .fresh import AtOnce, FreshEngine, answers_at_once
 
-__all__ = ["BatchSpeed", "measure_batch", "shared_rate"]
+__all__ = ["BatchSpeed", "measure_batch", "measure_prefix", "shared_rate"]
 
 Arrivals = Sequence[tuple[float, int]]  # of one sequence: when a step came, and how many tokens it brought
 
@@ -45,6 +47,26 @@ def measure_batch(
         together.append(_answer_together(engine, chosen, GenerationParams(max_tokens=max_tokens, speculation=mode)))
     rates = [rate for rate in together if rate is not None]
     return BatchSpeed(median_of(alone), median(rates) if rates else None)
+
+
+def measure_prefix(
+    fresh: FreshEngine, prompts: list[list[int]], *, max_tokens: int, repeats: int, steps: Steps
+) -> tuple[AtOnce, AtOnce]:
+    """Answers to prompts that begin alike, made at once: with that beginning shared, and read by each for itself. In
+    turn, each time in a new process; medians."""
+    steps.expect(2 * repeats)
+    measured: dict[bool, list[AtOnce]] = {True: [], False: []}
+    for _ in range(repeats):
+        for shares in measured:
+            steps.next("a common beginning, shared" if shares else "a common beginning, each for itself")
+            engine = replace(fresh, n_parallel=len(prompts), share_prefixes=shares)
+            measured[shares].append(answers_at_once(engine, prompts, max_tokens))
+    return _median(measured[True]), _median(measured[False])
+
+
+def _median(measured: list[AtOnce]) -> AtOnce:
+    peaks = [one.peak for one in measured if one.peak is not None]
+    return AtOnce(median(one.seconds for one in measured), round(median(peaks)) if peaks else None)
 
 
 def _answer_together(engine: Engine, prompts: Sequence[list[int]], params: GenerationParams) -> float | None:

@@ -16,7 +16,7 @@ from ..engine.device_plan import CPU
 from ..engine.engine import Engine
 from ..errors import ParameterError
 from ..models.file import ModelFile
-from .batch import measure_batch
+from .batch import measure_batch, measure_prefix
 from .contenders import Answers, BeeContender, PeerContender, answer_in_turn
 from .drafting import repeat_figures, speculation_figures
 from .fresh import FreshEngine, load_time, peak_memory
@@ -32,6 +32,7 @@ PREFILL_TOKENS = 512
 LOAD_PROMPT = 16
 MEMORY_PROMPT, MEMORY_ANSWER = 1024, 64
 BATCH = 16
+PREFIX, PREFIX_REST, PREFIX_ANSWER = 512, 32, 32  # tokens that prompts have in common, of each alone, of its answer
 
 _ASKED_REQUANTISED = {"Q4_0": 2.7, "Q8_0": 1.7, "Q4_K_M": 2.5}
 _ASKED_PASSES = {256: {1: 4.0, 4: 7.0, 8: 7.0, 16: 6.0}, 1024: {1: 3.5, 4: 5.5, 8: 5.5, 16: 5.0}}
@@ -299,6 +300,34 @@ def _batch(run: Run) -> list[Figure]:
     return figures
 
 
+def _prefix(run: Run) -> list[Figure]:
+    fresh = _fresh_engine(run, PREFIX + PREFIX_REST + PREFIX_ANSWER)
+    n_prefix = min(PREFIX, fresh.n_ctx // 2)
+    n_rest = n_answer = min(PREFIX_REST, fresh.n_ctx // 8)
+    n_vocab = run.engine.info["n_vocab"]
+    prefix = made_up_tokens(n_prefix, n_vocab)
+    prompts = [
+        prefix + [(i + token) % n_vocab for token in made_up_tokens(n_prefix + n_rest, n_vocab)[n_prefix:]]
+        for i in range(BATCH)
+    ]
+    shared, apart = measure_prefix(fresh, prompts, max_tokens=n_answer, repeats=run.repeats, steps=run.steps)
+    name = f"{BATCH} prompts that share {n_prefix} tokens"
+    seconds = Figure(
+        "prefix",
+        f"{name}: to the last answer",
+        reached=apart.seconds / shared.seconds,
+        ours=shared.seconds,
+        rival=apart.seconds,
+        unit="s",
+        note=f"each reading them for itself, over shared; {n_rest} tokens more of each, and {n_answer} of its answer",
+    )
+    memory = Figure("prefix", f"{name}: peak memory", unit="MB")
+    if shared.peak is None or apart.peak is None:
+        return [seconds, replace(memory, note="the system does not tell a process's peak")]
+    reached = apart.peak / shared.peak
+    return [seconds, replace(memory, reached=reached, ours=shared.peak / 1e6, rival=apart.peak / 1e6)]
+
+
 GROUPS: dict[str, Callable[[Run], list[Figure]]] = {
     "decode": _decode,
     "requantised": _requantised,
@@ -311,5 +340,6 @@ GROUPS: dict[str, Callable[[Run], list[Figure]]] = {
     "memory": _memory,
     "load": _load,
     "batch": _batch,
+    "prefix": _prefix,
     "avx2": _avx2,
 }

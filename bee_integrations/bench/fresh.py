@@ -6,7 +6,7 @@ import multiprocessing
 import re
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from ..errors import BeeError
 
 # The engine is imported in the functions: the import is a part of what they measure.
 
-__all__ = ["FreshEngine", "LoadTime", "PeakMemory", "load_time", "peak_memory"]
+__all__ = ["AtOnce", "FreshEngine", "LoadTime", "PeakMemory", "answers_at_once", "load_time", "peak_memory"]
 
 R = TypeVar("R")
 
@@ -30,13 +30,16 @@ class FreshEngine:
     drafter: Path | None
     n_ctx: int
     place: dict[str, Any]  # "threads", "device", "instruction_set"
+    n_parallel: int = 1
+    share_prefixes: bool = True
 
     def as_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `Engine`, but the model."""
         return {
             "drafter": self.drafter,
             "n_ctx": self.n_ctx,
-            "n_parallel": 1,
+            "n_parallel": self.n_parallel,
+            "share_prefixes": self.share_prefixes,
             **self.place,
         }
 
@@ -59,6 +62,15 @@ class PeakMemory:
     positions: int  # of context that were used
 
 
+@dataclass(frozen=True)
+class AtOnce:
+    """Of several requests that are made at once: seconds until the last answer ended, and what `PeakMemory.peak` is,
+    None where the system does not tell."""
+
+    seconds: float
+    peak: int | None
+
+
 def load_time(engine: FreshEngine, prompt: list[int]) -> LoadTime:
     """From the engine's constructor to the first token after `prompt`, in a new process. Raises BeeError."""
     return _in_fresh_process(_load_time, engine, prompt)
@@ -67,6 +79,11 @@ def load_time(engine: FreshEngine, prompt: list[int]) -> LoadTime:
 def peak_memory(engine: FreshEngine, prompt: list[int], max_tokens: int) -> PeakMemory | None:
     """The peak while an engine is opened and answers, in a new process; None where the system does not tell."""
     return _in_fresh_process(_peak_memory, engine, prompt, max_tokens)
+
+
+def answers_at_once(engine: FreshEngine, prompts: list[list[int]], max_tokens: int) -> AtOnce:
+    """Plain greedy answers to all prompts, of an engine that runs as many side by side, in a new process."""
+    return _in_fresh_process(_answers_at_once, engine, prompts, max_tokens)
 
 
 def _in_fresh_process(function: Callable[..., R], *arguments: Any) -> R:
@@ -102,6 +119,20 @@ def _peak_memory(engine: FreshEngine, prompt: list[int], max_tokens: int) -> Pea
     if before is None or peak is None or pages is None:
         return None
     return PeakMemory(peak - before, pages, len(prompt) + len(answer.tokens))
+
+
+def _answers_at_once(engine: FreshEngine, prompts: list[list[int]], max_tokens: int) -> AtOnce:
+    from ..engine.engine import Engine, GenerationParams
+
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    before = _memory_status("VmRSS")
+    params = GenerationParams(max_tokens=max_tokens, speculation="off")
+    with Engine(engine.model, **engine.as_arguments()) as opened, ThreadPoolExecutor(len(prompts)) as pool:
+        begin = time.perf_counter()
+        list(pool.map(lambda prompt: opened.complete(prompt, params), prompts))
+        seconds, peak = time.perf_counter() - begin, _memory_status("VmHWM")
+    return AtOnce(seconds, None if before is None or peak is None else peak - before)
 
 
 def _memory_status(name: str) -> int | None:
