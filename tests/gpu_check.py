@@ -35,8 +35,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # From what others are made of to what is made of them.
 KERNEL_TESTS = ("test_cuda_rows", "test_cuda_products", "test_cuda_recurrence", "test_cuda_choose")
 ENGINE_TESTS = (
-    "test_open", "test_inspect", "test_sources", "test_cycle", "test_session", "test_prefix", "test_device_cycle", "test_constraint",
-    "test_logit_edits",
+    "test_open", "test_inspect", "test_sources", "test_cycle", "test_session", "test_prefix", "test_device_cycle",
+    "test_constraint", "test_logit_edits",
 )  # fmt: skip
 # Engines that these open run on a card where there is one.
 PYTHON_TESTS = (

@@ -4,6 +4,9 @@
 #include "draft/dflash.h"
 #include "engine_exercise.h"
 
+#include <sys/resource.h>
+#include <unistd.h>
+
 enum { CONTEXT = 448, N_VOCAB = 97, MOST_OUTPUT = 24 };
 
 static const TinyTarget attending = {
@@ -232,6 +235,39 @@ static void test_drafters_context(void) {
     }
 }
 
+/* Where there is no memory for a chunk of its own, a session that goes back is refused its request, and all go on. */
+static void test_without_memory(void) {
+#if defined(__linux__) && !defined(BEE_SANITIZED)
+    Random random = {39};
+    bee_engine *engine = open_engine(&attending, NULL, 1, NULL);
+    bee_session *first = open_session(engine, CONTEXT), *second = open_session(engine, CONTEXT);
+    Answer a = plain_answer(&random, 300, 4), b = branch_of(&random, &a, 0, 290, 320);
+    Answer c = branch_of(&random, &a, 1, 40, 60);
+    begin(&a, first);
+    finish_all(engine, &a, 1);
+    begin(&b, second);
+    struct rlimit before, now;
+    unsigned long pages = 0;
+    FILE *status = fopen("/proc/self/statm", "r");
+    CHECK(status && fscanf(status, "%lu", &pages) == 1 && !getrlimit(RLIMIT_AS, &before));
+    fclose(status);
+    now = (struct rlimit){pages * (unsigned long)sysconf(_SC_PAGESIZE), before.rlim_max};
+    CHECK(!setrlimit(RLIMIT_AS, &now));
+    c.request.prompt = c.prompt;
+    EXPECT(bee_session_begin(first, &c.request, &error), BEE_ERROR_MEMORY, "that it no longer shares");
+    CHECK(!setrlimit(RLIMIT_AS, &before));
+    finish_all(engine, &b, 1);
+    begin(&c, first);
+    finish_all(engine, &c, 1);
+    CHECK_EQ(c.stats.reused_tokens, 40);
+    check_same(engine, &b);
+    check_same(engine, &c);
+    bee_session_close(first);
+    bee_session_close(second);
+    bee_engine_close(engine);
+#endif
+}
+
 /* ---- at once ----------------------------------------------------------------------------------------------- */
 
 /* Of several prompts that begin alike, one is read, and of the others the rest, in as few passes as that takes. */
@@ -368,6 +404,7 @@ int main(void) {
     test_trees(&remembering, &drafter, 24, 38);
     if (test_on_cuda()) return check_report(); /* the rest takes long there, and shares no more of the backend */
     test_limits();
+    test_without_memory();
     test_drafters_context();
     test_one_reads(&attending, BEE_SPECULATION_OFF);
     test_one_reads(&attending, BEE_SPECULATION_DFLASH);

@@ -253,6 +253,43 @@ def test_conversations_side_by_side_keep_their_caches(tiny: Engine) -> None:
         assert stats.reused_tokens >= stats.prompt_tokens - 2
 
 
+# ---- beginnings that requests share ----------------------------------------------------------------------------------
+
+BEGINNING = "a beginning that all of them have, " * 4
+
+
+def test_a_request_takes_over_what_another_one_has_read(tiny: Engine) -> None:
+    tiny.forget()
+    params = GenerationParams(max_tokens=100, temperature=1.0, seed=3)
+    common = len(tiny.encode_prompt(BEGINNING))
+    with closing(tiny.generate(BEGINNING + "one", params)) as running:
+        next(running)
+        found = tiny.complete(BEGINNING + "two", params)
+    assert found.stats.reused_tokens == found.stats.shared_tokens >= common - 1
+    again = tiny.complete(BEGINNING + "two", params)
+    assert (again.tokens, again.stats.shared_tokens) == (found.tokens, 0)
+    tiny.forget()
+    assert tiny.complete(BEGINNING + "two", params).tokens == found.tokens
+
+
+def test_sharing_changes_no_answer(tiny_path: Path) -> None:
+    """Greedy and sampled, with drafts and without: tokens and log-probabilities."""
+
+    def job(engine: Engine, index: int) -> Any:
+        mode = ("off", "auto", "dflash", "copy")[index % 4]
+        params = GenerationParams(
+            temperature=index % 3 * 0.7, seed=index, max_tokens=20, logprobs=True, top_logprobs=3, speculation=mode
+        )
+        answer = engine.complete(f"{BEGINNING}{index}", params)
+        return answer.tokens, answer.logprobs
+
+    found = []
+    for shares in (False, True):
+        with Engine(tiny_path, threads=1, share_prefixes=shares) as engine, ThreadPoolExecutor(8) as pool:
+            found.append(list(pool.map(job, [engine] * 16, range(16))))
+    assert found[0] == found[1]
+
+
 # ---- many at once ----------------------------------------------------------------------------------------------------
 
 
