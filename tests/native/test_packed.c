@@ -264,6 +264,20 @@ static void test_other_files(void) {
     CHECK_CONTAINS(message, "shorter than its header");
 }
 
+/* Whoever owns the directory can do anything with what is in it; others cannot, but with their own files. */
+static void test_other_users(void) {
+    bee_error error = {.message = ""};
+    char message[256];
+    CHECK_EQ(packed_write(path, &key, weights, N_WEIGHTS, &error), BEE_OK);
+    if (chown(path, 12345, (gid_t)-1)) return; /* only root can give files away */
+    check_refused("another user's");
+    CHECK(!chown(directory, 12345, (gid_t)-1));
+    exercise(&key, message);
+    CHECK_TEXT(message, "");
+    CHECK(!chown(directory, geteuid(), (gid_t)-1));
+    CHECK(!chown(path, geteuid(), (gid_t)-1));
+}
+
 static int files_in_directory(void) {
     char command[128], count[16] = "";
     snprintf(command, sizeof command, "ls %s | wc -l", directory);
@@ -339,6 +353,7 @@ int main(void) {
     test_cut_and_damaged(bytes, n);
     test_random_headers(bytes);
     test_other_files();
+    test_other_users();
     test_failures();
     unlink(path);
     CHECK(!rmdir(directory));

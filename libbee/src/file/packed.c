@@ -62,6 +62,15 @@ static uint64_t data_place(const PackedHeader *h) { return aligned(sizeof *h + t
 
 static uint64_t header_checksum(const PackedHeader *h) { return checksum(h, offsetof(PackedHeader, header), 0); }
 
+/* That the file lies in. -1: it cannot be opened. */
+static int open_directory(const char *path) {
+    char *directory = strdup(path), *slash = directory ? strrchr(directory, '/') : NULL;
+    if (slash) slash[slash == directory] = 0;
+    const int descriptor = slash ? open(directory, O_RDONLY | O_CLOEXEC | O_DIRECTORY) : -1;
+    free(directory);
+    return descriptor;
+}
+
 /* ---- reading -------------------------------------------------------------------------------------- */
 
 static bee_status refuse(bee_error *reason, const char *why) { return bee_fail(reason, BEE_ERROR_FORMAT, "%s", why); }
@@ -124,10 +133,23 @@ static const uint8_t *map_file(int descriptor, uint64_t size) {
     return at;
 }
 
-static bee_status read_file(PackedFile *f, int descriptor, bee_error *reason) {
+/* Who may neither be this user, nor do in the directory what he likes: who wrote a file can cut it while it is mapped.
+ */
+static bool is_strangers(const char *path, uid_t owner) {
+    struct stat about;
+    if (owner == geteuid() || owner == 0) return false;
+    const int directory = open_directory(path);
+    if (directory < 0) return true;
+    const bool known = !fstat(directory, &about) && about.st_uid == owner;
+    close(directory);
+    return !known;
+}
+
+static bee_status read_file(PackedFile *f, const char *path, int descriptor, bee_error *reason) {
     struct stat about;
     if (fstat(descriptor, &about)) return bee_fail(reason, BEE_ERROR_FILE, "it cannot be read: %s", strerror(errno));
     if (!S_ISREG(about.st_mode)) return refuse(reason, "it is no regular file");
+    if (is_strangers(path, about.st_uid)) return refuse(reason, "it is another user's");
     f->size = (uint64_t)about.st_size;
     if (f->size < sizeof f->header) return refuse(reason, "it is shorter than its header");
     if (pread(descriptor, &f->header, sizeof f->header, 0) != (ssize_t)sizeof f->header)
@@ -141,7 +163,7 @@ static bee_status open_file(PackedFile *f, const char *path, const PackedKey *ke
     if (descriptor < 0)
         return bee_fail(reason, errno == ENOENT ? BEE_ERROR_ARGUMENT : BEE_ERROR_FILE, "it cannot be opened: %s",
                         strerror(errno));
-    bee_status status = read_file(f, descriptor, reason);
+    bee_status status = read_file(f, path, descriptor, reason);
     if (!status) status = check_header(f, key, reason);
     if (!status && !(f->bytes = map_file(descriptor, f->size)))
         status = bee_fail(reason, BEE_ERROR_FILE, "it cannot be mapped: %s", strerror(errno));
@@ -276,11 +298,8 @@ static bee_status check_room(int descriptor, uint64_t needed, bee_error *error) 
 /* The directory knows the new name only when it was written, too. Where that fails, the file is still whole or absent.
  */
 static void sync_directory(const char *path) {
-    char *directory = strdup(path), *slash = directory ? strrchr(directory, '/') : NULL;
-    if (slash) slash[slash == directory] = 0;
-    const int descriptor = slash ? open(directory, O_RDONLY | O_CLOEXEC | O_DIRECTORY) : -1;
+    const int descriptor = open_directory(path);
     if (descriptor >= 0) fsync(descriptor), close(descriptor);
-    free(directory);
 }
 
 static bee_status write_to(Writer *w, const char *temporary, const char *path, const PackedWeight *weights, uint64_t n,

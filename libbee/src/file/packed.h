@@ -8,10 +8,11 @@
  *   entry:   PackedEntry, in the order in which the model asks for its weights
  *   data:    begins at a multiple of 2 MiB; in it weights at multiples of 64, zeros between them
  *
- * Files are hostile, but these are no stranger's: they lie in the user's own cache. All of one is checked when it is
- * opened, its data by whoever has threads for it (packed_piece_is_whole), so that a disk's or an editor's damage is
- * found; who can write a checksum can write a model. It must not be written over or cut short while it is mapped:
- * packed_write puts a new file in the old one's place, and those who have that go on with it. */
+ * Files are hostile, but these are no stranger's: one that belongs neither to this user, nor to root, nor to the
+ * directory's owner is refused. All of one is checked when it is opened, its data by whoever has threads for it
+ * (packed_piece_is_whole), so that a disk's or an editor's damage is found; who can write a checksum can write a model.
+ * It must not be written over or cut short while it is mapped: packed_write puts a new file in the old one's place, and
+ * those who have that go on with it. */
 #ifndef BEE_PACKED_FILE_H
 #define BEE_PACKED_FILE_H
 
