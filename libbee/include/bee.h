@@ -200,8 +200,8 @@ typedef struct bee_engine_params {
     bee_progress_function progress; /* may be NULL */
     void *progress_user;
     /* A directory where packed weights are kept between engines on the CPU, a file for each model: they are mapped from
-     * it then, not packed again. What is wrong with such a file, or where it cannot be written, only costs time. NULL:
-     * off. */
+     * it then, not packed again. What is wrong with such a file, or where it cannot be written, only costs time. NULL,
+     * or empty: off. */
     const char *packed_cache;
     bool unshared;        /* for measurements: what several sessions begin with, each computes and keeps for itself */
     bool made_up_weights; /* for measurements: the files' tensor data is not read; weights are random, norms are 1 */

@@ -109,7 +109,7 @@ static void model_free(PackedModel *m) {
 
 PackedModel *packed_model_new(PackedCache *cache, const Ops *ops, Backend *backend, const bee_file *file,
                               const bee_file *target_file) {
-    if (!cache->directory || !ops->packed) return NULL;
+    if (!cache->directory || !*cache->directory || !ops->packed) return NULL;
     PackedModel *m = calloc(1, sizeof *m);
     if (!m) return NULL;
     bee_error error = {.message = "no memory, or the model has moved"};
