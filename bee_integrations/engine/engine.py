@@ -110,9 +110,10 @@ class Engine:
         kv_cache: how keys and values are remembered, also those of the drafter: "f16", or "q8_0": 8 bits with a scale
             for every 32 numbers, in about half the memory. Answers may differ a little from those with "f16".
         packed_cache: a directory in which packed weights are kept, a file for each model, so that the next engine on
-            the CPU maps them and packs nothing; True: one in the cache directory; None: what the environment variable
-            BEE_PACKED_CACHE says, 1 or a directory; otherwise, and with False, none are kept. `info` has in
-            "mapped_bytes" how much came from there, and in "packed_note" what was written, or why not.
+            the CPU maps them and packs nothing; True: the one that the environment variable BEE_PACKED_CACHE names, or
+            else one in the cache directory; None: what BEE_PACKED_CACHE says, 1, 0 or a directory; otherwise, and with
+            False, none are kept. `info` has in "mapped_bytes" how much came from there, and in "packed_note" what was
+            written, or why not.
         share_prefixes: what the prompts of several requests begin with is read and kept once; False, for measurements:
             by each for itself.
         progress: called with the bytes of weights that are loaded and those of all, while the engine opens; what it
@@ -149,9 +150,9 @@ class Engine:
                     n_ctx=self.n_ctx,
                     kv_cache=kv_cache,
                     packed=packed,
-                    progress=_logged_progress(self.model_name) if progress is None else progress,
                     share_prefixes=share_prefixes,
                 ),
+                _logged_progress(self.model_name) if progress is None else progress,
             )
         self._scheduler = Scheduler(handle, self.n_ctx, n_parallel)  # owns the handle from here on
         self.info: dict[str, Any] = self._scheduler.call(_describe)
@@ -680,16 +681,23 @@ def _finish_reason(finish: int, stop_text: str | None) -> str:
 # ---- opening ---------------------------------------------------------------------------------------------------------
 
 
-def _beside(read: Callable[[], None], open_handle: Callable[[], Any]) -> Any:
-    """The `bee_engine *` that is opened while another thread reads. What stands against reading is raised first."""
+def _beside(read: Callable[[], None], open_handle: Callable[..., Any], progress: Callable[[int, int], None]) -> Any:
+    """The `bee_engine *` that is opened, with `progress`, while another thread reads. What stands against reading ends
+    the loading, and is raised first."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="bee-text") as pool:
         try:
             reading = pool.submit(read)
         except RuntimeError:  # no more threads: one after the other, and what the engine lacks it says itself
             read()
-            return open_handle()
+            return open_handle(progress=progress)
+
+        def tell(done: int, total: int) -> None:
+            if reading.done():
+                reading.result()
+            progress(done, total)
+
         try:
-            handle = open_handle()
+            handle = open_handle(progress=tell)
         except Exception:
             reading.result()
             raise
@@ -775,14 +783,15 @@ def _open_engine(
         memory = PassCosts(model, drafter, threads, instruction_set, _place(handle), kv_cache)
     if known == ffi.NULL:
         memory.store(handle)
-    _tell_of_packed_weights(handle)
+    _tell_of_packed_weights(handle, packed)
     return handle
 
 
-def _tell_of_packed_weights(handle: Any) -> None:
+def _tell_of_packed_weights(handle: Any, directory: Path | None) -> None:
     info = _describe(handle)
     if info["packed_note"]:
-        _log.log(logging.WARNING if info["packed_failed"] else logging.INFO, "%s", info["packed_note"])
+        level = logging.WARNING if info["packed_failed"] else logging.INFO
+        _log.log(level, "packed weights in %s: %s", directory, info["packed_note"])
 
 
 def _place(handle: Any) -> str:

@@ -27,7 +27,7 @@ import pytest
 import bee_integrations
 from bee_integrations.constraints import Regex
 from bee_integrations.engine import Engine, GenerationParams, Step
-from bee_integrations.errors import EngineClosedError, ParameterError
+from bee_integrations.errors import EngineClosedError, ModelFormatError, ParameterError
 from bee_integrations.text.tokenizer import StreamDecoder
 
 QUESTION = [{"role": "user", "content": "Name three colours of the rainbow."}]
@@ -99,6 +99,25 @@ def test_progress_can_end_the_loading(tiny_path: Path, error: BaseException) -> 
     with pytest.raises(error if isinstance(error, type) else type(error)):
         Engine(tiny_path, progress=progress)
     assert calls == 3
+
+
+def test_what_stands_against_the_text_ends_the_loading(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, told = threading.Event(), []
+
+    def read(*_: Any) -> None:
+        assert begun.wait(LONG_S)
+        raise ModelFormatError("no vocabulary")
+
+    def progress(done: int, total: int) -> None:
+        told.append((done, total))
+        begun.set()
+        time.sleep(0.05)
+
+    monkeypatch.setattr(Engine, "_read_text_side", read)
+    with pytest.raises(ModelFormatError, match="no vocabulary"):
+        Engine(tiny_path, progress=progress)
+    done, total = told[-1]
+    assert done < total
 
 
 def test_steps_add_up(engine: Engine, prompt: str) -> None:
