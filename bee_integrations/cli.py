@@ -132,8 +132,8 @@ PackedCache = Annotated[
     bool | None,
     typer.Option(
         "--packed-cache/--no-packed-cache",
-        help="Keep packed weights in the cache directory, for the next start; see 'bee packed'. "
-        "What BEE_PACKED_CACHE says if left out.",
+        help="Keep packed weights in the cache directory, or that of BEE_PACKED_CACHE, for the next start; see "
+        "'bee packed'. What BEE_PACKED_CACHE says if left out.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

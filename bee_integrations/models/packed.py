@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,8 @@ __all__ = [
 ]
 
 ENVIRONMENT = "BEE_PACKED_CACHE"
-_OFF, _ON = ("", "0"), "1"
+_OFF, _ON = {"", "0", "OFF", "NO", "FALSE"}, {"1", "ON", "YES", "TRUE"}
+_NAME = re.compile(r".+-[0-9a-f]{16}\.packed(\.[A-Za-z0-9]{6})?")  # as libbee names them, until they are whole
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,18 @@ class PackedFile:
 def packed_directory(packed_cache: bool | str | os.PathLike[str] | None) -> Path | None:
     """The directory that an engine keeps packed weights in; None: it does not.
 
-    packed_cache: a directory; True: one in the cache directory; False: none; None: what the environment variable
-    BEE_PACKED_CACHE says, 1 or a directory.
+    packed_cache: a directory; True: the one that the environment variable BEE_PACKED_CACHE names, or else one in the
+    cache directory; False: none; None: what BEE_PACKED_CACHE says, 1, 0 or a directory.
 
     Raises ParameterError for other values, and ModelFileError where there is no place for a cache.
     """
+    named = os.environ.get(ENVIRONMENT, "")
     if packed_cache is None:
-        named = os.environ.get(ENVIRONMENT, "")
-        packed_cache = False if named in _OFF else True if named == _ON else named
-    if isinstance(packed_cache, bool):
-        return cache_directory() / "packed" if packed_cache else None
+        packed_cache = named.upper() not in _OFF
+    if packed_cache is True:
+        packed_cache = cache_directory() / "packed" if named.upper() in _OFF | _ON else named
+    if packed_cache is False:
+        return None
     if not isinstance(packed_cache, (str, os.PathLike)) or not os.fspath(packed_cache):
         raise ParameterError(f"packed_cache is {packed_cache!r}; it must be True, False, a directory, or None")
     return Path(packed_cache).expanduser().absolute()
@@ -60,10 +64,15 @@ def make_packed_directory(directory: Path) -> None:
 
 
 def packed_files(directory: Path) -> Iterator[PackedFile]:
-    """The files in that directory by name, and those that were not finished: "<name>.packed.<six characters>"."""
-    with contextlib.suppress(OSError):
-        for path in sorted(directory.iterdir()):
-            if path.suffix == ".packed" or path.with_suffix("").suffix == ".packed":
+    """The files in that directory by name, and those that were not finished: "<name>.packed.<six characters>". What
+    else lies there is somebody else's."""
+    try:
+        paths = sorted(directory.iterdir())
+    except OSError:
+        return
+    for path in paths:
+        with contextlib.suppress(OSError):  # another process may have removed it, or given it its name
+            if _NAME.fullmatch(path.name) and path.is_file():
                 yield PackedFile(path, path.stat().st_size)
 
 

@@ -173,7 +173,13 @@ def test_what_cannot_be_written_only_warns(tmp_path: Path, caplog: pytest.LogCap
         assert engine.info["packed_failed"]
         assert "not written: Not a directory" in engine.info["packed_note"]
         assert engine.complete([5, 6], GenerationParams(max_tokens=3)).tokens
+    assert f"packed weights in {in_the_way / 'packed'}: " in caplog.text
     assert "not written: Not a directory" in caplog.text
+
+
+def test_a_directory_without_a_name_is_none(tmp_path: Path) -> None:
+    _, said = opened(make("llama-fused-qkv").write(tmp_path / "model.gguf"), b"")  # type: ignore[arg-type]
+    assert (said["note"], said["failed"]) == ("", False)
 
 
 SCRIPT = """
@@ -205,9 +211,12 @@ def test_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delenv(ENVIRONMENT, raising=False)
     assert packed_directory(None) is packed_directory(False) is None
     assert packed_directory(True) == tmp_path / "packed"
-    for value, expected in {"": None, "0": None, "1": tmp_path / "packed", "/some/where": Path("/some/where")}.items():
+    usual, other = tmp_path / "packed", Path("/some/where")
+    said = {"": None, "0": None, "off": None, "False": None, "1": usual, "yes": usual, "TRUE": usual, str(other): other}
+    for value, expected in said.items():
         monkeypatch.setenv(ENVIRONMENT, value)
         assert packed_directory(None) == expected
+        assert packed_directory(True) == (expected or usual)
         assert packed_directory(False) is None
     for wrong in ("", 3, b"x"):
         with pytest.raises(ParameterError, match="packed_cache is"):
@@ -223,11 +232,33 @@ def test_the_command_line(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.M
     assert not place.exists()
     assert runner.invoke(app, [*run, "--packed-cache"]).exit_code == 0
     (file,) = packed_files(place)
-    (place / "other.packed.Ab12Xy").write_bytes(b"left over")
-    (place / "notes.txt").write_text("mine")
+    (place / f"{file.path.name}.Ab12Xy").write_bytes(b"left over")
+    mine = ["data.packed.tar.gz", "holiday.packed", "notes.packed.gz", "notes.txt"]
+    for name in mine:
+        (place / name).write_text("mine")
     listed = runner.invoke(app, ["packed"]).output
     assert file.path.name in listed
-    assert "other.packed.Ab12Xy" in listed
-    assert "notes.txt" not in listed
+    assert f"{file.path.name}.Ab12Xy" in listed
+    assert "notes" not in listed
     assert "are free again" in runner.invoke(app, ["packed", "--remove"]).output
-    assert [path.name for path in place.iterdir()] == ["notes.txt"]
+    assert sorted(path.name for path in place.iterdir()) == mine
+
+
+def test_the_command_line_has_one_place(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What BEE_PACKED_CACHE names is where --packed-cache writes, and where it is listed."""
+    monkeypatch.setenv("BEE_CACHE", str(tmp_path))
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "named"))
+    run = ["run", "hello", "--raw", "--model", str(tiny_path), "--drafter", "none", "-n", "2", "-t", "1"]
+    assert CliRunner().invoke(app, [*run, "--packed-cache"]).exit_code == 0
+    (file,) = packed_files(tmp_path / "named")
+    assert file.path.name in CliRunner().invoke(app, ["packed"]).output
+
+
+def test_a_file_that_vanishes_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{name}.gguf-0123456789abcdef.packed" for name in "abc"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    found = [tmp_path / name for name in names]
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter(found))
+    found[1].unlink()
+    assert [file.path.name for file in packed_files(tmp_path)] == [names[0], names[2]]
