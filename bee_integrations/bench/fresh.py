@@ -40,6 +40,7 @@ class FreshEngine:
             "n_ctx": self.n_ctx,
             "n_parallel": self.n_parallel,
             "share_prefixes": self.share_prefixes,
+            "packed_cache": False,  # loading is packing, whatever BEE_PACKED_CACHE says
             **self.place,
         }
 

@@ -17,6 +17,7 @@ import pytest
 from family_models import N_CTX, N_VOCAB, make, tokens
 from typer.testing import CliRunner
 
+from bee_integrations.bench.fresh import FreshEngine, load_time
 from bee_integrations.cli import app
 from bee_integrations.engine import Engine, GenerationParams
 from bee_integrations.errors import ParameterError
@@ -252,6 +253,14 @@ def test_the_command_line_has_one_place(tiny_path: Path, tmp_path: Path, monkeyp
     assert CliRunner().invoke(app, [*run, "--packed-cache"]).exit_code == 0
     (file,) = packed_files(tmp_path / "named")
     assert file.path.name in CliRunner().invoke(app, ["packed"]).output
+
+
+def test_the_benchmark_loads_the_model_itself(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fresh process has the environment, and its figures are those of packing."""
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "packed"))
+    place = {"threads": 1, "device": "cpu", "instruction_set": None}
+    assert load_time(FreshEngine(tiny_path, None, 64, place), [5, 6]).open_s > 0
+    assert not (tmp_path / "packed").exists()
 
 
 def test_a_file_that_vanishes_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
