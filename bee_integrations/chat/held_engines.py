@@ -34,6 +34,7 @@ class HeldEngines:
                 threads=parameters.threads,
                 device=parameters.device,
                 kv_cache=parameters.kv_cache,
+                packed_cache=parameters.packed_cache,
             )
         # Replaced as a whole, so that threads need no lock: a race only costs another look-up.
         others = [(other, held) for other, held in self._engines.items() if other != key]
@@ -65,4 +66,4 @@ class HeldEngines:
 
 def _engine_key(parameters: BeeParameters) -> tuple[Any, ...]:
     p = parameters
-    return p.model, p.drafter, p.n_ctx, p.threads, p.device, p.kv_cache
+    return p.model, p.drafter, p.n_ctx, p.threads, p.device, p.kv_cache, p.packed_cache

@@ -53,6 +53,9 @@ class BeeParameters(BaseModel):
     kv_cache: str = "f16"
     """How keys and values are remembered: "f16", or "q8_0": in 8 bits, which takes about half the memory and changes
     answers a little."""
+    packed_cache: bool | str | None = None
+    """A directory where packed weights are kept, so that the model opens at once the next time; True: the cache
+    directory's. None: as the environment variable BEE_PACKED_CACHE says."""
     temperature: float = 0.0
     """0 always takes the most likely token; higher values take more varied ones. Where this, another parameter of
     sampling or `stop` is not given, what the model's file or place says counts (`Engine.sampling`)."""

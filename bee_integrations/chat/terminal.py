@@ -24,8 +24,9 @@ __all__ = ["TerminalChat"]
 
 _PROMPT, _MORE, _QUOTES = ">>> ", "... ", '"""'
 # What /set may change: all that concerns an answer, and nothing that would need another engine.
-_FIXED = {"model", "drafter", "n_ctx", "threads", "device", "kv_cache", "constraint", "response_format", "timeout",
-          "logprobs", "top_logprobs", "chat_template", "chat_template_kwargs", "tool_format", "logit_bias"}  # fmt: skip
+_FIXED = {"model", "drafter", "n_ctx", "threads", "device", "kv_cache", "packed_cache", "constraint", "response_format",
+          "timeout", "logprobs", "top_logprobs", "chat_template", "chat_template_kwargs", "tool_format",
+          "logit_bias"}  # fmt: skip
 
 
 class TerminalChat:

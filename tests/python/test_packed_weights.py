@@ -21,7 +21,9 @@ from bee_integrations.bench.fresh import FreshEngine, load_time
 from bee_integrations.cli import app
 from bee_integrations.engine import Engine, GenerationParams
 from bee_integrations.errors import ParameterError
+from bee_integrations.langchain import BeeLLM, ChatBee
 from bee_integrations.library import check, ffi, lib, new_error
+from bee_integrations.llama_index import Bee
 from bee_integrations.models.packed import ENVIRONMENT, packed_directory, packed_files
 
 # Tied and not; rows in stripes, experts, tables of layers, heads of latent attention, a block that predicts.
@@ -271,3 +273,12 @@ def test_a_file_that_vanishes_hides_no_other(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(Path, "iterdir", lambda _: iter(found))
     found[1].unlink()
     assert [file.path.name for file in packed_files(tmp_path)] == [names[0], names[2]]
+
+
+def test_language_models_of_frameworks_keep_them_too(tiny_path: Path, tmp_path: Path) -> None:
+    for kind, ask in ((BeeLLM, "invoke"), (ChatBee, "invoke"), (Bee, "complete")):
+        place = tmp_path / kind.__name__
+        model = kind(model=str(tiny_path), threads=1, n_ctx=256, max_tokens=4, packed_cache=str(place))
+        answer = getattr(model, ask)("a b")
+        assert str(getattr(answer, "content", answer))
+        assert list(packed_files(place)), kind
