@@ -479,12 +479,6 @@ static bool next_reading(const Attending *a, Reading *r) {
     return r->run.n;
 }
 
-/* Of a head, more or less: each position is read once, and looked at by every row. */
-static int cost_of(const Reading *r) {
-    const int left = visible_to(r->run) - r->chunk * POSITION_CHUNK;
-    return (left < POSITION_CHUNK ? left : POSITION_CHUNK) * (1 + r->n_rows);
-}
-
 /* One chunk of one key-value head for some rows, and all query heads that share it. */
 static void attend_chunk(Worker *w, const Attending *p, const Reading *r, int kv_head) {
     const Heads *heads = p->heads;
@@ -517,15 +511,27 @@ static void attend_chunk(Worker *w, const Attending *p, const Reading *r, int kv
     }
 }
 
-/* All readings and heads form one list, of which each worker takes those whose middle lies in its share of the cost. */
+/* From reading *at, r, to another one; -1: before the first. */
+static void reach(const Attending *a, Reading *r, int *at, int wanted) {
+    if (*at > wanted) {
+        *r = no_reading(a);
+        *at = -1;
+    }
+    for (; *at < wanted; ++*at) next_reading(a, r);
+}
+
+/* The heads of all readings form one list. */
 static void attend_rows(Worker *w, const Attending *a) {
-    const int n_heads = a->heads->n_head_kv;
-    int64_t total = 0, at = 0;
-    for (Reading r = no_reading(a); next_reading(a, &r);) total += (int64_t)n_heads * cost_of(&r);
-    const int64_t begin = total * w->index / w->count, end = total * (w->index + 1) / w->count;
-    for (Reading r = no_reading(a); next_reading(a, &r);)
-        for (int head = 0; head < n_heads; head++, at += cost_of(&r))
-            if (at + cost_of(&r) / 2 >= begin && at + cost_of(&r) / 2 < end) attend_chunk(w, a, &r, head);
+    const Heads *heads = a->heads;
+    int n_readings = 0, at = -1;
+    for (Reading r = no_reading(a); next_reading(a, &r);) n_readings++;
+    const size_t bytes = 2 * POSITION_CHUNK * cache_head_bytes(heads->kv_type, heads->head_size);
+    Reading r = no_reading(a);
+    for (Sharing s = share_units(w, n_readings * heads->n_head_kv, bytes); sharing_take(&s);)
+        for (int unit = s.first; unit < s.end; unit++) {
+            reach(a, &r, &at, unit / heads->n_head_kv);
+            attend_chunk(w, a, &r, unit % heads->n_head_kv);
+        }
 }
 
 /* Query heads are put together until they fill whole groups of the operand. */
