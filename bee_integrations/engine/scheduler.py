@@ -317,11 +317,12 @@ class Scheduler:
                 self._fail(job, error)
 
     def _session_for(self, prompt: npt.NDArray[np.int32]) -> _Session | None:
-        """The idle session that saves most work, or a new one where an old one would lose more than it saves."""
+        """The idle session that saves most work. Where that would lose more than it keeps, a new one, or the one that
+        was not used for longest: what the prompt shares with others, it takes over."""
         idle = self._idle_sessions()
         shared = {id(session): _common_prefix(session.cached_tokens(), prompt) for session in idle}
         best = max(idle, key=lambda session: (shared[id(session)], -session.last_used), default=None)
-        if best is not None and 2 * shared[id(best)] >= min(len(best.cached_tokens()), len(prompt)):
+        if best is not None and 2 * shared[id(best)] >= len(best.cached_tokens()):
             return best
         if len(self._sessions) < self._n_parallel:
             try:
@@ -329,7 +330,7 @@ class Scheduler:
             except OutOfMemoryError:
                 if not self._sessions:
                     raise
-        return best
+        return min(idle, key=lambda session: session.last_used, default=None)
 
     def _open_session(self) -> _Session:
         error = new_error()

@@ -277,6 +277,19 @@ def test_conversations_side_by_side_keep_their_caches(tiny: Engine) -> None:
 BEGINNING = "a beginning that all of them have, " * 4
 
 
+def test_conversations_that_begin_alike_keep_their_caches(tiny_path: Path) -> None:
+    """One that begins as a longer one does not take its cache away, but gets a new session, or the oldest."""
+    long, short, other = BEGINNING + "x" * 300, BEGINNING + "y", "z" * 40
+    params = GenerationParams(max_tokens=4)
+    for before in ([long, short], [other, long, short]):
+        with Engine(tiny_path, threads=1, n_parallel=2) as engine:
+            for text in before:
+                engine.complete(text, params)
+            for text in (long, short):
+                stats = engine.complete(text + "!", params).stats
+                assert stats.reused_tokens >= stats.prompt_tokens - 2
+
+
 def test_a_request_takes_over_what_another_one_has_read(tiny: Engine) -> None:
     tiny.forget()
     params = GenerationParams(max_tokens=100, temperature=1.0, seed=3)
