@@ -487,7 +487,7 @@ def test_beginnings_are_shared(device: str, name: str, tmp_path: Path) -> None:
     n_ctx = 1024
     path = target_of(name, n_ctx=n_ctx).write(tmp_path / "model.gguf")
     drafter = drafter_for(name, window=6).write(tmp_path / "drafter.gguf")
-    text_ids, common, n = tokens(900), 700 if device == "cpu" else 140, 12 if device == "cpu" else 4
+    text_ids, common, n = tokens(900), 700 if device == "cpu" else 110, 12 if device == "cpu" else 4
     prompts = [[*text_ids[:common], i, *text_ids[: 7 * i]] for i in range(4 if device == "cpu" else 2)]
     with engine(path, drafter, device=device) as handle:
         for mode in (lib.BEE_SPECULATION_OFF, lib.BEE_SPECULATION_DFLASH)[: 2 if device == "cpu" else 1]:
