@@ -20,7 +20,7 @@ from bee_integrations.bench import BenchOptions
 from bee_integrations.bench.report import describe_run
 from bee_integrations.bench.synthetic_model import SHAPES, write_drafter, write_target
 from bee_integrations.engine import Engine, device_plan, pass_costs
-from bee_integrations.engine import engine as engine_module
+from bee_integrations.engine import opening
 from bee_integrations.engine.device_plan import (
     Device,
     describe_card,
@@ -142,7 +142,7 @@ def test_costs_are_remembered_for_the_device_that_really_ran(
 ) -> None:
     on_cpu, on_card = (PassCosts(tiny_path, None, 1, None, place) for place in ("cpu", "A Card"))
     # A card is expected, and then the engine runs on the CPU all the same.
-    monkeypatch.setattr(engine_module, "expected_place", lambda *_: "A Card")
+    monkeypatch.setattr(opening, "expected_place", lambda *_: "A Card")
     Engine(tiny_path, drafter=None, threads=1).close()
     assert on_card.load() == ffi.NULL
     assert on_cpu.load() != ffi.NULL

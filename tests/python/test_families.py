@@ -667,7 +667,7 @@ def test_states_are_held_against_the_memory_that_is_free(tmp_path: Path, monkeyp
     """Unlike keys and values they do not grow: that they do not fit is known before weights are read."""
     path = spoken("qwen35").write(tmp_path / "model.gguf")
     monkeypatch.setattr(engine_module, "available_memory", lambda: 200_000)
-    monkeypatch.setattr(engine_module, "_open_engine", None)  # is not come to
+    monkeypatch.setattr(engine_module, "open_engine", None)  # is not come to
     with pytest.raises(OutOfMemoryError, match=r"recurrent layers take 0\.\d MB .* 0\.2 MB of memory are free"):
         Engine(path, device="cpu")
 
