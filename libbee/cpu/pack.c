@@ -183,21 +183,19 @@ static void place_group(const Weight *weight, const Group *g, int pair) {
 /* Columns outside, rows inside: what is written to stays in the first cache, however wide the matrix. */
 static void fill_codes_of(TensorType type, const Weight *weight, const uint8_t *const *rows, int n, uint8_t *block) {
     const WeightTraits t = traits_of(type);
-    const int in_span = span_pairs(t);
     for (int column = 0; column < weight->columns; column += GROUP) {
-        const int pair = column / PAIR % in_span;
-        uint8_t *span = block + (size_t)(column / PAIR / in_span) * (size_t)span_bytes(t);
+        const PairPlace at = place_of_pair(t, column);
         for (int r = 0; r < n; r++) {
             const Group g = {.type = type,
                              .traits = t,
                              .block = rows[r] + (size_t)(column / t.columns) * (size_t)t.bytes,
                              .column = column % t.columns,
-                             .codes = span + pair * code_bytes(t),
-                             .small = span + in_span * code_bytes(t) + pair * small_scale_bytes(t),
-                             .scales = span + in_span * (code_bytes(t) + small_scale_bytes(t)),
+                             .codes = block + at.codes,
+                             .small = block + at.small,
+                             .scales = block + at.scales,
                              .odd = column / GROUP % 2,
                              .row = r};
-            place_group(weight, &g, pair);
+            place_group(weight, &g, at.index);
         }
     }
 }

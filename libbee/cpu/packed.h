@@ -90,6 +90,20 @@ static inline int span_bytes(WeightTraits t) {
     return (span_pairs(t) * (code_bytes(t) + small_scale_bytes(t)) + scale_bytes(t) + 63) / 64 * 64;
 }
 
+/* Where a pair's parts lie, in bytes from the block's first one on. */
+typedef struct PairPlace {
+    size_t span, codes, small, scales; /* the scales are the whole span's */
+    int index;                         /* of the pair in its span */
+} PairPlace;
+
+static inline PairPlace place_of_pair(WeightTraits t, int column) {
+    const int in_span = span_pairs(t), index = column / PAIR % in_span;
+    const size_t span = (size_t)(column / PAIR / in_span) * (size_t)span_bytes(t);
+    const size_t small = span + (size_t)(in_span * code_bytes(t));
+    return (PairPlace){span, span + (size_t)(index * code_bytes(t)), small + (size_t)(index * small_scale_bytes(t)),
+                       small + (size_t)(in_span * small_scale_bytes(t)), index};
+}
+
 typedef struct Weight {
     TensorType type;
     int rows, columns;

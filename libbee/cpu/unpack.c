@@ -127,18 +127,16 @@ static BlockScale scale_at(const Half *h) {
 
 static void unpack_codes_of(TensorType type, const Weight *weight, const uint8_t *block, int r, float *out) {
     const WeightTraits t = traits_of(type);
-    const int in_span = span_pairs(t);
     for (int column = 0; column < weight->columns; column += 16) {
-        const int pair = column / PAIR % in_span;
-        const uint8_t *span = block + (size_t)(column / PAIR / in_span) * (size_t)span_bytes(t);
+        const PairPlace at = place_of_pair(t, column);
         const Half h = {.type = type,
                         .traits = t,
                         .planar = weight->planar_grids,
-                        .span = span,
-                        .codes = span + pair * code_bytes(t),
-                        .small = span + in_span * code_bytes(t) + pair * small_scale_bytes(t),
-                        .scales = span + in_span * (code_bytes(t) + small_scale_bytes(t)),
-                        .pair = pair,
+                        .span = block + at.span,
+                        .codes = block + at.codes,
+                        .small = block + at.small,
+                        .scales = block + at.scales,
+                        .pair = at.index,
                         .odd = column / GROUP % 2,
                         .half = column / 16 % 2,
                         .row = r};
