@@ -56,7 +56,7 @@ cuda-test: $(VENV)/.installed-test $(VENV)/.installed-dev ## the CUDA backend's 
 	$(CMAKE) --build build-emulated --parallel $(JOBS)
 	cd build-emulated && $(CTEST) --output-on-failure --parallel $(JOBS) -R cuda
 	BEE_LIBRARY=build-emulated/libbee.so BEE_CUDA_LIBRARY=$(CURDIR)/build-emulated/libbee_cuda_emulated.so \
-	    $(BIN)/python -m pytest -q tests/python/test_architectures.py tests/python/test_families.py tests/python/test_predicting_blocks.py -k cuda
+	    $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal tests/python/test_architectures.py tests/python/test_families.py tests/python/test_predicting_blocks.py -k cuda
 	$(BIN)/python tests/gpu_check.py --emulated build-emulated --report build-emulated/report.md --seconds 240 \
 	    --only test_cuda_choose,test_open,'full grids'
 

@@ -50,7 +50,7 @@ from ..models.memory import available_memory, size_text
 from ..models.ollama_templates import known_form
 from ..models.packed import packed_directory
 from ..models.sampling_defaults import sampling_defaults
-from ..parameter_checks import INT32_MAX, integer, token_ids
+from ..parameter_checks import INT32_MAX, boolean, integer, token_ids
 from ..text.chat_template import TOOL_TEMPLATE, ChatTemplate
 from ..text.stop_strings import StopStrings
 from ..text.tokenizer import StreamDecoder, Tokenizer
@@ -128,6 +128,7 @@ class Engine:
         n_parallel = integer("n_parallel", n_parallel, 1, _MAX_PARALLEL)
         check_kv_cache(kv_cache)
         packed = packed_directory(packed_cache)
+        share_prefixes = boolean("share_prefixes", share_prefixes)
         located = models.locate_model(model)
         found = find_drafter(drafter, located)
         self.model_path: Path = located.path

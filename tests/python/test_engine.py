@@ -86,6 +86,12 @@ def test_progress_must_be_a_function(tiny_path: Path, progress: Any) -> None:
         Engine(tiny_path, progress=progress)
 
 
+@pytest.mark.parametrize("share_prefixes", [None, 0, "no"])
+def test_share_prefixes_must_be_true_or_false(tiny_path: Path, share_prefixes: Any) -> None:
+    with pytest.raises(ParameterError, match=r"share_prefixes is .*; it must be True or False"):
+        Engine(tiny_path, share_prefixes=share_prefixes)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("enough")])
 def test_progress_can_end_the_loading(tiny_path: Path, error: BaseException) -> None:
     calls = 0
