@@ -19,8 +19,7 @@ from test_cli import Bee
 from bee_integrations.bench import BenchOptions
 from bee_integrations.bench.report import describe_run
 from bee_integrations.bench.synthetic_model import SHAPES, write_drafter, write_target
-from bee_integrations.engine import Engine, device_plan, pass_costs
-from bee_integrations.engine import opening
+from bee_integrations.engine import Engine, device_plan, opening, pass_costs
 from bee_integrations.engine.device_plan import (
     Device,
     describe_card,
