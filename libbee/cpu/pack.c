@@ -10,7 +10,7 @@ void weight_layout(Weight *weight, const Tensor *tensor, int n_rows, bool planar
         (Weight){.type = tensor->type, .rows = n_rows, .columns = (int)tensor->columns, .planar_grids = planar_grids};
     weight->n_blocks = (n_rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
     const int in_span = span_pairs(t), n_spans = (weight->columns + in_span * PAIR - 1) / (in_span * PAIR);
-    weight->n_pairs = t.bits ? n_spans * in_span : 0;
+    weight->n_pairs = t.bits ? (weight->columns + PAIR - 1) / PAIR : 0;
     weight->block_bytes =
         t.bits ? (size_t)n_spans * (size_t)span_bytes(t) : (size_t)weight->columns * BLOCK_ROWS * (size_t)t.bytes;
 }

@@ -7,7 +7,7 @@
 
 /* Of the packed layouts (packed.h). Files of packed weights (file/packed.h) are of one version: where what is packed
  * becomes other bytes, this becomes another number. test_pack.c holds the two together. */
-enum { PACKED_VERSION = 1 };
+enum { PACKED_VERSION = 2 };
 
 /* Bytes that the packed matrix takes. */
 size_t packed_size(TensorType type, int rows, int columns);

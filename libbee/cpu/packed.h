@@ -1,7 +1,7 @@
 /* The packed forms of weights and activations.
  *
- * Weights. Rows are packed in blocks of 16, columns in pairs of 32-column groups, both padded with zeros. One pair is a
- * span, or as many as have a block's columns: 1, 2 or 4.
+ * Weights. Rows are packed in blocks of 16, columns in pairs of 32-column groups, both padded with zeros. A span has
+ * as many pairs as have a block's columns, 1, 2 or 4; two where one would end amid a line of 64 bytes (MXFP4).
  *
  *   block 0 (rows 0-15)                    block 1 ...
  *   | span 0 | span 1 | ... |
@@ -54,8 +54,6 @@
 
 enum { BLOCK_ROWS = 16, GROUP = 32, PAIR = 64, TILE = 16 };
 
-static inline int span_pairs(WeightTraits t) { return t.columns > PAIR ? t.columns / PAIR : 1; }
-
 /* Whether products of a group's halves, which fit into 16 bits, are joined as integers. */
 static inline bool joins_halves(WeightTraits t) { return t.kind == INTEGERS && t.flags & HALVES && t.bits < 4; }
 
@@ -80,6 +78,11 @@ static inline int small_scale_bytes(WeightTraits t) {
     if (t.flags & (EXPONENT | SMALL_FLOAT)) return scales;
     if (t.flags & SUPER) return scales + (t.flags & HALVES ? 0 : minima);
     return 2 * (scales + minima);
+}
+
+static inline int span_pairs(WeightTraits t) {
+    if (t.columns > PAIR) return t.columns / PAIR;
+    return (code_bytes(t) + small_scale_bytes(t)) % 64 ? 2 : 1;
 }
 
 static inline int scale_bytes(WeightTraits t) {
@@ -108,7 +111,7 @@ typedef struct Weight {
     TensorType type;
     int rows, columns;
     int n_blocks; /* of 16 rows */
-    int n_pairs;  /* of groups, whole spans; unused by float types */
+    int n_pairs;  /* of groups; unused by float types */
     size_t block_bytes;
     bool planar_grids; /* of GRID_INDICES: their form */
     uint8_t *data;     /* 64-byte aligned */

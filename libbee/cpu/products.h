@@ -413,7 +413,9 @@ INLINE void multiply_codes(TensorType type, int n, const uint8_t *w, int n_pairs
         if (scaled_by_span(t))
             UNROLL for (int step = 0; step < STEPS; step++) TOKEN_LOOP for (int i = 0; i < n; i++) sums[step][i] =
                 rf_set(0);
-        for (int p = 0; p < in_span; p++, a += TILE) {
+        /* rows have whole blocks, but not whole spans of several blocks */
+        const int left = n_pairs - first, here = t.columns >= in_span * PAIR || left > in_span ? in_span : left;
+        for (int p = 0; p < here; p++, a += TILE) {
             const Pair at = {w, w + p * code_bytes(t), small + p * small_scale_bytes(t), scales, p};
             UNROLL for (int i = 0; i < lines; i++) prefetch_ahead(w + 64 * (p * lines + i));
             UNROLL for (int step = 0; step < STEPS; step++) UNROLL for (int group = 0; group < 2; group++) {
