@@ -479,6 +479,15 @@ static bool next_reading(const Attending *a, Reading *r) {
     return r->run.n;
 }
 
+/* The keys that a worker reads after a chunk of a head, which follows as attend_rows has it: those of the next head, or
+ * the first one's in the next chunk. */
+static const uint8_t *keys_after(const Reading *r, const Heads *heads, int kv_head) {
+    const Cache *cache = r->run.rows->cache;
+    if (kv_head + 1 < heads->n_head_kv) return chunk_of(cache, heads, r->chunk)->keys + head_at(heads, kv_head + 1);
+    const int last = cache_chunks(visible_to(r->run)) - 1;
+    return chunk_of(cache, heads, r->chunk < last ? r->chunk + 1 : last)->keys + head_at(heads, 0);
+}
+
 /* One chunk of one key-value head for some rows, and all query heads that share it. */
 static void attend_chunk(Worker *w, const Attending *p, const Reading *r, int kv_head) {
     const Heads *heads = p->heads;
@@ -490,6 +499,7 @@ static void attend_chunk(Worker *w, const Attending *p, const Reading *r, int kv
     Attention a = {.type = heads->kv_type,
                    .keys = memory->keys + head_at(heads, kv_head),
                    .values = memory->values + head_at(heads, kv_head),
+                   .next = keys_after(r, heads, kv_head),
                    .head_size = size,
                    .queries = queries,
                    .n_visible = n_visible,

@@ -280,20 +280,27 @@ static bool may_win(const float *logits, const int32_t *ids, int32_t first, floa
 
 enum { MAX_QUERIES = 6 };
 
+/* Into the second-level cache what is at work later: while it is the keys' turn the values, line by line as they lie,
+ * and while it is the values' the keys of the head that follows. So all of it comes from memory long before it is
+ * needed, in long stretches, though sums go through it in short ones. */
+INLINE void prefetch_later(const uint8_t *line) { __builtin_prefetch(line, 0, 2); }
+
 /* Scores of n queries against n_blocks blocks of 16 positions, two at a time where the registers hold the sums: more
  * products under way. */
 INLINE void score(int n, const Attention *a, const float *const *queries, int first_block, int n_blocks,
                   float (*scores)[POSITION_CHUNK]) {
     const bool two = 2 * n <= FLOAT_SUMS;
     for (int block = two ? first_block / 2 * 2 : first_block; block < n_blocks; block += two ? 2 : 1) {
-        const uint16_t *keys = (const uint16_t *)a->keys + (size_t)block * POSITION_BLOCK * a->head_size;
+        const size_t before = (size_t)block * POSITION_BLOCK * a->head_size;
+        const uint16_t *keys = (const uint16_t *)a->keys + before;
         const uint16_t *more = keys + (size_t)POSITION_BLOCK * a->head_size;
+        const uint8_t *later = a->values + sizeof(uint16_t) * before;
         VF acc[MAX_QUERIES][2];
         UNROLL for (int q = 0; q < n; q++) acc[q][0] = acc[q][1] = vf_set(0);
         for (int d = 0; d < a->head_size; d++) {
-            if (d % 2 == 0) { /* two rows of 16 a line; as far ahead as in multiply_codes */
-                __builtin_prefetch(keys + d * POSITION_BLOCK + 2048);
-                if (two) __builtin_prefetch(more + d * POSITION_BLOCK + 2048);
+            if (d % 2 == 0) { /* two rows of 16 a line */
+                prefetch_later(later + 32 * d);
+                if (two) prefetch_later(later + 32 * (a->head_size + d));
             }
             const VF k = vf_load_f16(keys + d * POSITION_BLOCK);
             const VF l = two ? vf_load_f16(more + d * POSITION_BLOCK) : k;
@@ -322,12 +329,13 @@ INLINE void score_codes(int n, const Attention *a, const float *const *queries, 
             const int width = a->head_size - first < CACHE_BLOCK ? a->head_size - first : CACHE_BLOCK;
             VF acc[MAX_QUERIES][2];
             UNROLL for (int q = 0; q < n; q++) acc[q][0] = acc[q][1] = vf_set(0);
-            __builtin_prefetch(scales + 4096);
-            if (two) __builtin_prefetch(scales + block_bytes + 4096);
+            const uint8_t *later = a->values + (scales - a->keys);
+            prefetch_later(later);
+            if (two) prefetch_later(later + block_bytes);
             for (int d = 0; d < width; d++, codes += POSITION_BLOCK) {
                 if (d % 4 == 0) { /* four rows of 16 a line */
-                    __builtin_prefetch(codes + 4096);
-                    if (two) __builtin_prefetch(codes + block_bytes + 4096);
+                    prefetch_later(later + key_codes_at(d));
+                    if (two) prefetch_later(later + block_bytes + key_codes_at(d));
                 }
                 const VF k = vf_load_int8(codes), l = two ? vf_load_int8(codes + block_bytes) : k;
                 UNROLL for (int q = 0; q < n; q++) {
@@ -393,8 +401,9 @@ INLINE void weigh(int n, int width, bool codes, const Attention *a, const int *n
                 vf_fma(load_values(codes, early + 16 * bytes * c), vf_set(weights[c / 2][q][p]), acc[q][c]);
     }
     const uint8_t *values = all + (size_t)begin * row_bytes;
+    const uint8_t *later = a->next + bytes * POSITION_CHUNK * (size_t)dimension;
     for (int p = begin; p < end; p++, values += row_bytes) {
-        for (int c = 0; c < width; c += codes ? 4 : 2) __builtin_prefetch(values + 16 * bytes * c + 4096);
+        for (int c = 0; c < width; c += codes ? 4 : 2) prefetch_later(later + 16 * bytes * (p * width + c));
         UNROLL for (int c = 0; c < width; c++) {
             const VF v = load_values(codes, values + 16 * bytes * c);
             UNROLL for (int q = 0; q < n; q++) acc[q][c] = vf_fma(v, vf_set(weights[c / 2][q][p]), acc[q][c]);

@@ -30,6 +30,7 @@ enum { POSITION_BLOCK = 16, POSITION_CHUNK = CACHE_CHUNK, PARTIAL_HEAD = 16 };
 typedef struct Attention {
     bee_kv_type type;
     const uint8_t *keys, *values; /* of keys an even number of blocks of 16 positions */
+    const uint8_t *next;          /* keys that are likely to be read after these: as much memory; any, where none are */
     int head_size;                /* a multiple of 16 */
     int n_queries;
     const float *const *queries; /* each [head_size], already scaled */

@@ -416,6 +416,7 @@ static void run_attention(const Kernels *kernels, AttentionCase *c, int first, i
         Attention a = {.type = c->type,
                        .keys = c->keys + before,
                        .values = c->values + before,
+                       .next = c->keys,
                        .head_size = c->head_size,
                        .queries = queries,
                        .n_visible = n_visible,
