@@ -277,10 +277,15 @@ INLINE bool scaled_by_span(WeightTraits t) { return t.flags & (WHOLE | SUPER); }
 /* Whether small scales are multiplied with as integers. */
 INLINE bool joins_scales(WeightTraits t) { return joins_halves(t) || (SCALED_DOTS && t.flags & SUPER); }
 
-/* A group's, or its halves': pairs of integers, and the same times less than no zero point; or floats. */
+/* Where floats are whole numbers, with room for sums of 22 bits on either side. */
+#define BIAS 0x1.8p23f
+enum { BIAS_BITS = 0x4b400000 };
+
+/* A group's, or its halves': pairs of integers, and the same times less than no zero point; or floats, and what BIAS
+ * adds to a product with the first. */
 typedef struct SmallScales {
     RI pairs, zeros;
-    RF scale[2];
+    RF scale[2], less_bias;
 } SmallScales;
 
 INLINE RI load_small_scale(WeightTraits t, int group, int half, const uint8_t *small) {
@@ -309,12 +314,17 @@ INLINE SmallScales load_small_scales(WeightTraits t, int group, int step, const 
         const RF factor = rf_set(leaves_factor(t) && group ? 1.0f / HIGH_NIBBLE : 1);
         s.scale[0] = rf_mul(rf_from_ri(first), factor);
         s.scale[1] = rf_mul(rf_from_ri(second), factor);
+        if (BIASED_DOTS) s.less_bias = rf_mul(s.scale[0], rf_set(-BIAS));
 #if SCALED_DOTS
         s.pairs = ri_pair(first, second);
 #endif
     }
     if (joins_scales(t) && zero) s.zeros = ri_mul_pairs(s.pairs, -zero);
     return s;
+}
+
+INLINE RF first_product(bool biased, RI sum, const SmallScales *s) {
+    return biased ? rf_fma(rf_from_bits(sum), s->scale[0], s->less_bias) : rf_mul(rf_from_ri(sum), s->scale[0]);
 }
 
 /* 32 columns of one token, times their small scales. */
@@ -332,13 +342,15 @@ INLINE RF scaled_dot(WeightTraits t, int n, int group, const RCODES *codes, cons
         if (zero) d = ri_add(d, ri_pairs_dot(s->zeros, half));
         return rf_from_ri(d);
     }
+    const bool biased = BIASED_DOTS && !(t.flags & WHOLE);
+    const int start = biased ? BIAS_BITS : 0;
     if (t.flags & HALVES) {
-        const RI first = dot(ri_set(-zero * half[0]), codes, x, 4, t.bits),
+        const RI first = dot(ri_set(start - zero * half[0]), codes, x, 4, t.bits),
                  second = dot(ri_set(-zero * half[1]), codes + 4, x + 16, 4, t.bits);
-        return rf_fma(rf_from_ri(second), s->scale[1], rf_mul(rf_from_ri(first), s->scale[0]));
+        return rf_fma(rf_from_ri(second), s->scale[1], first_product(biased, first, s));
     }
-    const RF d = rf_from_ri(dot_group(n, ri_set(-zero * a->total[group]), codes, x, t.bits));
-    return t.flags & WHOLE ? d : rf_mul(d, s->scale[0]);
+    const RI d = dot_group(n, ri_set(start - zero * a->total[group]), codes, x, t.bits);
+    return t.flags & WHOLE ? rf_from_ri(d) : first_product(biased, d, s);
 }
 
 /* As multiply_group, but the span's scale is left out. */

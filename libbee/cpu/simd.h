@@ -42,6 +42,12 @@
 #define SCALED_DOTS 0
 #endif
 
+/* Whether dot products become floats by starting at the bits of BIAS: the float that ends up there is BIAS plus the
+ * sum, and a fused multiply-add that takes BIAS times the small scale away yields the exact product. */
+#ifndef BIASED_DOTS
+#define BIASED_DOTS 0
+#endif
+
 /* Bits of 8-bit codes that `dot` wants flipped: 128 where it reads them as signed bytes, without their zero point. */
 #ifndef WIDE_FLIP
 #define WIDE_FLIP 0
