@@ -42,8 +42,10 @@ static void store_group(const float *x, OperandPair *out, int group) {
     out->scale[group] = scale;
     out->sum[group] = scale * (float)total;
     out->total[group] = total;
-    out->half[2 * group] = (int16_t)half[0];
-    out->half[2 * group + 1] = (int16_t)half[1];
+    for (int i = 0; i < 2; i++) {
+        out->half[2 * group + i] = (int16_t)half[i];
+        out->biased[2 * group + i] = BIAS_BITS - BIASED_ZERO * half[i];
+    }
 }
 
 static void store_operand(const float *x, Operand *out, int token, int first, int last) {

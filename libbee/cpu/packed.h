@@ -38,7 +38,7 @@
  *
  *   float types: column by column, the 16 rows side by side.
  *
- * Activations (`Operand`): one record of 96 bytes for 64 columns of one token, so that threads which write different
+ * Activations (`Operand`): one record of 112 bytes for 64 columns of one token, so that threads which write different
  * tokens write different lines of the cache, and a kernel broadcasts from addresses that differ by constants:
  *
  *   tile 0 (tokens 0-15)                                       tile 1 ...
@@ -117,13 +117,18 @@ typedef struct Weight {
     uint8_t *data;     /* 64-byte aligned */
 } Weight;
 
+/* Where floats are whole numbers, with room for sums of 22 bits on either side. */
+#define BIAS 0x1.8p23f
+enum { BIAS_BITS = 0x4b400000, BIASED_ZERO = 32 };
+
 /* 64 columns of one token for quantised types: x = scale[group] * code, |code| <= 127. */
 typedef struct OperandPair {
     int8_t codes[PAIR];
     float scale[2];
-    float sum[2];     /* scale * (sum of the group's codes): what a minimum multiplies */
-    int32_t total[2]; /* sum of the group's codes: what a zero point multiplies */
-    int16_t half[4];  /* the same over each 16 columns */
+    float sum[2];      /* scale * (sum of the group's codes): what a minimum multiplies */
+    int32_t total[2];  /* sum of the group's codes: what a zero point multiplies */
+    int32_t biased[4]; /* BIAS_BITS less 32 times that over each 16 columns: where sums of Q6_K begin (simd.h) */
+    int16_t half[4];   /* the sums over each 16 columns */
 } OperandPair;
 
 /* Activations of up to `max_tokens` tokens as quantised types and float types want them. */

@@ -277,10 +277,6 @@ INLINE bool scaled_by_span(WeightTraits t) { return t.flags & (WHOLE | SUPER); }
 /* Whether small scales are multiplied with as integers. */
 INLINE bool joins_scales(WeightTraits t) { return joins_halves(t) || (SCALED_DOTS && t.flags & SUPER); }
 
-/* Where floats are whole numbers, with room for sums of 22 bits on either side. */
-#define BIAS 0x1.8p23f
-enum { BIAS_BITS = 0x4b400000 };
-
 /* A group's, or its halves': pairs of integers, and the same times less than no zero point; or floats, and what BIAS
  * adds to a product with the first. */
 typedef struct SmallScales {
@@ -344,6 +340,11 @@ INLINE RF scaled_dot(WeightTraits t, int n, int group, const RCODES *codes, cons
     }
     const bool biased = BIASED_DOTS && !(t.flags & WHOLE);
     const int start = biased ? BIAS_BITS : 0;
+    if (biased && n >= TWO_CHAINS_BELOW && t.flags & HALVES && zero == BIASED_ZERO) { /* both begin in memory */
+        const RI first = dot(ri_set(a->biased[2 * group]), codes, x, 4, t.bits),
+                 second = dot(ri_set(a->biased[2 * group + 1]), codes + 4, x + 16, 4, t.bits);
+        return rf_fma(rf_add(rf_from_bits(second), rf_set(-BIAS)), s->scale[1], first_product(true, first, s));
+    }
     if (t.flags & HALVES) {
         const RI first = dot(ri_set(start - zero * half[0]), codes, x, 4, t.bits),
                  second = dot(ri_set(-zero * half[1]), codes + 4, x + 16, 4, t.bits);

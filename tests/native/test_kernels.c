@@ -108,8 +108,10 @@ static void check_operand(const Operand *in, const Case *c) {
             }
             CHECK_EQ(wrong, 0);
             CHECK_EQ(pair->total[g % 2], total[0] + total[1]);
-            CHECK_EQ(pair->half[2 * (g % 2)], total[0]);
-            CHECK_EQ(pair->half[2 * (g % 2) + 1], total[1]);
+            for (int i = 0; i < 2; i++) {
+                CHECK_EQ(pair->half[2 * (g % 2) + i], total[i]);
+                CHECK_EQ(pair->biased[2 * (g % 2) + i], BIAS_BITS - 32 * total[i]);
+            }
             CHECK(pair->sum[g % 2] == scale * (float)(total[0] + total[1]));
         }
 }
