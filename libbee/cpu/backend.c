@@ -839,10 +839,13 @@ static uint64_t operand_bytes(int columns) {
            (((uint64_t)columns + PAIR - 1) / PAIR * sizeof(OperandPair) + (uint64_t)columns * sizeof(float));
 }
 
-static uint64_t matrix_bytes(TensorType type, int rows, int columns) { return packed_size(type, rows, columns); }
+/* In the form of the best kernels, which may not have been chosen yet. */
+static uint64_t matrix_bytes(TensorType type, int rows, int columns) {
+    return packed_size(type, rows, columns, choose_kernels(NULL, NULL)->planar_grids);
+}
 
 static uint64_t experts_bytes(TensorType type, int rows, int columns, int n) {
-    return (uint64_t)n * packed_size(type, rows, columns);
+    return (uint64_t)n * matrix_bytes(type, rows, columns);
 }
 
 static uint64_t attention_bytes(const CacheShape *shape, int n_ctx) {

@@ -5,7 +5,7 @@
 #include "file/tensor.h"
 
 void weight_layout(Weight *weight, const Tensor *tensor, int n_rows, bool planar_grids) {
-    const WeightTraits t = traits_of(tensor->type);
+    const WeightTraits t = packed_traits(tensor->type, planar_grids);
     *weight =
         (Weight){.type = tensor->type, .rows = n_rows, .columns = (int)tensor->columns, .planar_grids = planar_grids};
     weight->n_blocks = (n_rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
@@ -15,10 +15,10 @@ void weight_layout(Weight *weight, const Tensor *tensor, int n_rows, bool planar
         t.bits ? (size_t)n_spans * (size_t)span_bytes(t) : (size_t)weight->columns * BLOCK_ROWS * (size_t)t.bytes;
 }
 
-size_t packed_size(TensorType type, int rows, int columns) {
+size_t packed_size(TensorType type, int rows, int columns, bool planar_grids) {
     const Tensor shape = {.type = type, .columns = columns};
     Weight weight;
-    weight_layout(&weight, &shape, rows, false);
+    weight_layout(&weight, &shape, rows, planar_grids);
     return weight.block_bytes * (size_t)weight.n_blocks;
 }
 
@@ -94,25 +94,26 @@ static void place_entries(const Group *g) {
     }
 }
 
-/* The bits of one entry go to the same place of each mask of 64 bits. */
-static void place_bits(uint8_t *masks, int at, unsigned bits, int n) {
-    for (int i = 0; i < n; i++) masks[8 * i + at / 8] |= (uint8_t)((bits >> i & 1) << at % 8);
-}
-
 static void place_planar_entries(const Group *g) {
     const WeightTraits t = g->traits;
-    const int per_group = GROUP / t.entry, in_group = per_group / 4, more = high_bits(t);
-    uint8_t *masks = g->codes + 2 * in_group * 64;
-    uint8_t *signs = masks + 2 * in_group * more * 8 + 64 * g->odd + 4 * g->row;
-    for (int i = 0; i < per_group; i++) {
+    const int registers = planar_registers(t), more = planar_more(t);
+    uint8_t *planes = g->codes + registers * 64, *behind = planes + registers * more * 8;
+    uint8_t *signs = behind + 64 * g->odd + 4 * g->row;
+    const bool half_planes = registers * more < 8;
+    for (int i = 0; i < GROUP / t.entry; i++) {
         const GridEntry e = block_entry(g->type, g->block, g->column + i * t.entry);
-        const int number = g->odd * in_group + i / 4;
+        const int number = g->odd * registers / 2 + i / 4;
         const int place = t.entry == 8 && (i % 4 == 1 || i % 4 == 2) ? 3 - i % 4 : i % 4, at = 4 * g->row + place;
-        const unsigned eighth = t.flags & EIGHTHS ? (e.signs & 1) << (more - 1) : 0;
-        g->codes[64 * number + at] = (uint8_t)e.index;
-        place_bits(masks + 8 * more * number, at, e.index >> 8 | eighth, more);
+        const unsigned entry = planar_number(g->type, e.index);
+        g->codes[64 * number + at] = (uint8_t)entry;
+        if (half_planes)
+            planes[at % 32] |= (uint8_t)((entry >> 8) << (more * number + at / 32 * 4));
+        else if (more)
+            planes[at] |= (uint8_t)((entry >> 8) << more * number);
+        if (signs_of_entries(t)) behind[8 * number + at / 8] |= (uint8_t)((e.signs & 1) << at % 8);
+        if (sign_of_group(t)) g->small[g->row] |= (uint8_t)((e.signs & 1) << (4 * g->odd + 3));
         for (int column = i * t.entry; t.flags & SIGNS && column < (i + 1) * t.entry; column++)
-            signs[column % 16 / 4] |= (uint8_t)((e.signs >> column % t.entry & 1) << (column / 16 * 4 + column % 4));
+            signs[column % 16 / 4] |= (uint8_t)((e.signs >> column % t.entry & 1) << planar_sign_bit(t, column));
     }
 }
 
@@ -182,7 +183,7 @@ static void place_group(const Weight *weight, const Group *g, int pair) {
 
 /* Columns outside, rows inside: what is written to stays in the first cache, however wide the matrix. */
 static void fill_codes_of(TensorType type, const Weight *weight, const uint8_t *const *rows, int n, uint8_t *block) {
-    const WeightTraits t = traits_of(type);
+    const WeightTraits t = packed_traits(type, weight->planar_grids);
     for (int column = 0; column < weight->columns; column += GROUP) {
         const PairPlace at = place_of_pair(t, column);
         for (int r = 0; r < n; r++) {

@@ -7,10 +7,10 @@
 
 /* Of the packed layouts (packed.h). Files of packed weights (file/packed.h) are of one version: where what is packed
  * becomes other bytes, this becomes another number. test_pack.c holds the two together. */
-enum { PACKED_VERSION = 2 };
+enum { PACKED_VERSION = 3 };
 
 /* Bytes that the packed matrix takes. */
-size_t packed_size(TensorType type, int rows, int columns);
+size_t packed_size(TensorType type, int rows, int columns, bool planar_grids);
 
 /* Lays out a matrix of `n_rows` rows of `tensor`: row i is the tensor's row row_ids[i], or i where row_ids is NULL.
  * `data` stays NULL: the caller provides weight->n_blocks * weight->block_bytes bytes, 64-byte aligned, then fills. */

@@ -18,12 +18,16 @@
  *     the other two: bits 6 and 7 of vectors 0 and 2, below bits 6 and 7 of vector 1
  *   8 bits: 8 x 64 bytes per group instead. NIBBLE_TABLE: the nibbles to look up.
  *   GRID_INDICES: | low 8 bits: 16 bytes for each entry, both groups | for each row its entries' higher bits, from the
- *     lowest on, of EIGHTHS with the sign behind them: 0, 1, 2 or 4 bytes | SIGNS: 64 bytes per group, as codes of 1
- * bit | or, of the planar form, as registers of 64 entries, four of each row, of eight columns in the order 0, 2, 1, 3:
- *     | low 8 bits: 64 bytes for each register | its higher bits: a mask of 64 bits for each | SIGNS: 64 bytes per
- * group, where bit 4 h + k of byte 4 r + i is column 16 h + 4 i + k's | Its codes come 16 columns at a time, k's column
- * of each four in one word: activations are put in that order. DIGITS: the span's columns 4 k to 4 k + 3 are digit k %
- * 5 of bytes 4 r + i of vector k / 5.
+ *     lowest on, of EIGHTHS with the sign behind them: 0, 1, 2 or 4 bytes | SIGNS: 64 bytes per group, as 1 bit |
+ *     or, of the planar form, as registers of 64 entries, four of each row, of eight columns in the order 0, 2, 1, 3.
+ *     An entry has a number of its own there (planar_books.h), a byte and 0, 2 or 4 more bits:
+ *     | bytes: 64 for each register | more bits: of register n those from more * n on of 64 bytes, or, where 32 have
+ *     room for all, from more * n + 4 on for the last 32 entries | SIGNS: 64 bytes per group | EIGHTHS and HALVES: a
+ *     mask of 64 bits for each register |
+ *     The sign of column 16 h + 4 i + k of a group is in byte 4 r + i: bit 4 h + k, or, of entries of four columns, bit
+ *     2 h + k / 2 + 4 (k % 2). Codes come 16 columns at a time, k's column of each four in one word: activations are
+ *     put in that order.
+ *   DIGITS: the span's columns 4 k to 4 k + 3 are digit k % 5 of bytes 4 r + i of vector k / 5.
  *
  *   scales of a pair: weight = scale * (code - zero) + minimum, one scale and minimum per row and group
  *   | 16 scales, group 0 | group 1 | 16 minima, group 0 | group 1 |                       all float16
@@ -33,8 +37,9 @@
  *   | 16 or 2 x 16 (HALVES) int8, group 0 | group 1 | minima: 16 int8, group 0 | group 1 |
  *     joins_halves: | 16 x the int8 of both halves of group 0 | of group 1 |, or, with MINIMUM, 16 x four bytes: halves
  *     0 of groups 0 and 1, then halves 1; each the scale in the low nibble, the minimum in the high one
- *     ODD: nibbles, of which n says 2 n + 1: | 16 x groups 0 and 1 |, or, HALVES, | 16 x halves of group 0 | of group 1
- * | of the span, SUPER and WHOLE: | 16 float16 for the scales | 16 float16 for the minima |
+ *     ODD: nibbles, of which n says 2 n + 1: | 16 x groups 0 and 1 |, or, HALVES, | 16 x halves of group 0 | group 1 |
+ *     Planar, EIGHTHS without HALVES: bit 3 of a group's nibble is the sign of its eighths.
+ *   of the span, SUPER and WHOLE: | 16 float16 for the scales | 16 float16 for the minima |
  *
  *   float types: column by column, the 16 rows side by side.
  *
@@ -54,11 +59,74 @@
 
 enum { BLOCK_ROWS = 16, GROUP = 32, PAIR = 64, TILE = 16 };
 
+/* A flag beside those of a type: GRID_INDICES in the planar form. */
+enum { PLANAR = 1 << 16 };
+
+static inline WeightTraits packed_traits(TensorType type, bool planar_grids) {
+    WeightTraits t = traits_of(type);
+    if (planar_grids && t.kind == GRID_INDICES) t.flags |= PLANAR;
+    return t;
+}
+
 /* Whether products of a group's halves, which fit into 16 bits, are joined as integers. */
 static inline bool joins_halves(WeightTraits t) { return t.kind == INTEGERS && t.flags & HALVES && t.bits < 4; }
 
 /* Of a grid: bits beside the low 8 of each entry. */
 static inline int high_bits(WeightTraits t) { return t.index_bits - 8 + (t.flags & EIGHTHS ? 1 : 0); }
+
+/* Of the planar form: registers of entries in a pair; bits of an entry's number beside the low 8; bits of what the
+ * digits of its first half are looked up with. */
+static inline int planar_registers(WeightTraits t) { return PAIR / t.entry / 4; }
+static inline int planar_more(WeightTraits t) { return t.index_bits == 8 ? 0 : t.index_bits == 9 ? 2 : 4; }
+static inline int planar_first_bits(WeightTraits t) { return t.index_bits == 9 || t.index_bits == 10 ? 7 : 8; }
+
+/* Whether a group's eighths have one sign, which lies beside its scale; or every entry's have their own, in a mask. */
+static inline bool sign_of_group(WeightTraits t) {
+    return t.flags & PLANAR && t.flags & EIGHTHS && !(t.flags & HALVES);
+}
+static inline bool signs_of_entries(WeightTraits t) {
+    return t.flags & PLANAR && t.flags & EIGHTHS && t.flags & HALVES;
+}
+
+static inline int planar_code_bytes(WeightTraits t) {
+    return planar_registers(t) * (64 + 8 * planar_more(t) + (signs_of_entries(t) ? 8 : 0)) +
+           (t.flags & SIGNS ? PAIR * BLOCK_ROWS / 8 : 0);
+}
+
+/* Where the sign of a group's column is in its byte. */
+static inline int planar_sign_bit(WeightTraits t, int column) {
+    const int h = column / 16, k = column % 4;
+    return t.entry == 8 ? 4 * h + k : 2 * h + k / 2 + 4 * (k % 2);
+}
+
+/* Of a type's first halves, those of the second ones behind them; and from an entry's index to its number. */
+static inline const uint8_t *planar_halves(TensorType type) {
+    switch (type) {
+    case TYPE_IQ3_S: return iq3_s_halves;
+    case TYPE_IQ3_XXS: return iq3_xxs_halves;
+    case TYPE_IQ2_S: return iq2_s_halves;
+    case TYPE_IQ2_XS: return iq2_xs_halves;
+    case TYPE_IQ2_XXS: return iq2_xxs_halves;
+    default: return iq1_halves;
+    }
+}
+
+static inline unsigned planar_number(TensorType type, unsigned index) {
+    switch (type) {
+    case TYPE_IQ3_S: return iq3_s_planar[index];
+    case TYPE_IQ2_S: return iq2_s_planar[index];
+    case TYPE_IQ2_XS: return iq2_xs_planar[index];
+    case TYPE_IQ3_XXS:
+    case TYPE_IQ2_XXS: return index;
+    default: return iq1_planar[index];
+    }
+}
+
+/* What an entry's first half is looked up with: its number's byte, whose lowest bits are replaced by those beyond. */
+static inline unsigned planar_first_place(WeightTraits t, unsigned number) {
+    const unsigned low = (1u << planar_more(t)) - 1;
+    return ((number & ~low & 255) | number >> 8) & ((1u << planar_first_bits(t)) - 1);
+}
 
 /* Parts of a span, in bytes: of each pair its codes and small scales, of all its scales. */
 static inline int code_bytes(WeightTraits t) {
@@ -66,6 +134,7 @@ static inline int code_bytes(WeightTraits t) {
     case NIBBLE_TABLE: return PAIR * BLOCK_ROWS / 2;
     case DIGITS: return 13 * 64 / 4;
     case GRID_INDICES:
+        if (t.flags & PLANAR) return planar_code_bytes(t);
         return PAIR / t.entry * BLOCK_ROWS * (8 + high_bits(t)) / 8 + (t.flags & SIGNS ? PAIR * BLOCK_ROWS / 8 : 0);
     default: return PAIR * BLOCK_ROWS * t.bits / 8;
     }

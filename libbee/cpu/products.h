@@ -95,62 +95,79 @@ INLINE RI load_high_bits(const uint8_t *p, int bits, int row) {
 }
 
 #if PLANAR_GRIDS
-/* The digits of each entry's halves, and for each digit its number with the zero point added. */
-typedef struct GridDigits {
-    const uint8_t *first, *second;
-    NibbleTable numbers;
-} GridDigits;
+/* Codes of digits of three bits, by these and the sign above them. */
+INLINE NibbleTable codes_of_threes(TensorType type) {
+    const NibbleTable iq3_s = {{0x16141210u, 0x1e1c1a18u, 0x080a0c0eu, 0x00020406u}},
+                      iq3_xxs = {{0x5a524a42u, 0x7c726a62u, 0x222a323au, 0x000a121au}};
+    return type == TYPE_IQ3_S ? iq3_s : iq3_xxs;
+}
 
-INLINE GridDigits grid_digits(TensorType type) {
-    const NibbleTable iq2 = {{0x00564433u}}, iq1 = {{0x00100800u}}, iq3_xxs = {{0x5a524a42u, 0x7c726a62u}},
-                      none = {{0}};
-    switch (type) {
-    case TYPE_IQ3_S: return (GridDigits){iq3_s_digits, iq3_s_digits + 512, none};
-    case TYPE_IQ3_XXS: return (GridDigits){iq3_xxs_digits, iq3_xxs_digits + 256, iq3_xxs};
-    case TYPE_IQ2_S: return (GridDigits){iq2_s_digits, iq2_s_digits + 1024, iq2};
-    case TYPE_IQ2_XS: return (GridDigits){iq2_xs_digits, iq2_xs_digits + 512, iq2};
-    case TYPE_IQ2_XXS: return (GridDigits){iq2_xxs_digits, iq2_xxs_digits + 256, iq2};
-    default: return (GridDigits){iq1_digits, iq1_digits + 2048, iq1};
+/* Codes of digits of two bits, by six: the digit is bits 0 and 1 and its sign bit 4, or bits 2 and 3 and bit 5. What
+ * IQ1_M's have in place of signs are those of their eighths; IQ1_S's are known apart. */
+#define FIRST_DIGITS(P, M) {P, P, P, P, M, M, M, M, P, P, P, P, M, M, M, M}
+#define ALL_FOUR(byte) (0x01010101u * (byte))
+#define THREE(p) ALL_FOUR(p & 255), ALL_FOUR(p >> 8 & 255), ALL_FOUR(p >> 16), 0
+#define SECOND_DIGITS(P, M) {THREE(P), THREE(P), THREE(M), THREE(M)}
+static const uint32_t iq2_digits[2][16] = {FIRST_DIGITS(0x564433u, 0x001223u), SECOND_DIGITS(0x564433u, 0x001223u)},
+                      iq1_m_digits[2][16] = {FIRST_DIGITS(0x120a02u, 0x100800u), SECOND_DIGITS(0x120a02u, 0x100800u)},
+                      iq1_s_digits[2][16] = {FIRST_DIGITS(0x100800u, 0x100800u), SECOND_DIGITS(0x100800u, 0x100800u)};
+
+/* The digits of a register of entries' halves. */
+INLINE void load_halves(TensorType type, int number, const uint8_t *w, RCODES *halves) {
+    const WeightTraits t = packed_traits(type, true);
+    const int registers = planar_registers(t), more = planar_more(t), first_bits = planar_first_bits(t);
+    const uint8_t *firsts = planar_halves(type), *planes = w + 64 * registers;
+    const RCODES second = codes_load(w + 64 * number);
+    RCODES first = second;
+    if (more && registers * more < 8)
+        first = codes_with(second, codes_of_nibbles(planes, more * number), (1 << more) - 1);
+    else if (more)
+        first = codes_with(second, codes_moved(codes_load(planes), -more * number), (1 << more) - 1);
+    halves[0] = codes_from_table(firsts, first_bits, first);
+    halves[1] = codes_from_table(firsts + (1 << first_bits), 8, second);
+}
+
+/* Entries of four columns, 16 columns of a group. */
+INLINE void load_entries_of_four(TensorType type, int number, const uint8_t *w, RCODES signs, RCODES *codes) {
+    const NibbleTable table = codes_of_threes(type);
+    RCODES halves[2];
+    load_halves(type, number, w, halves);
+    UNROLL for (int half = 0; half < 2; half++) {
+        const RCODES digits = codes_with(halves[half], codes_moved(signs, 3 - (number % 2 * 2 + half)), 0x88);
+        codes[2 * half] = codes_of_four_bits(table.words, digits);
+        codes[2 * half + 1] = codes_of_four_bits(table.words, codes_moved(digits, -4));
     }
 }
 
-/* A register of entries, four of each row. */
-INLINE void load_four_entries(TensorType type, const uint8_t *index, const uint8_t *masks, RCODES *codes) {
-    const WeightTraits t = traits_of(type);
-    const GridDigits grid = grid_digits(type);
-    const RCODES places = codes_load(index);
-    const RCODES first = codes_from_table(grid.first, t.index_bits, places, masks),
-                 second = codes_from_table(grid.second, t.index_bits, places, masks);
-    if (t.entry == 4) {
-        UNROLL for (int k = 0; k < 4; k++) {
-            const RCODES halves = k < 2 ? first : second;
-            codes[k] = type == TYPE_IQ3_S ? codes_bits_and(halves, k % 2 * 4, 15, 16) /* its digits are doubled */
-                                          : codes_look_up(grid.numbers.words, codes_part(halves, -(k % 2 * 4), 15));
-        }
-        return;
-    }
+/* Entries of eight columns, a group. */
+INLINE void load_entries_of_eight(TensorType type, int number, const uint8_t *w, RCODES signs, RCODES *codes) {
+    const WeightTraits t = packed_traits(type, true);
+    const uint32_t (*tables)[16] = t.flags & SIGNS ? iq2_digits : signs_of_entries(t) ? iq1_m_digits : iq1_s_digits;
+    RCODES halves[2];
+    load_halves(type, number, w, halves);
     UNROLL for (int half = 0; half < 2; half++) {
-        const RCODES digits = half ? codes_odd(first, second) : codes_even(first, second);
-        UNROLL for (int k = 0; k < 4; k++) codes[4 * half + k] =
-            codes_look_up(grid.numbers.words, codes_part(digits, -(2 * k), 3));
-        if (!(t.flags & EIGHTHS)) continue;
-        const RCODES eighths = codes_where_clear(masks + 8 * (high_bits(t) - 1), 2);
-        const RCODES both = half ? codes_odd(eighths, eighths) : codes_even(eighths, eighths);
-        UNROLL for (int k = 0; k < 4; k++) codes[4 * half + k] = codes_add(codes[4 * half + k], both);
+        const RCODES digits = half ? codes_odd(halves[0], halves[1]) : codes_even(halves[0], halves[1]);
+        const RCODES eighths = !signs_of_entries(t) ? signs : half ? codes_odd(signs, signs) : codes_even(signs, signs);
+        UNROLL for (int two = 0; two < 2; two++) {
+            RCODES index = codes_moved(digits, -4 * two);
+            if (t.flags & SIGNS) index = codes_with(index, codes_moved(signs, 4 - 4 * half - 2 * two), 0x30);
+            if (signs_of_entries(t)) index = codes_with(index, eighths, 0x30);
+            UNROLL for (int k = 0; k < 2; k++) codes[4 * half + 2 * two + k] = codes_of_six_bits(tables[k], index);
+        }
     }
 }
 
 INLINE void load_planes(TensorType type, int group, const uint8_t *w, RCODES *codes) {
-    const WeightTraits t = traits_of(type);
-    const int in_group = GROUP / 4 / t.entry, more = high_bits(t); /* registers of entries */
-    const uint8_t *masks = w + 2 * in_group * 64, *signs = masks + 2 * in_group * more * 8;
-    UNROLL for (int i = 0; i < in_group; i++) {
-        const int number = group * in_group + i;
-        load_four_entries(type, w + 64 * number, masks + 8 * more * number, codes + 4 * i);
-    }
-    if (!(t.flags & SIGNS)) return;
-    const RCODES planes = codes_load(signs + 64 * group);
-    UNROLL for (int j = 0; j < 8; j++) codes[j] = codes_mirrored(codes[j], planes, j, 2 * t.zero);
+    const WeightTraits t = packed_traits(type, true);
+    const int registers = planar_registers(t);
+    const uint8_t *behind = w + registers * (64 + 8 * planar_more(t));
+    const RCODES signs = t.flags & SIGNS       ? codes_load(behind + 64 * group)
+                         : signs_of_entries(t) ? codes_where_set(behind + 8 * group, 0x30)
+                                               : codes_set(0);
+    if (t.entry == 8)
+        load_entries_of_eight(type, group, w, signs, codes);
+    else
+        UNROLL for (int i = 0; i < 2; i++) load_entries_of_four(type, 2 * group + i, w, signs, codes + 4 * i);
 }
 #endif
 
@@ -288,7 +305,8 @@ INLINE RI load_small_scale(WeightTraits t, int group, int half, const uint8_t *s
     const bool halves = t.flags & HALVES;
     if (!(t.flags & ODD)) return ri_load_int8(small + BLOCK_ROWS * (halves ? 2 * group + half : group));
     const RI nibbles = ri_load_u8(small + (halves ? BLOCK_ROWS * group : 0));
-    return ri_add(ri_left(ri_bits(nibbles, halves ? 4 * half : 4 * group, 15), 1), ri_set(1));
+    const int bits = sign_of_group(t) ? 7 : 15;
+    return ri_add(ri_left(ri_bits(nibbles, halves ? 4 * half : 4 * group, bits), 1), ri_set(1));
 }
 
 /* Of joins_halves: the scales, or the minima. */
@@ -316,6 +334,13 @@ INLINE SmallScales load_small_scales(WeightTraits t, int group, int step, const 
 #endif
     }
     if (joins_scales(t) && zero) s.zeros = ri_mul_pairs(s.pairs, -zero);
+#if PLANAR_GRIDS
+    if (sign_of_group(t)) { /* codes are those of negative eighths: others are two more */
+        const RI negative = ri_bits(ri_load_u8(small), 4 * group + 2, 2);
+        const RI both = ri_add(negative, ri_left(negative, 16));
+        s.zeros = ri_mul_pairs(ri_add(both, ri_set(0x10001 * (zero - 2))), -1);
+    }
+#endif
     return s;
 }
 
@@ -350,13 +375,17 @@ INLINE RF scaled_dot(WeightTraits t, int n, int group, const RCODES *codes, cons
                  second = dot(ri_set(-zero * half[1]), codes + 4, x + 16, 4, t.bits);
         return rf_fma(rf_from_ri(second), s->scale[1], first_product(biased, first, s));
     }
-    const RI d = dot_group(n, ri_set(start - zero * a->total[group]), codes, x, t.bits);
+    RI sum = ri_set(start - zero * a->total[group]);
+#if PLANAR_GRIDS
+    if (sign_of_group(t)) sum = ri_add(ri_set(start), ri_pairs_dot(s->zeros, half));
+#endif
+    const RI d = dot_group(n, sum, codes, x, t.bits);
     return t.flags & WHOLE ? rf_from_ri(d) : first_product(biased, d, s);
 }
 
 /* As multiply_group, but the span's scale is left out. */
 INLINE void sum_group(TensorType type, int n, int group, int step, Pair at, const OperandPair *a, RF *sums) {
-    const WeightTraits t = traits_of(type);
+    const WeightTraits t = packed_traits(type, PLANAR_GRIDS);
     const SmallScales scales = load_small_scales(t, group, step, at.small);
     RCODES codes[8];
     load_codes(type, group, step, at, codes);
@@ -417,7 +446,7 @@ INLINE void store_sums(float *out, RF sums, bool add) { rf_store(out, add ? rf_a
 /* 16 rows x n tokens, n <= TILE, all columns. */
 INLINE void multiply_codes(TensorType type, int n, const uint8_t *w, int n_pairs, const OperandPair *a, float *out,
                            size_t out_stride, bool add) {
-    const WeightTraits t = traits_of(type);
+    const WeightTraits t = packed_traits(type, PLANAR_GRIDS);
     const int in_span = span_pairs(t), lines = (span_bytes(t) / 64 + in_span - 1) / in_span;
     RF acc[STEPS][TILE], sums[STEPS][TILE];
     UNROLL for (int step = 0; step < STEPS; step++) TOKEN_LOOP for (int i = 0; i < n; i++) acc[step][i] = rf_set(0);

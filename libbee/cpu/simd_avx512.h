@@ -167,25 +167,31 @@ INLINE VI dot_halves(const RCODES *w, const int8_t *a, VI pairs, int bits) {
 #if defined(BEE_ISA_AVX512_VBMI)
 #define PLANAR_GRIDS 1
 
-/* Entries of a table of 2^bits bytes: `index` has their low 8 bits, masks of 64 bits the higher ones. Every part of 128
- * bytes is asked, and the bits choose between the answers. */
-INLINE RCODES codes_from_table(const uint8_t *table, int bits, RCODES index, const uint8_t *masks) {
-    RCODES parts[16];
-    UNROLL for (int i = 0; i < 1 << (bits - 7); i++) parts[i] =
-        _mm512_permutex2var_epi8(_mm512_loadu_si512(table + 128 * i), index, _mm512_loadu_si512(table + 128 * i + 64));
-    UNROLL for (int bit = 7; bit < bits; bit++) {
-        uint64_t high = 0;
-        if (bit > 7) memcpy(&high, masks + 8 * (bit - 8), sizeof high);
-        const __mmask64 upper = bit == 7 ? _mm512_movepi8_mask(index) : _cvtu64_mask64(high);
-        UNROLL for (int i = 0; i < 1 << (bits - bit - 1); i++) parts[i] =
-            _mm512_mask_blend_epi8(upper, parts[2 * i], parts[2 * i + 1]);
-    }
-    return parts[0];
+/* Entries of a table of 128 bytes, by the low 7 bits of `index`, or of 256. */
+INLINE RCODES codes_from_table(const uint8_t *table, int bits, RCODES index) {
+    const RCODES low = _mm512_permutex2var_epi8(_mm512_loadu_si512(table), index, _mm512_loadu_si512(table + 64));
+    if (bits == 7) return low;
+    const RCODES high =
+        _mm512_permutex2var_epi8(_mm512_loadu_si512(table + 128), index, _mm512_loadu_si512(table + 192));
+    return _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), low, high);
 }
-/* (codes >> shift) & mask | more */
-INLINE RCODES codes_bits_and(RCODES codes, int shift, int mask, int more) {
-    return _mm512_ternarylogic_epi64(_mm512_srli_epi16(codes, (unsigned)shift), _mm512_set1_epi8((char)mask),
-                                     _mm512_set1_epi8((char)more), 0xEA);
+/* Entries of a table of 64 bytes, or of 16 of them, by the low 6 or 4 bits of `index`: no others count. */
+INLINE RCODES codes_of_six_bits(const uint32_t table[16], RCODES index) {
+    return _mm512_permutexvar_epi8(index, _mm512_loadu_si512(table));
+}
+INLINE RCODES codes_of_four_bits(const uint32_t table[4], RCODES index) {
+    return _mm512_permutexvar_epi8(index, _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)));
+}
+/* The bits of `b` where the mask has them, others of `a`. */
+INLINE RCODES codes_with(RCODES a, RCODES b, int mask) {
+    return _mm512_ternarylogic_epi64(a, b, _mm512_set1_epi8((char)mask), 0xD8);
+}
+/* Of 32 bytes: those bits from `first` on, of the last 32 entries from first + 4 on. What is above them is of others.
+ */
+INLINE RCODES codes_of_nibbles(const uint8_t *p, int first) {
+    const __m512i places =
+        _mm512_inserti64x4(_mm512_set1_epi16((short)first), _mm256_set1_epi16((short)(first + 4)), 1);
+    return _mm512_srlv_epi16(_mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)p)), places);
 }
 /* Bytes 0 of a and b, bytes 2, ...; bytes 1, 3, ... */
 INLINE RCODES codes_even(RCODES a, RCODES b) {
@@ -194,17 +200,11 @@ INLINE RCODES codes_even(RCODES a, RCODES b) {
 INLINE RCODES codes_odd(RCODES a, RCODES b) {
     return _mm512_mask_blend_epi8(0xAAAAAAAAAAAAAAAAu, _mm512_srli_epi16(a, 8), b);
 }
-INLINE RCODES codes_add(RCODES a, RCODES b) { return _mm512_add_epi8(a, b); }
-/* `code` where a mask of 64 bits is 0. */
-INLINE RCODES codes_where_clear(const uint8_t *mask, int code) {
+/* `code` where a mask of 64 bits is 1. */
+INLINE RCODES codes_where_set(const uint8_t *mask, int code) {
     uint64_t bits;
     memcpy(&bits, mask, sizeof bits);
-    return _mm512_maskz_mov_epi8(_cvtu64_mask64(~bits), codes_set(code));
-}
-/* twice_zero - code where bit `bit` of the plane is set. */
-INLINE RCODES codes_mirrored(RCODES codes, RCODES plane, int bit, int twice_zero) {
-    const __mmask64 negative = _mm512_test_epi8_mask(plane, _mm512_set1_epi8((char)(1 << bit)));
-    return _mm512_mask_sub_epi8(codes, negative, codes_set(twice_zero), codes);
+    return _mm512_maskz_mov_epi8(_cvtu64_mask64(bits), codes_set(code));
 }
 /* Of each 16 numbers: 0, 4, 8, 12, 1, 5, ... */
 INLINE void transpose_fours(const int8_t *x, int8_t *out) {

@@ -6,7 +6,6 @@
 typedef struct Half {
     TensorType type;
     WeightTraits traits;
-    bool planar;
     const uint8_t *span, *codes, *small, *scales; /* codes and small scales of the pair */
     int pair, odd, half, row;
 } Half;
@@ -48,43 +47,68 @@ static uint32_t digits_at(const Half *h, int j) {
 /* Four bits from the lowest of four bytes: spread_bits, backwards. */
 static unsigned gathered_bits(uint32_t bytes) { return (bytes & 0x01010101) * 0x01020408u >> 24 & 15; }
 
-/* An entry from its low and higher bits, and its four signs from `column` on. */
-static uint32_t entry_codes(const Half *h, unsigned low, unsigned high, unsigned signs, int column) {
-    const WeightTraits t = h->traits;
-    const bool eighths = t.flags & EIGHTHS;
-    const unsigned index = low | (high & ((1u << (t.index_bits - 8)) - 1)) << 8;
-    const unsigned of_entry = eighths ? high >> (t.index_bits - 8) : signs << column % t.entry;
-    return grid_codes(grid_of(h->type), t, grid_entry(index, of_entry), column);
-}
-
 static uint32_t entries_at(const Half *h, int j) {
     const WeightTraits t = h->traits;
     const int per_group = GROUP / t.entry, more = high_bits(t), number = h->odd * per_group + 4 * j / t.entry;
     const uint8_t *upper = h->codes + 2 * per_group * BLOCK_ROWS + per_group * more / 4 * h->row;
     const uint8_t *signs = h->codes + 2 * per_group * BLOCK_ROWS * (8 + more) / 8 + 64 * h->odd + 4 * h->row;
     const unsigned high = more ? (unsigned)upper[number * more / 8] >> number * more % 8 & ((1u << more) - 1) : 0;
-    return entry_codes(h, h->codes[number * BLOCK_ROWS + h->row], high,
-                       t.flags & SIGNS ? gathered_bits(read_u32(signs) >> j) : 0, 4 * j);
+    const unsigned index = h->codes[number * BLOCK_ROWS + h->row] | (high & ((1u << (t.index_bits - 8)) - 1)) << 8;
+    const unsigned of_four = t.flags & SIGNS ? gathered_bits(read_u32(signs) >> j) : 0;
+    const unsigned of_entry = t.flags & EIGHTHS ? high >> (t.index_bits - 8) : of_four << 4 * j % t.entry;
+    return grid_codes(grid_of(h->type), t, grid_entry(index, of_entry), 4 * j);
+}
+
+static uint32_t number_of(TensorType type, unsigned digit) {
+    switch (type) {
+    case TYPE_IQ3_S: return IQ3_S_NUMBER(digit);
+    case TYPE_IQ3_XXS: return IQ3_XXS_NUMBER(digit);
+    case TYPE_IQ1_S:
+    case TYPE_IQ1_M: return IQ1_NUMBER(digit);
+    default: return IQ2_NUMBER(digit);
+    }
+}
+
+/* Four of an entry's columns. */
+static uint32_t planar_numbers(const Half *h, unsigned entry, int column) {
+    const WeightTraits t = h->traits;
+    const uint8_t *firsts = planar_halves(h->type), *seconds = firsts + (1 << planar_first_bits(t));
+    const unsigned first = firsts[planar_first_place(t, entry)], second = seconds[entry & 255];
+    const int width = t.entry == 4 ? 4 : 2;
+    const unsigned digits = t.entry == 4 ? first | second << 8 : column % 8 ? second : first;
+    uint32_t numbers = 0;
+    for (int i = 0; i < 4; i++) numbers |= number_of(h->type, digits >> width * i & ((1u << width) - 1)) << 8 * i;
+    return numbers;
+}
+
+static unsigned planar_signs(const Half *h, const uint8_t *of_row, int j) {
+    unsigned signs = 0;
+    for (int k = 0; k < 4; k++) signs |= ((unsigned)of_row[j % 4] >> planar_sign_bit(h->traits, 4 * j + k) & 1) << k;
+    return signs;
 }
 
 static uint32_t planar_entries_at(const Half *h, int j) {
     const WeightTraits t = h->traits;
-    const int in_group = GROUP / t.entry / 4, more = high_bits(t), i = 4 * j / t.entry;
-    const int number = h->odd * in_group + i / 4;
+    const int registers = planar_registers(t), more = planar_more(t), i = 4 * j / t.entry;
+    const int number = h->odd * registers / 2 + i / 4;
     const int place = t.entry == 8 && (i % 4 == 1 || i % 4 == 2) ? 3 - i % 4 : i % 4, at = 4 * h->row + place;
-    const uint8_t *masks = h->codes + 2 * in_group * 64;
-    const uint8_t *signs = masks + 2 * in_group * more * 8 + 64 * h->odd + 4 * h->row;
-    unsigned high = 0;
-    for (int b = 0; b < more; b++) high |= ((unsigned)masks[8 * more * number + 8 * b + at / 8] >> at % 8 & 1) << b;
-    return entry_codes(h, h->codes[64 * number + at], high,
-                       t.flags & SIGNS ? (unsigned)signs[j % 4] >> j / 4 * 4 & 15 : 0, 4 * j);
+    const uint8_t *planes = h->codes + registers * 64, *behind = planes + registers * more * 8;
+    const bool half_planes = registers * more < 8;
+    const unsigned bits = !more         ? 0
+                          : half_planes ? (unsigned)planes[at % 32] >> (more * number + at / 32 * 4)
+                                        : (unsigned)planes[at] >> more * number;
+    const unsigned entry = h->codes[64 * number + at] | (bits & ((1u << more) - 1)) << 8;
+    const unsigned signs = t.flags & SIGNS       ? planar_signs(h, behind + 64 * h->odd + 4 * h->row, j)
+                           : signs_of_entries(t) ? (unsigned)behind[8 * number + at / 8] >> at % 8
+                                                 : (unsigned)h->small[h->row] >> (4 * h->odd + 3);
+    return signed_codes(t, planar_numbers(h, entry, 4 * j), signs);
 }
 
 /* Four columns from 4 j of the group on. */
 static uint32_t codes_at(const Half *h, int j) {
     switch (h->traits.kind) {
     case NIBBLE_TABLE: return look_up_nibbles(table_of(h->type), nibbles_at(h, j));
-    case GRID_INDICES: return h->planar ? planar_entries_at(h, j) : entries_at(h, j);
+    case GRID_INDICES: return h->traits.flags & PLANAR ? planar_entries_at(h, j) : entries_at(h, j);
     case DIGITS: return digits_at(h, j);
     case INTEGERS: break;
     }
@@ -95,7 +119,7 @@ static void small_scale_at(const Half *h, BlockScale *s) {
     const int flags = h->traits.flags, n = flags & HALVES ? 2 : 1;
     if (flags & ODD) {
         const unsigned both = h->small[(n == 2 ? BLOCK_ROWS * h->odd : 0) + h->row];
-        s->small = 2 * (int)(both >> 4 * (n == 2 ? h->half : h->odd) & 15) + 1;
+        s->small = 2 * (int)(both >> 4 * (n == 2 ? h->half : h->odd) & (sign_of_group(h->traits) ? 7 : 15)) + 1;
     } else if (joins_halves(h->traits) && flags & MINIMUM) {
         const uint8_t both = h->small[4 * h->row + 2 * h->half + h->odd];
         s->small = both & 15, s->small_minimum = -(both >> 4);
@@ -126,12 +150,11 @@ static BlockScale scale_at(const Half *h) {
 }
 
 static void unpack_codes_of(TensorType type, const Weight *weight, const uint8_t *block, int r, float *out) {
-    const WeightTraits t = traits_of(type);
+    const WeightTraits t = packed_traits(type, weight->planar_grids);
     for (int column = 0; column < weight->columns; column += 16) {
         const PairPlace at = place_of_pair(t, column);
         const Half h = {.type = type,
                         .traits = t,
-                        .planar = weight->planar_grids,
                         .span = block + at.span,
                         .codes = block + at.codes,
                         .small = block + at.small,

@@ -7,6 +7,12 @@
 
 #include "types/block.h"
 
+/* The numbers of digits. */
+#define IQ2_NUMBER(digit) (8u + 17u * (digit) + ((digit) == 2))
+#define IQ1_NUMBER(digit) (8u * (digit))
+#define IQ3_XXS_NUMBER(digit) (4u + 8u * (digit) + 2 * ((digit) == 7))
+#define IQ3_S_NUMBER(digit) (1u + 2u * (digit))
+
 /* Four numbers to a word, the first in the lowest byte; an entry of eight columns is two words. The numbers of iq1_grid
  * are codes less one eighth: 0, 8 and 16 for -1, 0 and 1. */
 #if defined(__cplusplus) /* devices cannot share what another file holds */
@@ -14,8 +20,12 @@
 #else
 extern const uint32_t iq2_xxs_grid[512], iq2_xs_grid[1024], iq2_s_grid[2048], iq1_grid[4096], iq3_xxs_grid[256],
     iq3_s_grid[512];
-extern const uint8_t iq2_xxs_digits[512], iq2_xs_digits[1024], iq2_s_digits[2048], iq1_digits[4096],
-    iq3_xxs_digits[512], iq3_s_digits[1024];
+/* Digits of the halves of entries, as the planar form looks them up (cpu/packed.h), those of all first halves and then
+ * of the second ones: two nibbles, or four of two bits. And entries' numbers there, of books whose indices are not
+ * such numbers. */
+extern const uint8_t iq3_s_halves[384], iq3_xxs_halves[512], iq2_s_halves[384], iq2_xs_halves[384], iq2_xxs_halves[512],
+    iq1_halves[512];
+extern const uint16_t iq3_s_planar[512], iq2_s_planar[1024], iq2_xs_planar[512], iq1_planar[2048];
 #endif
 
 typedef struct GridEntry {
@@ -40,12 +50,17 @@ TYPE_FUNCTION BlockScale odd_scale(unsigned d, int scale) {
     return s;
 }
 
+/* The codes of four numbers with these signs; or, of EIGHTHS, with that of their eighth. */
+TYPE_FUNCTION uint32_t signed_codes(WeightTraits t, uint32_t numbers, unsigned signs) {
+    if (t.flags & EIGHTHS) return numbers + (signs & 1 ? 0u : 0x02020202u);
+    const uint32_t negative = spread_bits(signs) * 255;
+    return (uint32_t)t.zero * 0x01010101u + (numbers & ~negative) - (numbers & negative);
+}
+
 /* The codes of four of an entry's columns. */
 TYPE_FUNCTION uint32_t grid_codes(const uint32_t *grid, WeightTraits t, GridEntry entry, int column) {
     const uint32_t numbers = grid[(int)entry.index * (t.entry / 4) + column % t.entry / 4];
-    if (t.flags & EIGHTHS) return numbers + (entry.signs & 1 ? 0u : 0x02020202u);
-    const uint32_t negative = spread_bits(entry.signs >> column % t.entry) * 255;
-    return (uint32_t)t.zero * 0x01010101u + (numbers & ~negative) - (numbers & negative);
+    return signed_codes(t, numbers, t.flags & EIGHTHS ? entry.signs : entry.signs >> column % t.entry);
 }
 
 #endif

@@ -50,16 +50,16 @@ static void random_row(float *x, int columns, Random *random) {
 }
 
 static void pack_for(const Kernels *kernels, Case *c) {
-    c->weight.planar_grids = kernels->planar_grids;
+    free(c->weight.data);
+    weight_layout(&c->weight, &c->tensor, c->weight.rows, kernels->planar_grids);
+    c->weight.data = aligned_alloc(64, (c->weight.block_bytes * (size_t)c->weight.n_blocks + 63) / 64 * 64);
     weight_fill(&c->weight, &c->tensor, NULL, 0, c->weight.n_blocks);
 }
 
 static Case new_case(const Kernels *kernels, const BlockType *type, int rows, int columns, int n_tokens,
                      Random *random) {
     Case c = {.type = type, .tensor = random_tensor(type, rows, columns, true, random), .n_tokens = n_tokens};
-    weight_layout(&c.weight, &c.tensor, rows, false);
-    const size_t bytes = c.weight.block_bytes * (size_t)c.weight.n_blocks;
-    c.weight.data = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    c.weight.rows = rows;
     pack_for(kernels, &c);
     c.x_stride = padded(columns);
     c.out_stride = (size_t)c.weight.n_blocks * BLOCK_ROWS;
