@@ -329,21 +329,23 @@ static void store_key(const Kernels *kernels, const Heads *heads, uint8_t *chunk
     kernels->to_codes(key, codes, halves, size);
     for (int d = 0; d < size; d++) {
         if (d % CACHE_BLOCK == 0) ((uint16_t *)(keys + key_scales_at(d)))[lane] = halves[d / CACHE_BLOCK];
-        ((int8_t *)keys)[key_codes_at(d) + (size_t)lane] = codes[d];
+        ((int8_t *)keys)[key_code_at(d, lane)] = codes[d];
     }
 }
 
 static void store_value(const Kernels *kernels, const Heads *heads, uint8_t *chunk, int position, const float *value) {
     const int size = heads->head_size;
-    const size_t before = (size_t)position * (size_t)size;
+    int8_t codes[MAX_HEAD_SIZE];
     uint16_t scales[MAX_HEAD_SIZE / CACHE_BLOCK];
     if (heads->kv_type == BEE_KV_F16) {
-        kernels->to_float16(value, (uint16_t *)chunk + before, size);
+        kernels->to_float16(value, (uint16_t *)chunk + (size_t)position * (size_t)size, size);
         return;
     }
-    kernels->to_codes(value, (int8_t *)chunk + value_scale_bytes(size) + before, scales, size);
-    for (int d = 0; d < size; d += CACHE_BLOCK)
-        ((uint16_t *)(chunk + value_scales_at(d)))[position] = scales[d / CACHE_BLOCK];
+    kernels->to_codes(value, codes, scales, size);
+    for (int d = 0; d < size; d++) {
+        if (d % CACHE_BLOCK == 0) ((uint16_t *)(chunk + value_scales_at(d)))[position] = scales[d / CACHE_BLOCK];
+        ((int8_t *)chunk)[value_code_at(size, position, d)] = codes[d];
+    }
 }
 
 /* A query or key head in place. */

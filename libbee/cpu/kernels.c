@@ -3,7 +3,9 @@
 #include "planar_grids.h"
 #include "products.h"
 #include "simd.h"
+#include "simd_words.h"
 
+#include "ops.h"
 #include "sampling/sample.h"
 
 #include <float.h>
@@ -280,7 +282,7 @@ static bool may_win(const float *logits, const int32_t *ids, int32_t first, floa
 
 /* ---- attention ---------------------------------------------------------------------------------- */
 
-enum { MAX_QUERIES = 6 };
+enum { MAX_QUERIES = 6, MAX_CODE_BLOCKS = 2 };
 
 /* Into the second-level cache what is at work later: while it is the keys' turn the values, line by line as they lie,
  * and while it is the values' the keys of the head that follows. So all of it comes from memory long before it is
@@ -319,39 +321,70 @@ INLINE void score(int n, const Attention *a, const float *const *queries, int fi
     }
 }
 
-/* The same of keys in 8 bits: the products of 32 dimensions are summed up before their scale is known. */
-INLINE void score_codes(int n, const Attention *a, const float *const *queries, int first_block, int n_blocks,
+/* Of keys and values in 8 bits, queries and weights become integers of 16 bits: 2^-16 of the largest of a block is far
+ * less than what the codes' own rounding lost, and sums of products with codes are exact. */
+typedef struct Words {
+    int16_t queries[MAX_QUERIES][MAX_HEAD_SIZE], weights[MAX_QUERIES][MAX_CODE_BLOCKS][POSITION_CHUNK];
+    float query_scales[MAX_QUERIES][MAX_HEAD_SIZE / CACHE_BLOCK];
+} Words;
+
+/* 32 numbers, or 16; returns their scale. */
+INLINE float store_words(const float *x, int n, int16_t *words) {
+    const VF a = vf_load(x), b = vf_load(x + n - 16);
+    const float largest = vf_largest(vf_max(vf_abs(a), vf_abs(b)));
+    /* Below 2^-110 the quotient could overflow: such a block counts as zero. */
+    const VF inverse = vf_set(largest > 0x1p-110f ? (float)INT16_MAX / largest : 0);
+    vf_store_int16(words, vf_mul(a, inverse));
+    vf_store_int16(words + n - 16, vf_mul(b, inverse));
+    return vf_finite(a) && vf_finite(b) ? largest / (float)INT16_MAX : NAN;
+}
+
+INLINE void store_queries(int n, int head_size, const float *const *queries, Words *words) {
+    for (int q = 0; q < n; q++)
+        for (int d = 0; d < head_size; d += CACHE_BLOCK)
+            words->query_scales[q][d / CACHE_BLOCK] = store_words(
+                queries[q] + d, head_size - d < CACHE_BLOCK ? head_size - d : CACHE_BLOCK, words->queries[q] + d);
+}
+
+/* The same of keys in 8 bits, with queries that store_queries has put there: the products of 32 dimensions are summed
+ * up before their scale is known. */
+INLINE void score_codes(int n, const Attention *a, const Words *words, int first_block, int n_blocks,
                         float (*scores)[POSITION_CHUNK]) {
     const bool two = 2 * n <= FLOAT_SUMS;
     const size_t block_bytes = key_block_bytes(a->head_size);
     for (int block = two ? first_block / 2 * 2 : first_block; block < n_blocks; block += two ? 2 : 1) {
         for (int first = 0; first < a->head_size; first += CACHE_BLOCK) {
             const uint8_t *scales = a->keys + (size_t)block * block_bytes + key_scales_at(first);
-            const int8_t *codes = (const int8_t *)scales + key_codes_at(0);
-            const int width = a->head_size - first < CACHE_BLOCK ? a->head_size - first : CACHE_BLOCK;
-            VF acc[MAX_QUERIES][2];
-            UNROLL for (int q = 0; q < n; q++) acc[q][0] = acc[q][1] = vf_set(0);
             const uint8_t *later = a->values + (scales - a->keys);
+            const int8_t *codes = (const int8_t *)scales + key_code_at(0, 0);
+            const int width = a->head_size - first < CACHE_BLOCK ? a->head_size - first : CACHE_BLOCK;
+            SUMS acc[MAX_QUERIES][2];
+            UNROLL for (int q = 0; q < n; q++) acc[q][0] = acc[q][1] = sums_zero();
             prefetch_later(later);
             if (two) prefetch_later(later + block_bytes);
-            for (int d = 0; d < width; d++, codes += POSITION_BLOCK) {
-                if (d % 4 == 0) { /* four rows of 16 a line */
-                    prefetch_later(later + key_codes_at(d));
-                    if (two) prefetch_later(later + block_bytes + key_codes_at(d));
+            for (int d = 0; d < width; d += 2, codes += 2 * POSITION_BLOCK) {
+                if (d % 4 == 0) { /* four dimensions of 16 positions a line */
+                    prefetch_later(later + key_code_at(d, 0));
+                    if (two) prefetch_later(later + block_bytes + key_code_at(d, 0));
                 }
-                const VF k = vf_load_int8(codes), l = two ? vf_load_int8(codes + block_bytes) : k;
+                const WORDS k = words_load(codes), l = two ? words_load(codes + block_bytes) : k;
                 UNROLL for (int q = 0; q < n; q++) {
-                    const VF x = vf_set(queries[q][first + d]);
-                    acc[q][0] = vf_fma(k, x, acc[q][0]);
-                    if (two) acc[q][1] = vf_fma(l, x, acc[q][1]);
+                    const int16_t *pair = words->queries[q] + first + d;
+                    acc[q][0] = sums_dot(acc[q][0], k, pair);
+                    if (two) acc[q][1] = sums_dot(acc[q][1], l, pair);
                 }
             }
             const VF s = vf_load_f16((const uint16_t *)scales);
             const VF t = two ? vf_load_f16((const uint16_t *)(scales + block_bytes)) : s;
             UNROLL for (int q = 0; q < n; q++) {
+                const VF scale = vf_set(words->query_scales[q][first / CACHE_BLOCK]);
                 float *at = scores[q] + block * POSITION_BLOCK, *more = at + POSITION_BLOCK;
-                vf_store(at, vf_fma(s, acc[q][0], first ? vf_load(at) : vf_set(0)));
-                if (two) vf_store(more, vf_fma(t, acc[q][1], first ? vf_load(more) : vf_set(0)));
+                const VF x = vf_mul(vf_from_sums(acc[q][0]), scale);
+                vf_store(at, first ? vf_fma(s, x, vf_load(at)) : vf_mul(s, x));
+                if (two) {
+                    const VF y = vf_mul(vf_from_sums(acc[q][1]), scale);
+                    vf_store(more, first ? vf_fma(t, y, vf_load(more)) : vf_mul(t, y));
+                }
             }
         }
     }
@@ -381,85 +414,155 @@ INLINE void soften(float *scores, int n_hidden, int n_visible, float softcap, fl
     partial[1] = vf_sum(sum);
 }
 
-/* Sixteen values, numbers or codes. */
-INLINE VF load_values(bool codes, const uint8_t *values) {
-    return codes ? vf_load_int8((const int8_t *)values) : vf_load_f16((const uint16_t *)values);
-}
-
-/* `width` x 16 dimensions of the values, weighted, for n queries; the weights are one for every 32 dimensions. The
- * positions that all queries see are read once; the few before and after, which only some tokens see, query by query:
- * the order of each sum is that of the positions. */
-INLINE void weigh(int n, int width, bool codes, const Attention *a, const int *n_hidden, const int *n_visible,
-                  int dimension, const float (*const *weights)[POSITION_CHUNK], float *const *partials) {
-    const size_t bytes = codes ? 1 : sizeof(uint16_t), row_bytes = bytes * (size_t)a->head_size;
-    const uint8_t *all = a->values + (codes ? value_scale_bytes(a->head_size) : 0) + bytes * (size_t)dimension;
+/* `width` x 16 dimensions of the values, weighted, for n queries. The positions that all queries see are read once; the
+ * few before and after, which only some tokens see, query by query: the order of each sum is that of the positions. */
+INLINE void weigh(int n, int width, const Attention *a, const int *n_hidden, const int *n_visible, int dimension,
+                  const float (*weights)[POSITION_CHUNK], float *const *partials) {
+    const size_t head_size = (size_t)a->head_size;
+    const uint16_t *all = (const uint16_t *)a->values + dimension;
     VF acc[MAX_QUERIES][4];
     UNROLL for (int q = 0; q < n; q++) UNROLL for (int c = 0; c < width; c++) acc[q][c] = vf_set(0);
     const int begin = n_hidden[n - 1], end = n_visible[0] < begin ? begin : n_visible[0];
     UNROLL for (int q = 0; q < n; q++) {
-        const uint8_t *early = all + (size_t)n_hidden[q] * row_bytes;
-        for (int p = n_hidden[q]; p < begin && p < n_visible[q]; p++, early += row_bytes)
+        const uint16_t *early = all + (size_t)n_hidden[q] * head_size;
+        for (int p = n_hidden[q]; p < begin && p < n_visible[q]; p++, early += head_size)
             UNROLL for (int c = 0; c < width; c++) acc[q][c] =
-                vf_fma(load_values(codes, early + 16 * bytes * c), vf_set(weights[c / 2][q][p]), acc[q][c]);
+                vf_fma(vf_load_f16(early + 16 * c), vf_set(weights[q][p]), acc[q][c]);
     }
-    const uint8_t *values = all + (size_t)begin * row_bytes;
-    const uint8_t *later = a->next + bytes * POSITION_CHUNK * (size_t)dimension;
-    for (int p = begin; p < end; p++, values += row_bytes) {
-        for (int c = 0; c < width; c += codes ? 4 : 2) prefetch_later(later + 16 * bytes * (p * width + c));
+    const uint16_t *values = all + (size_t)begin * head_size;
+    const uint8_t *later = a->next + sizeof(uint16_t) * POSITION_CHUNK * (size_t)dimension;
+    for (int p = begin; p < end; p++, values += head_size) {
+        for (int c = 0; c < width; c += 2) prefetch_later(later + 32 * (p * width + c));
         UNROLL for (int c = 0; c < width; c++) {
-            const VF v = load_values(codes, values + 16 * bytes * c);
-            UNROLL for (int q = 0; q < n; q++) acc[q][c] = vf_fma(v, vf_set(weights[c / 2][q][p]), acc[q][c]);
+            const VF v = vf_load_f16(values + 16 * c);
+            UNROLL for (int q = 0; q < n; q++) acc[q][c] = vf_fma(v, vf_set(weights[q][p]), acc[q][c]);
         }
     }
     UNROLL for (int q = 0; q < n; q++) {
-        const uint8_t *rest = values;
-        for (int p = end; p < n_visible[q]; p++, rest += row_bytes)
+        const uint16_t *rest = values;
+        for (int p = end; p < n_visible[q]; p++, rest += head_size)
             UNROLL for (int c = 0; c < width; c++) acc[q][c] =
-                vf_fma(load_values(codes, rest + 16 * bytes * c), vf_set(weights[c / 2][q][p]), acc[q][c]);
+                vf_fma(vf_load_f16(rest + 16 * c), vf_set(weights[q][p]), acc[q][c]);
         UNROLL for (int c = 0; c < width; c++) vf_store(partials[q] + PARTIAL_HEAD + dimension + 16 * c, acc[q][c]);
     }
 }
 
-/* The weights of positions, times the scales of their values in 32 dimensions. */
-INLINE void scale_weights(int n, const Attention *a, const int *n_hidden, const int *n_visible, int dimension,
-                          const float (*scores)[POSITION_CHUNK], float (*weights)[POSITION_CHUNK]) {
+/* Of 32 dimensions, what makes weights of positions [hidden, visible) integers that have the values' scales in them: 0
+ * for all others of [begin, end). Returns what sums of products with those are to be multiplied by. */
+INLINE float weight_factors(const Attention *a, int dimension, int begin, int end, int hidden, int visible,
+                            float *factors) {
     const uint16_t *scales = (const uint16_t *)(a->values + value_scales_at(dimension));
-    UNROLL for (int q = 0; q < n; q++) for (int p = n_hidden[q] / 16 * 16; p < n_visible[q]; p += 16)
-        vf_store(weights[q] + p, vf_mul(vf_load(scores[q] + p), vf_load_f16(scales + p)));
+    const VF zero = vf_set(0);
+    VF top = zero, poison = zero; /* a maximum forgets NaN, so a sum remembers it */
+    const uint8_t *later = a->next + POSITION_CHUNK * (size_t)a->head_size + value_scales_at(dimension);
+    for (int p = begin; p < end; p += 16) {
+        const int seen = visible - p;
+        if (p % 32 == 0) prefetch_later(later + 2 * p); /* what weigh_codes leaves of the next head's keys */
+        vf_store(factors + p, seen > 0 ? vf_keep(vf_load_f16(scales + p), seen, 0) : zero);
+        if (p < hidden) memset(factors + p, 0, (size_t)(hidden - p < 16 ? hidden - p : 16) * sizeof(float));
+        top = vf_max(vf_load(factors + p), top);
+        poison = vf_fma(vf_load(factors + p), zero, poison);
+    }
+    const float largest = vf_largest(top) + vf_sum(poison);
+    const VF inverse = vf_set(largest > 0 ? (float)INT16_MAX / largest : 0);
+    for (int p = begin; p < end; p += 16) vf_store(factors + p, vf_mul(vf_load(factors + p), inverse));
+    return largest / (float)INT16_MAX;
 }
 
-INLINE void attend_queries(int n, bool codes, const Attention *a, int first) {
-    enum { WIDEST = 4 };
-    float scores[MAX_QUERIES][POSITION_CHUNK], scaled[WIDEST / 2][MAX_QUERIES][POSITION_CHUNK];
-    const float (*weights[WIDEST / 2])[POSITION_CHUNK] = {codes ? scaled[0] : scores, codes ? scaled[1] : scores};
+/* Weights are at most 1. Positions that a query does not see get 0, whatever lies there. */
+INLINE void store_weights(int n, const Attention *a, const int *n_hidden, const int *n_visible, int dimension, int at,
+                          const float (*scores)[POSITION_CHUNK], Words *words, float *sum_scales) {
+    const int begin = n_hidden[0] / 16 * 16, end = n_visible[n - 1];
+    float factors[POSITION_CHUNK];
+    for (int q = 0; q < n; q++) {
+        if (q && n_hidden[q] == n_hidden[q - 1] && n_visible[q] == n_visible[q - 1])
+            sum_scales[q] = sum_scales[q - 1];
+        else
+            sum_scales[q] = weight_factors(a, dimension, begin, end, n_hidden[q], n_visible[q], factors);
+        for (int p = begin; p < end; p += 16)
+            vf_store_int16(words->weights[q][at] + p, vf_mul(vf_load(scores[q] + p), vf_load(factors + p)));
+    }
+}
+
+/* `width` x 16 dimensions of values in 8 bits, for n queries. */
+INLINE void weigh_codes(int n, int width, const Attention *a, int begin, int end, int dimension, const Words *words,
+                        const float (*sum_scales)[MAX_QUERIES], float *const *partials) {
+    const size_t head_size = (size_t)a->head_size;
+    const int8_t *values = (const int8_t *)a->values + value_code_at(a->head_size, begin, dimension);
+    const uint8_t *later = a->next + POSITION_CHUNK * (size_t)dimension;
+    SUMS acc[MAX_QUERIES][4];
+    UNROLL for (int q = 0; q < n; q++) UNROLL for (int c = 0; c < width; c++) acc[q][c] = sums_zero();
+    for (int p = begin; p < end; p += 2, values += 2 * head_size) {
+        for (int c = 0; c < width; c += 2) prefetch_later(later + 16 * (p * width + 2 * c));
+        UNROLL for (int c = 0; c < width; c++) {
+            const WORDS v = words_load(values + 32 * c);
+            UNROLL for (int q = 0; q < n; q++) acc[q][c] = sums_dot(acc[q][c], v, words->weights[q][c / 2] + p);
+        }
+    }
+    UNROLL for (int q = 0; q < n; q++) UNROLL for (int c = 0; c < width; c++) vf_store(
+        partials[q] + PARTIAL_HEAD + dimension + 16 * c, vf_mul(vf_from_sums(acc[q][c]), vf_set(sum_scales[c / 2][q])));
+}
+
+/* How many times 16 dimensions of the values the registers hold the sums of. */
+enum { WIDEST = 2 * MAX_CODE_BLOCKS };
+
+INLINE int widest(int n) { return 4 * n <= FLOAT_SUMS ? WIDEST : 2 * n <= FLOAT_SUMS ? 2 : 1; }
+
+INLINE void attend_queries(int n, const Attention *a, int first) {
+    float scores[MAX_QUERIES][POSITION_CHUNK];
     const int *n_visible = a->n_visible + first, *n_hidden = a->n_hidden + first;
     const int blocks = (n_visible[n - 1] + POSITION_BLOCK - 1) / POSITION_BLOCK;
     float *const *partials = a->partials + first;
-    if (codes)
-        score_codes(n, a, a->queries + first, n_hidden[0] / POSITION_BLOCK, blocks, scores);
-    else
-        score(n, a, a->queries + first, n_hidden[0] / POSITION_BLOCK, blocks, scores);
+    score(n, a, a->queries + first, n_hidden[0] / POSITION_BLOCK, blocks, scores);
     for (int q = 0; q < n; q++) soften(scores[q], n_hidden[q], n_visible[q], a->softcap, partials[q]);
-    const int widest = 4 * n <= FLOAT_SUMS ? WIDEST : 2 * n <= FLOAT_SUMS ? 2 : 1;
     for (int d = 0; d < a->head_size;) {
-        const int width = d + 16 * widest <= a->head_size ? widest : 1;
-        for (int block = d; codes && block < d + 16 * width; block += CACHE_BLOCK)
-            if (block % CACHE_BLOCK == 0)
-                scale_weights(n, a, n_hidden, n_visible, block, scores, scaled[(block - d) / CACHE_BLOCK]);
+        const int width = d + 16 * widest(n) <= a->head_size ? widest(n) : 1;
         if (width == 1)
-            weigh(n, 1, codes, a, n_hidden, n_visible, d, weights, partials);
+            weigh(n, 1, a, n_hidden, n_visible, d, scores, partials);
         else
-            weigh(n, widest, codes, a, n_hidden, n_visible, d, weights, partials);
+            weigh(n, widest(n), a, n_hidden, n_visible, d, scores, partials);
         d += 16 * width;
     }
 }
 
-#define ATTEND(n)                                                                           \
-    static __attribute__((noinline)) void attend_##n(const Attention *a, int first) {       \
-        attend_queries(n, false, a, first);                                                 \
-    }                                                                                       \
-    static __attribute__((noinline)) void attend_codes_##n(const Attention *a, int first) { \
-        attend_queries(n, true, a, first);                                                  \
+/* Zeros before and behind the blocks of positions that soften has looked at. */
+INLINE void clear_unseen(float *scores, int begin, int end, int hidden, int visible) {
+    const int first = hidden / 16 * 16, behind = (visible + 15) / 16 * 16;
+    if (first > begin) memset(scores + begin, 0, (size_t)(first - begin) * sizeof(float));
+    if (end > behind) memset(scores + behind, 0, (size_t)(end - behind) * sizeof(float));
+}
+
+INLINE void attend_to_codes(int n, const Attention *a, int first) {
+    float scores[MAX_QUERIES][POSITION_CHUNK], sum_scales[MAX_CODE_BLOCKS][MAX_QUERIES];
+    Words words;
+    const int *n_visible = a->n_visible + first, *n_hidden = a->n_hidden + first;
+    const int blocks = (n_visible[n - 1] + POSITION_BLOCK - 1) / POSITION_BLOCK;
+    const int begin = n_hidden[0] / POSITION_BLOCK * POSITION_BLOCK, end = blocks * POSITION_BLOCK;
+    float *const *partials = a->partials + first;
+    store_queries(n, a->head_size, a->queries + first, &words);
+    score_codes(n, a, &words, n_hidden[0] / POSITION_BLOCK, blocks, scores);
+    for (int q = 0; q < n; q++) {
+        soften(scores[q], n_hidden[q], n_visible[q], a->softcap, partials[q]);
+        clear_unseen(scores[q], begin, end, n_hidden[q], n_visible[q]);
+    }
+    for (int d = 0; d < a->head_size;) {
+        const int width = d + 16 * widest(n) <= a->head_size ? widest(n) : 1;
+        for (int block = d; block < d + 16 * width; block += CACHE_BLOCK)
+            if (block % CACHE_BLOCK == 0)
+                store_weights(n, a, n_hidden, n_visible, block, (block - d) / CACHE_BLOCK, scores, &words,
+                              sum_scales[(block - d) / CACHE_BLOCK]);
+        if (width == 1)
+            weigh_codes(n, 1, a, begin, n_visible[n - 1], d, &words, sum_scales, partials);
+        else
+            weigh_codes(n, widest(n), a, begin, n_visible[n - 1], d, &words, sum_scales, partials);
+        d += 16 * width;
+    }
+}
+
+#define ATTEND(n)                                                                                                    \
+    static __attribute__((noinline)) void attend_##n(const Attention *a, int first) { attend_queries(n, a, first); } \
+    static __attribute__((noinline)) void attend_codes_##n(const Attention *a, int first) {                          \
+        attend_to_codes(n, a, first);                                                                                \
     }
 ATTEND(1)
 ATTEND(2)

@@ -20,9 +20,11 @@
  * and of 8 bits, with a float16 scale for every 32 dimensions of a position (cache.h):
  *
  *   keys    | block 0 of 16 positions                                            | block 1 ...
- *           | dimensions 0-31                              | dimensions 32-63 ...|
- *           | 16 scales | codes: [dimension][16 positions] |
- *   values  | scales: [32 dimensions][128 positions] | codes: [position][dimension] | */
+ *           | dimensions 0-31                                       | dimensions 32-63 ...|
+ *           | 16 scales | codes: [two dimensions][16 positions][2]  |
+ *   values  | scales: [32 dimensions][128 positions] | codes: [two positions][dimension][2] |
+ *
+ * Two codes that are multiplied and added lie side by side. */
 enum { POSITION_BLOCK = 16, POSITION_CHUNK = CACHE_CHUNK, PARTIAL_HEAD = 16 };
 
 /* One chunk of one key-value head, for some queries. A partial result is float[PARTIAL_HEAD + head_size]: the largest
@@ -40,21 +42,26 @@ typedef struct Attention {
     float *const *partials;      /* out, per query */
 } Attention;
 
-/* Where keys and values of 8 bits lie in a chunk of a head: bytes before a dimension's codes, of keys for the first of
- * 16 positions; before the scales of its block; and of 16 positions' keys, or a chunk's scales of values. */
+/* Where keys and values of 8 bits lie in a chunk of a head. Bytes of 16 positions' keys; before the scales of a block
+ * of dimensions, and one of its codes; before the scales of values, all of these, and a code. */
 static inline size_t key_block_bytes(int head_size) {
     return POSITION_BLOCK * cache_head_bytes(BEE_KV_Q8_0, head_size);
 }
 static inline size_t key_scales_at(int dimension) {
     return (size_t)(dimension / CACHE_BLOCK) * key_block_bytes(CACHE_BLOCK);
 }
-static inline size_t key_codes_at(int dimension) {
-    return key_scales_at(dimension) + POSITION_BLOCK * (sizeof(uint16_t) + (size_t)(dimension % CACHE_BLOCK));
+static inline size_t key_code_at(int dimension, int lane) {
+    const int in_block = dimension % CACHE_BLOCK;
+    return key_scales_at(dimension) + sizeof(uint16_t) * POSITION_BLOCK +
+           (size_t)(in_block / 2 * 2 * POSITION_BLOCK + 2 * lane + in_block % 2);
 }
 static inline size_t value_scales_at(int dimension) {
     return sizeof(uint16_t) * POSITION_CHUNK * (size_t)(dimension / CACHE_BLOCK);
 }
 static inline size_t value_scale_bytes(int head_size) { return value_scales_at(head_size + CACHE_BLOCK - 1); }
+static inline size_t value_code_at(int head_size, int position, int dimension) {
+    return value_scale_bytes(head_size) + (size_t)(position / 2 * 2 * head_size + 2 * dimension + position % 2);
+}
 
 typedef struct Kernels {
     const char *name;

@@ -44,9 +44,6 @@ INLINE void vf_store_f16(uint16_t *p, VF a) {
 INLINE VF vf_load_bf16(const uint16_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
 }
-INLINE VF vf_load_int8(const int8_t *p) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
-}
 /* Lanes from `n` on become `fill`. */
 INLINE VF vf_keep(VF a, int n, float fill) {
     return _mm512_mask_blend_ps((__mmask16)(n >= 16 ? 0xffff : (1u << n) - 1), _mm512_set1_ps(fill), a);

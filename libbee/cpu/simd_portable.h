@@ -56,7 +56,6 @@ INLINE void vf_store_f16(uint16_t *p, VF a) {
     for (int i = 0; i < 16; i++) p[i] = f16_from_float(a.v[i]);
 }
 INLINE VF vf_load_bf16(const uint16_t *p) { LANES(VF, float_from_bf16(p[i])); }
-INLINE VF vf_load_int8(const int8_t *p) { LANES(VF, p[i]); }
 INLINE VF vf_keep(VF a, int n, float fill) { LANES(VF, i < n ? a.v[i] : fill); }
 INLINE float vf_sum(VF a) {
     for (int width = 8; width; width /= 2)

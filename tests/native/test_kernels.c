@@ -333,15 +333,14 @@ static Cell key_cell(const AttentionCase *c, int position, int d) {
     const size_t lane = (size_t)position % 16;
     uint8_t *block = c->keys + (size_t)position / 16 * 16 * cache_head_bytes(c->type, c->head_size);
     if (c->type == BEE_KV_F16) return (Cell){block + 2 * (16 * (size_t)d + lane), NULL};
-    return (Cell){block + key_codes_at(d) + lane, block + key_scales_at(d) + 2 * lane};
+    return (Cell){block + key_code_at(d, (int)lane), block + key_scales_at(d) + 2 * lane};
 }
 
 static Cell value_cell(const AttentionCase *c, int position, int d) {
     const size_t place = (size_t)position % POSITION_CHUNK, size = (size_t)c->head_size;
     uint8_t *chunk = c->values + ((size_t)position - place) * cache_head_bytes(c->type, c->head_size);
     if (c->type == BEE_KV_F16) return (Cell){chunk + 2 * (place * size + (size_t)d), NULL};
-    return (Cell){chunk + value_scale_bytes(c->head_size) + place * size + (size_t)d,
-                  chunk + value_scales_at(d) + 2 * place};
+    return (Cell){chunk + value_code_at(c->head_size, (int)place, d), chunk + value_scales_at(d) + 2 * place};
 }
 
 static double number_in(Cell cell) {
@@ -373,7 +372,7 @@ static size_t value_bytes(const AttentionCase *c) {
     const size_t rest = (size_t)(c->n_positions % POSITION_CHUNK), size = (size_t)c->head_size;
     const size_t chunks = ((size_t)c->n_positions - rest) * cache_head_bytes(c->type, c->head_size);
     if (c->type == BEE_KV_F16) return chunks + 2 * rest * size;
-    return chunks + (rest ? value_scale_bytes(c->head_size) + rest * size : 0);
+    return chunks + (rest ? value_scale_bytes(c->head_size) + (rest + rest % 2) * size : 0); /* whole pairs */
 }
 
 static AttentionCase new_attention(bee_kv_type type, int head_size, int n_queries, int n_positions, Random *random) {
@@ -445,11 +444,46 @@ static void run_attention(const Kernels *kernels, AttentionCase *c, int first, i
     free(partials);
 }
 
-/* A score is a sum of head_size terms, off by at most e = (head_size + 1) u sum|q k|; in 8 bits the sums of 32 terms,
- * and of those, have no more roundings, and a weight has one more, with its scale. The weight of a position is the
- * exponential of a difference of two scores, itself rounded: relative error 2 e + u |difference| + EXP_ERROR, or
- * nothing below exp(-87). Weights enter numerator and denominator; either sum adds n roundings, and the quotient three.
- * A fold multiplies what was summed before it by another exponential, whose argument and value are rounded, and adds.
+/* In 8 bits queries and weights are rounded to multiples of a 32767th of the largest of their block: by half of that,
+ * and what else is rounded on the way. */
+#define HALF_WORD (0.501 / 32767)
+
+/* What that makes of a product of a query's number. */
+static double query_rounding(const AttentionCase *c, const float *q, int d) {
+    if (c->type == BEE_KV_F16) return 0;
+    float largest = 0;
+    for (int i = d / CACHE_BLOCK * CACHE_BLOCK; i < c->head_size && i < (d / CACHE_BLOCK + 1) * CACHE_BLOCK; i++)
+        largest = fmaxf(largest, fabsf(q[i]));
+    return HALF_WORD * largest;
+}
+
+/* And of a dimension's weighted sum, where the largest weight is 1: in each chunk the weights are at most 1 there, and
+ * their block is that times the largest scale. */
+static double weight_rounding(const AttentionCase *c, const double *score, double top, int hidden, int n_positions,
+                              int d) {
+    double rounding = 0;
+    for (int p = hidden; c->type != BEE_KV_F16 && p < n_positions;) {
+        const int end = p / POSITION_CHUNK * POSITION_CHUNK + POSITION_CHUNK;
+        double scale = 0, codes = 0, chunk_top = -INFINITY;
+        for (; p < n_positions && p < end; p++) {
+            const Cell cell = value_cell(c, p, d);
+            uint16_t half;
+            memcpy(&half, cell.scale, sizeof half);
+            scale = fmax(scale, (double)float_from_f16(half));
+            codes += abs((int8_t)*cell.number);
+            chunk_top = fmax(chunk_top, score[p]);
+        }
+        rounding += exp(chunk_top - top) * HALF_WORD * scale * codes;
+    }
+    return rounding;
+}
+
+/* A score is a sum of head_size terms, off by at most e = (head_size + 1) u sum|q k|; in 8 bits the sums of 32 terms
+ * are exact, and what is done with them has no more roundings; a weight has one more, with its scale. The weight of a
+ * position is the exponential of a difference of two scores, itself rounded: relative error 2 e + u |difference| +
+ * EXP_ERROR, or nothing below exp(-87). Weights enter numerator and denominator; either sum adds n roundings, and the
+ * quotient three. A fold multiplies what was summed before it by another exponential, whose argument and value are
+ * rounded, and adds.
  */
 static void check_attention(const AttentionCase *c, int head) {
     const int n_positions = visible_to(c, head), hidden = hidden_from(c, head);
@@ -457,13 +491,14 @@ static void check_attention(const AttentionCase *c, int head) {
     double *score = allocate((size_t)n_positions * sizeof *score), top = -INFINITY, error = 0, sum = 0;
     const float *q = c->query + head * c->head_size;
     for (int p = hidden; p < n_positions; p++) {
-        double magnitude = 0;
+        double magnitude = 0, rounding = 0;
         for (int d = 0; d < c->head_size; d++) {
-            const double product = q[d] * number_in(key_cell(c, p, d));
+            const double key = number_in(key_cell(c, p, d)), product = q[d] * key;
             score[p] += product;
             magnitude += fabs(product);
+            rounding += query_rounding(c, q, d) * fabs(key);
         }
-        error = fmax(error, (c->head_size + 1) * U * SECOND_ORDER * magnitude);
+        error = fmax(error, (c->head_size + 1) * U * SECOND_ORDER * magnitude + rounding);
         if (c->softcap)
             score[p] = c->softcap * tanh(score[p] / c->softcap); /* changes differences by less than they are */
         top = fmax(top, score[p]);
@@ -484,7 +519,9 @@ static void check_attention(const AttentionCase *c, int head) {
             value += exp(score[p] - top) / sum * v;
             magnitude += exp(score[p] - top) / sum * fabs(v);
         }
-        CHECK_NEAR(c->out[head * c->head_size + d], value, relative * SECOND_ORDER * magnitude + n_positions * 1e-36);
+        const double rounding = 2 * weight_rounding(c, score, top, hidden, n_positions, d) / sum;
+        CHECK_NEAR(c->out[head * c->head_size + d], value,
+                   relative * SECOND_ORDER * magnitude + rounding + n_positions * 1e-36);
     }
     free(score);
 }

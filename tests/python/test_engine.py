@@ -310,7 +310,8 @@ def test_a_request_takes_over_what_another_one_has_read(tiny: Engine) -> None:
     assert tiny.complete(BEGINNING + "two", params).tokens == found.tokens
 
 
-def test_sharing_changes_no_answer(tiny_path: Path) -> None:
+@pytest.mark.parametrize("kv_cache", ["f16", "q8_0"])
+def test_sharing_changes_no_answer(kv_cache: str, tiny_path: Path) -> None:
     """Greedy and sampled, with drafts and without: tokens and log-probabilities."""
 
     def job(engine: Engine, index: int) -> Any:
@@ -319,12 +320,17 @@ def test_sharing_changes_no_answer(tiny_path: Path) -> None:
             temperature=index % 3 * 0.7, seed=index, max_tokens=20, logprobs=True, top_logprobs=3, speculation=mode
         )
         answer = engine.complete(f"{BEGINNING}{index}", params)
+        shared.append(answer.stats.shared_tokens)
         return answer.tokens, answer.logprobs
 
-    found = []
+    found, shared = [], list[int]()
     for shares in (False, True):
-        with Engine(tiny_path, threads=1, share_prefixes=shares) as engine, ThreadPoolExecutor(8) as pool:
+        with (
+            Engine(tiny_path, threads=1, kv_cache=kv_cache, share_prefixes=shares) as engine,
+            ThreadPoolExecutor(8) as pool,
+        ):
             found.append(list(pool.map(job, [engine] * 16, range(16))))
+        assert any(shared) == shares
     assert found[0] == found[1]
 
 
