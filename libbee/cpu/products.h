@@ -344,8 +344,33 @@ INLINE SmallScales load_small_scales(WeightTraits t, int group, int step, const 
     return s;
 }
 
-INLINE RF first_product(bool biased, RI sum, const SmallScales *s) {
-    return biased ? rf_fma(rf_from_bits(sum), s->scale[0], s->less_bias) : rf_mul(rf_from_ri(sum), s->scale[0]);
+/* Sums of both halves of a group, or in the first place of all of it. */
+typedef struct HalfSums {
+    RI of[2];
+} HalfSums;
+
+INLINE bool begins_in_memory(int n, int zero) { return BIASED_DOTS && n >= TWO_CHAINS_BELOW && zero == BIASED_ZERO; }
+
+INLINE HalfSums begin_sums(WeightTraits t, int n, int group, const OperandPair *a, const SmallScales *s) {
+    (void)s;
+    const int zero = zero_of(t, group), start = BIASED_DOTS && !(t.flags & WHOLE) ? BIAS_BITS : 0;
+    const int16_t *half = a->half + 2 * group;
+    const int32_t *biased = a->biased + 2 * group;
+#if PLANAR_GRIDS
+    if (sign_of_group(t)) return (HalfSums){{ri_add(ri_set(start), ri_pairs_dot(s->zeros, half))}};
+#endif
+    if (!(t.flags & HALVES)) return (HalfSums){{ri_set(start - zero * a->total[group])}};
+    if (begins_in_memory(n, zero)) return (HalfSums){{ri_set(biased[0]), ri_set(biased[1])}};
+    return (HalfSums){{ri_set(start - zero * half[0]), ri_set(-zero * half[1])}};
+}
+
+INLINE RF end_sums(WeightTraits t, int n, int group, HalfSums d, const SmallScales *s) {
+    if (t.flags & WHOLE) return rf_from_ri(d.of[0]);
+    const RF first = BIASED_DOTS ? rf_fma(rf_from_bits(d.of[0]), s->scale[0], s->less_bias)
+                                 : rf_mul(rf_from_ri(d.of[0]), s->scale[0]);
+    if (!(t.flags & HALVES)) return first;
+    const bool biased = begins_in_memory(n, zero_of(t, group));
+    return rf_fma(biased ? rf_add(rf_from_bits(d.of[1]), rf_set(-BIAS)) : rf_from_ri(d.of[1]), s->scale[1], first);
 }
 
 /* 32 columns of one token, times their small scales. */
@@ -363,33 +388,43 @@ INLINE RF scaled_dot(WeightTraits t, int n, int group, const RCODES *codes, cons
         if (zero) d = ri_add(d, ri_pairs_dot(s->zeros, half));
         return rf_from_ri(d);
     }
-    const bool biased = BIASED_DOTS && !(t.flags & WHOLE);
-    const int start = biased ? BIAS_BITS : 0;
-    if (biased && n >= TWO_CHAINS_BELOW && t.flags & HALVES && zero == BIASED_ZERO) { /* both begin in memory */
-        const RI first = dot(ri_set(a->biased[2 * group]), codes, x, 4, t.bits),
-                 second = dot(ri_set(a->biased[2 * group + 1]), codes + 4, x + 16, 4, t.bits);
-        return rf_fma(rf_add(rf_from_bits(second), rf_set(-BIAS)), s->scale[1], first_product(true, first, s));
-    }
+    HalfSums d = begin_sums(t, n, group, a, s);
     if (t.flags & HALVES) {
-        const RI first = dot(ri_set(start - zero * half[0]), codes, x, 4, t.bits),
-                 second = dot(ri_set(-zero * half[1]), codes + 4, x + 16, 4, t.bits);
-        return rf_fma(rf_from_ri(second), s->scale[1], first_product(biased, first, s));
+        d.of[0] = dot(d.of[0], codes, x, 4, t.bits);
+        d.of[1] = dot(d.of[1], codes + 4, x + 16, 4, t.bits);
+    } else {
+        d.of[0] = dot_group(n, d.of[0], codes, x, t.bits);
     }
-    RI sum = ri_set(start - zero * a->total[group]);
-#if PLANAR_GRIDS
-    if (sign_of_group(t)) sum = ri_add(ri_set(start), ri_pairs_dot(s->zeros, half));
-#endif
-    const RI d = dot_group(n, sum, codes, x, t.bits);
-    return t.flags & WHOLE ? rf_from_ri(d) : first_product(biased, d, s);
+    return end_sums(t, n, group, d, s);
 }
+
+/* Tokens of n whose products are under way two at a time: those of one wait for each other. */
+INLINE int in_pairs(int n) { return TOKENS_TOGETHER == 2 && n >= TWO_CHAINS_BELOW ? n / 2 * 2 : 0; }
+
+#if TOKENS_TOGETHER == 2
+INLINE void sum_two(WeightTraits t, int n, int group, const RCODES *codes, const OperandPair *a,
+                    const SmallScales *scales, RF *sums) {
+    HalfSums d[2] = {begin_sums(t, n, group, a, scales), begin_sums(t, n, group, a + 1, scales)};
+    UNROLL for (int j = 0; j < 8; j++) UNROLL for (int k = 0; k < 2; k++) {
+        RI *sum = &d[k].of[t.flags & HALVES ? j / 4 : 0];
+        *sum = dot(*sum, codes + j, a[k].codes + GROUP * group + 4 * j, 1, t.bits);
+    }
+    UNROLL for (int k = 0; k < 2; k++) sums[k] =
+        rf_fma(end_sums(t, n, group, d[k], scales), rf_set(a[k].scale[group]), sums[k]);
+}
+#endif
 
 /* As multiply_group, but the span's scale is left out. */
 INLINE void sum_group(TensorType type, int n, int group, int step, Pair at, const OperandPair *a, RF *sums) {
     const WeightTraits t = packed_traits(type, PLANAR_GRIDS);
     const SmallScales scales = load_small_scales(t, group, step, at.small);
+    const int paired = joins_scales(t) || !(t.flags & SUPER) ? 0 : in_pairs(n);
     RCODES codes[8];
     load_codes(type, group, step, at, codes);
-    TOKEN_LOOP for (int i = 0; i < n; i++) {
+#if TOKENS_TOGETHER == 2
+    UNROLL for (int i = 0; i < paired; i += 2) sum_two(t, n, group, codes, a + i, &scales, sums + i);
+#endif
+    TOKEN_LOOP for (int i = paired; i < n; i++) {
         const int8_t *x = a[i].codes + GROUP * group;
 #if PLANAR_GRIDS
         int8_t by_place[GROUP];
@@ -461,7 +496,8 @@ INLINE void multiply_codes(TensorType type, int n, const uint8_t *w, int n_pairs
             const Pair at = {w, w + p * code_bytes(t), small + p * small_scale_bytes(t), scales, p};
             UNROLL for (int i = 0; i < lines; i++) prefetch_ahead(w + 64 * (p * lines + i));
             UNROLL for (int step = 0; step < STEPS; step++) UNROLL for (int group = 0; group < 2; group++) {
-                if (STEPS > 1 && group) escape(w); /* or it keeps all nibbles for the other group, on the stack */
+                /* or it keeps all nibbles for the other group, and something else on the stack */
+                if ((STEPS > 1 || (n > 8 && t.kind == INTEGERS)) && group) escape(w);
                 if (scaled_by_span(t))
                     sum_group(type, n, group, step, at, a, sums[step]);
                 else

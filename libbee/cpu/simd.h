@@ -48,6 +48,14 @@
 #define BIASED_DOTS 0
 #endif
 
+/* Tokens whose products with a group take turns, four columns each. */
+#if defined(TOKENS_TOGETHER) && PLANAR_GRIDS /* there each token's codes are put in order first */
+#undef TOKENS_TOGETHER
+#endif
+#ifndef TOKENS_TOGETHER
+#define TOKENS_TOGETHER 1
+#endif
+
 /* Bits of 8-bit codes that `dot` wants flipped: 128 where it reads them as signed bytes, without their zero point. */
 #ifndef WIDE_FLIP
 #define WIDE_FLIP 0

@@ -19,6 +19,7 @@
 #define HIGH_NIBBLE 16
 #define WIDE_ZERO 128
 #define BIASED_DOTS 1
+#define TOKENS_TOGETHER 2
 
 typedef __m512 VF;
 typedef __m512i VI;
@@ -136,7 +137,7 @@ INLINE VI dot_four(VI acc, RCODES w, const int8_t *a) {
     return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(*four));
 #endif
 }
-/* acc[row] += sum over 4 n columns of code[row][column] * a[column]; n is 4 or 8. `bits` is the codes' width. */
+/* acc[row] += sum over 4 n columns of code[row][column] * a[column]; n is 1, 4 or 8. `bits` is the codes' width. */
 INLINE VI dot(VI acc, const RCODES *w, const int8_t *a, int n, int bits) {
     (void)bits;
     UNROLL for (int j = 0; j < n; j++) acc = dot_four(acc, w[j], a + 4 * j);
