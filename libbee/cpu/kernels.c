@@ -668,7 +668,8 @@ const Kernels ISA_KERNELS = {.name = ISA_NAME, .multiply = multiply, OTHER_KERNE
 #if defined(BEE_ISA_AVX512) && defined(BEE_HAVE_AVX512_VBMI)
 static void multiply_any(const Weight *weight, int first, int last, const Operand *in, int n_tokens, float *out,
                          size_t out_stride, bool add) {
-    if (traits_of(weight->type).kind == GRID_INDICES)
+    const CodeKind kind = traits_of(weight->type).kind;
+    if (kind == GRID_INDICES || kind == NIBBLE_TABLE)
         bee_multiply_planar_grids(weight, first, last, in, n_tokens, out, out_stride, add);
     else
         multiply(weight, first, last, in, n_tokens, out, out_stride, add);

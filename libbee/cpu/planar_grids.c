@@ -1,13 +1,15 @@
-/* Products of weights from grids for processors that look bytes up in registers: as kernels.c has them, of another
- * packed form. */
+/* Products of weights that are looked up, for processors that look bytes up in registers by some bits of an index: as
+ * kernels.c has them, grids of another packed form. */
 #include "planar_grids.h"
 #include "products.h"
 
 GRID_TYPES(MAKE_CODES)
+TABLE_TYPES(MAKE_CODES)
 
 INLINE const Multiply *multiply_table(TensorType type) {
     switch (type) {
         GRID_TYPES(FIND_TABLE)
+        TABLE_TYPES(FIND_TABLE)
     default: return NULL;
     }
 }

@@ -85,8 +85,14 @@ INLINE void load_nibbles(TensorType type, int group, int step, const uint8_t *w,
     if (traits_of(type).bits == 8)
         for (int i = 0; i < 4; i++) table.words[i] ^= 0x01010101u * WIDE_FLIP;
     w += 4 * STEP_ROWS * step;
-    UNROLL for (int j = 0; j < 8; j++) codes[j] =
-        codes_look_up(table.words, group ? codes_upper(w + 64 * j) : codes_low(w + 64 * j));
+    UNROLL for (int j = 0; j < 8; j++) {
+#if PLANAR_GRIDS
+        /* what is above the nibble does not count */
+        codes[j] = codes_of_four_bits(table.words, codes_moved(codes_load(w + 64 * j), -4 * group));
+#else
+        codes[j] = codes_look_up(table.words, group ? codes_upper(w + 64 * j) : codes_low(w + 64 * j));
+#endif
+    }
 }
 
 /* Higher bits of the entries of each row, as many as they have. */
@@ -294,6 +300,11 @@ INLINE bool scaled_by_span(WeightTraits t) { return t.flags & (WHOLE | SUPER); }
 /* Whether small scales are multiplied with as integers. */
 INLINE bool joins_scales(WeightTraits t) { return joins_halves(t) || (SCALED_DOTS && t.flags & SUPER); }
 
+/* Whether codes are multiplied with them, which pays where many tokens follow: products of Q2_K are at most 45. */
+INLINE bool scales_codes(WeightTraits t, int n) {
+    return SCALED_CODES && joins_halves(t) && t.flags & MINIMUM && n >= TILE / 2;
+}
+
 /* A group's, or its halves': pairs of integers, and the same times less than no zero point; or floats, and what BIAS
  * adds to a product with the first. */
 typedef struct SmallScales {
@@ -383,6 +394,7 @@ INLINE RF scaled_dot(WeightTraits t, int n, int group, const RCODES *codes, cons
         RI d = t.flags & HALVES ? dot_halves(codes, x, s->pairs, t.bits)
                                 : dot_times(ri_set(0), codes, x, 8, s->pairs, t.bits);
 #else
+        if (scales_codes(t, n)) return rf_from_ri(dot(ri_set(0), codes, x, 8, 8));
         RI d = dot_halves(codes, x, s->pairs, t.bits);
 #endif
         if (zero) d = ri_add(d, ri_pairs_dot(s->zeros, half));
@@ -421,6 +433,10 @@ INLINE void sum_group(TensorType type, int n, int group, int step, Pair at, cons
     const int paired = joins_scales(t) || !(t.flags & SUPER) ? 0 : in_pairs(n);
     RCODES codes[8];
     load_codes(type, group, step, at, codes);
+#if SCALED_CODES
+    if (scales_codes(t, n))
+        UNROLL for (int j = 0; j < 8; j++) codes[j] = codes_times(codes[j], ri_twice(scales.pairs, j / 4));
+#endif
 #if TOKENS_TOGETHER == 2
     UNROLL for (int i = 0; i < paired; i += 2) sum_two(t, n, group, codes, a + i, &scales, sums + i);
 #endif
@@ -428,9 +444,11 @@ INLINE void sum_group(TensorType type, int n, int group, int step, Pair at, cons
         const int8_t *x = a[i].codes + GROUP * group;
 #if PLANAR_GRIDS
         int8_t by_place[GROUP];
-        transpose_fours(x, by_place);
-        escape(by_place); /* or it takes every four out of the register, which costs more than reading them */
-        x = by_place;
+        if (t.kind == GRID_INDICES) {
+            transpose_fours(x, by_place);
+            escape(by_place); /* or it takes every four out of the register, which costs more than reading them */
+            x = by_place;
+        }
 #endif
         sums[i] = rf_fma(scaled_dot(t, n, group, codes, x, &a[i], &scales), rf_set(a[i].scale[group]), sums[i]);
     }

@@ -56,6 +56,11 @@
 #define TOKENS_TOGETHER 1
 #endif
 
+/* Whether codes of a row can be multiplied by a small integer: ri_twice, codes_times. */
+#ifndef SCALED_CODES
+#define SCALED_CODES 0
+#endif
+
 /* Bits of 8-bit codes that `dot` wants flipped: 128 where it reads them as signed bytes, without their zero point. */
 #ifndef WIDE_FLIP
 #define WIDE_FLIP 0

@@ -20,6 +20,7 @@
 #define WIDE_ZERO 128
 #define BIASED_DOTS 1
 #define TOKENS_TOGETHER 2
+#define SCALED_CODES 1
 
 typedef __m512 VF;
 typedef __m512i VI;
@@ -152,6 +153,12 @@ INLINE VI ri_pairs_dot(VI a, const int16_t *pair) {
     memcpy(&both, pair, 4);
     return _mm512_madd_epi16(a, _mm512_set1_epi32(both));
 }
+/* The first or the second of each pair, in both places; codes times that, below 256: nothing is carried. */
+INLINE VI ri_twice(VI pairs, int second) {
+    return second ? _mm512_or_si512(_mm512_srli_epi32(pairs, 16), _mm512_and_si512(pairs, vi_set((int)0xffff0000)))
+                  : _mm512_or_si512(_mm512_slli_epi32(pairs, 16), _mm512_and_si512(pairs, vi_set(0xffff)));
+}
+INLINE RCODES codes_times(RCODES codes, VI twice) { return _mm512_mullo_epi16(codes, twice); }
 /* Of 32 columns, whose halves count as often as a pair of each row says. A half's sum fits 16 bits: `bits` is 2 or 3.
  */
 INLINE VI dot_halves(const RCODES *w, const int8_t *a, VI pairs, int bits) {
