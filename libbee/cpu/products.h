@@ -41,6 +41,7 @@ enum { STEPS = BLOCK_ROWS / STEP_ROWS };
 typedef struct Pair {
     const uint8_t *span, *codes, *small, *scales;
     int index;
+    const int8_t *by_place; /* the tokens' activations as codes of the planar form want them, 64 columns each */
 } Pair;
 
 INLINE void load_threes(const uint8_t *w, RCODES *codes) {
@@ -414,17 +415,31 @@ INLINE RF scaled_dot(WeightTraits t, int n, int group, const RCODES *codes, cons
 INLINE int in_pairs(int n) { return TOKENS_TOGETHER == 2 && n >= TWO_CHAINS_BELOW ? n / 2 * 2 : 0; }
 
 #if TOKENS_TOGETHER == 2
-INLINE void sum_two(WeightTraits t, int n, int group, const RCODES *codes, const OperandPair *a,
+INLINE void sum_two(WeightTraits t, int n, int group, const RCODES *codes, const OperandPair *a, const int8_t *const *x,
                     const SmallScales *scales, RF *sums) {
     HalfSums d[2] = {begin_sums(t, n, group, a, scales), begin_sums(t, n, group, a + 1, scales)};
     UNROLL for (int j = 0; j < 8; j++) UNROLL for (int k = 0; k < 2; k++) {
         RI *sum = &d[k].of[t.flags & HALVES ? j / 4 : 0];
-        *sum = dot(*sum, codes + j, a[k].codes + GROUP * group + 4 * j, 1, t.bits);
+        *sum = dot(*sum, codes + j, x[k] + 4 * j, 1, t.bits);
     }
     UNROLL for (int k = 0; k < 2; k++) sums[k] =
         rf_fma(end_sums(t, n, group, d[k], scales), rf_set(a[k].scale[group]), sums[k]);
 }
 #endif
+
+#if PLANAR_GRIDS
+/* Through memory: otherwise compilers take every four out of a register, which costs more than reading them. */
+INLINE const int8_t *order_by_place(int n, const OperandPair *a, int8_t *by_place) {
+    UNROLL for (int i = 0; i < n; i++) transpose_fours(a[i].codes, by_place + PAIR * i);
+    escape(by_place);
+    return by_place;
+}
+#endif
+
+/* A token's 32, in the order of the codes. */
+INLINE const int8_t *activations(WeightTraits t, int group, Pair at, const OperandPair *a, int token) {
+    return (t.flags & PLANAR ? at.by_place + PAIR * token : a[token].codes) + GROUP * group;
+}
 
 /* As multiply_group, but the span's scale is left out. */
 INLINE void sum_group(TensorType type, int n, int group, int step, Pair at, const OperandPair *a, RF *sums) {
@@ -438,18 +453,13 @@ INLINE void sum_group(TensorType type, int n, int group, int step, Pair at, cons
         UNROLL for (int j = 0; j < 8; j++) codes[j] = codes_times(codes[j], ri_twice(scales.pairs, j / 4));
 #endif
 #if TOKENS_TOGETHER == 2
-    UNROLL for (int i = 0; i < paired; i += 2) sum_two(t, n, group, codes, a + i, &scales, sums + i);
+    UNROLL for (int i = 0; i < paired; i += 2) {
+        const int8_t *const x[2] = {activations(t, group, at, a, i), activations(t, group, at, a, i + 1)};
+        sum_two(t, n, group, codes, a + i, x, &scales, sums + i);
+    }
 #endif
     TOKEN_LOOP for (int i = paired; i < n; i++) {
-        const int8_t *x = a[i].codes + GROUP * group;
-#if PLANAR_GRIDS
-        int8_t by_place[GROUP];
-        if (t.kind == GRID_INDICES) {
-            transpose_fours(x, by_place);
-            escape(by_place); /* or it takes every four out of the register, which costs more than reading them */
-            x = by_place;
-        }
-#endif
+        const int8_t *x = activations(t, group, at, a, i);
         sums[i] = rf_fma(scaled_dot(t, n, group, codes, x, &a[i], &scales), rf_set(a[i].scale[group]), sums[i]);
     }
 }
@@ -511,7 +521,11 @@ INLINE void multiply_codes(TensorType type, int n, const uint8_t *w, int n_pairs
         /* rows have whole blocks, but not whole spans of several blocks */
         const int left = n_pairs - first, here = t.columns >= in_span * PAIR || left > in_span ? in_span : left;
         for (int p = 0; p < here; p++, a += TILE) {
-            const Pair at = {w, w + p * code_bytes(t), small + p * small_scale_bytes(t), scales, p};
+            Pair at = {w, w + p * code_bytes(t), small + p * small_scale_bytes(t), scales, p, NULL};
+#if PLANAR_GRIDS
+            int8_t by_place[TILE * PAIR];
+            if (t.flags & PLANAR) at.by_place = order_by_place(n, a, by_place);
+#endif
             UNROLL for (int i = 0; i < lines; i++) prefetch_ahead(w + 64 * (p * lines + i));
             UNROLL for (int step = 0; step < STEPS; step++) UNROLL for (int group = 0; group < 2; group++) {
                 /* or it keeps all nibbles for the other group, and something else on the stack */
@@ -523,8 +537,8 @@ INLINE void multiply_codes(TensorType type, int n, const uint8_t *w, int n_pairs
             }
         }
         if (scaled_by_span(t))
-            UNROLL for (int step = 0; step < STEPS; step++)
-                finish_span(t, n, step, (Pair){w, w, small, scales, 0}, a - in_span * TILE, sums[step], acc[step]);
+            UNROLL for (int step = 0; step < STEPS; step++) finish_span(
+                t, n, step, (Pair){w, w, small, scales, 0, NULL}, a - in_span * TILE, sums[step], acc[step]);
     }
     UNROLL for (int step = 0; step < STEPS; step++) TOKEN_LOOP for (int i = 0; i < n; i++)
         store_sums(out + i * out_stride + STEP_ROWS * step, acc[step][i], add);

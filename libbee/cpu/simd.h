@@ -49,9 +49,6 @@
 #endif
 
 /* Tokens whose products with a group take turns, four columns each. */
-#if defined(TOKENS_TOGETHER) && PLANAR_GRIDS /* there each token's codes are put in order first */
-#undef TOKENS_TOGETHER
-#endif
 #ifndef TOKENS_TOGETHER
 #define TOKENS_TOGETHER 1
 #endif

@@ -211,11 +211,9 @@ INLINE RCODES codes_where_set(const uint8_t *mask, int code) {
     memcpy(&bits, mask, sizeof bits);
     return _mm512_maskz_mov_epi8(_cvtu64_mask64(bits), codes_set(code));
 }
-/* Of each 16 numbers: 0, 4, 8, 12, 1, 5, ... */
+/* Of each 16 numbers: 0, 4, 8, 12, 1, 5, ...; 64 numbers. */
 INLINE void transpose_fours(const int8_t *x, int8_t *out) {
-    const __m256i order =
-        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-    const __m256i codes = _mm256_loadu_si256((const __m256i *)x);
-    _mm256_storeu_si256((__m256i *)out, _mm256_shuffle_epi8(codes, order));
+    const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    _mm512_storeu_si512(out, _mm512_shuffle_epi8(_mm512_loadu_si512(x), order));
 }
 #endif
