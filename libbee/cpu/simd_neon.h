@@ -170,16 +170,16 @@ INLINE RCODES codes_digit(RCODES bytes, int n) {
                            vcgeq_u8(bytes.q[i], vdupq_n_u8(171))));
 }
 /* 8-bit codes around their zero point: a changed upper bit makes them signed. */
-INLINE int8x16_t signed_codes(uint8x16_t w, int bits) {
+INLINE int8x16_t as_signed(uint8x16_t w, int bits) {
     return vreinterpretq_s8_u8(bits == 8 ? veorq_u8(w, vdupq_n_u8(0x80)) : w);
 }
 #ifdef __ARM_FEATURE_DOTPROD
 /* 16 columns of four rows, whose codes fill one register for every four columns. */
 INLINE int32x4_t dot_sixteen(int32x4_t acc, const RCODES *w, int half, int8x16_t x, int bits) {
-    acc = vdotq_laneq_s32(acc, signed_codes(w[0].q[half], bits), x, 0);
-    acc = vdotq_laneq_s32(acc, signed_codes(w[1].q[half], bits), x, 1);
-    acc = vdotq_laneq_s32(acc, signed_codes(w[2].q[half], bits), x, 2);
-    return vdotq_laneq_s32(acc, signed_codes(w[3].q[half], bits), x, 3);
+    acc = vdotq_laneq_s32(acc, as_signed(w[0].q[half], bits), x, 0);
+    acc = vdotq_laneq_s32(acc, as_signed(w[1].q[half], bits), x, 1);
+    acc = vdotq_laneq_s32(acc, as_signed(w[2].q[half], bits), x, 2);
+    return vdotq_laneq_s32(acc, as_signed(w[3].q[half], bits), x, 3);
 }
 INLINE RI dot(RI acc, const RCODES *w, const int8_t *a, int n, int bits) {
     UNROLL for (int j = 0; j < n; j += 4) {
@@ -196,7 +196,7 @@ INLINE RI dot(RI acc, const RCODES *w, const int8_t *a, int n, int bits) {
     UNROLL for (int first = 0; first < n; first += together) UNROLL for (int half = 0; half < 2; half++) {
         int16x8_t upper = vdupq_n_s16(0), lower = upper;
         UNROLL for (int j = first; j < first + together; j++) {
-            const int8x16_t codes = signed_codes(w[j].q[half], bits);
+            const int8x16_t codes = as_signed(w[j].q[half], bits);
             const int8x8_t x = vreinterpret_s8_s32(vld1_dup_s32((const int32_t *)(const void *)(a + 4 * j)));
             lower = vmlal_s8(lower, vget_low_s8(codes), x);
             upper = vmlal_s8(upper, vget_high_s8(codes), x);
