@@ -396,6 +396,9 @@ INLINE RF scaled_dot(WeightTraits t, int n, int group, const RCODES *codes, cons
                                 : dot_times(ri_set(0), codes, x, 8, s->pairs, t.bits);
 #else
         if (scales_codes(t, n)) return rf_from_ri(dot(ri_set(0), codes, x, 8, 8));
+#if ADDED_HALVES
+        if (zero) return rf_from_ri(add_halves(ri_pairs_dot(s->zeros, half), codes, x, s->pairs));
+#endif
         RI d = dot_halves(codes, x, s->pairs, t.bits);
 #endif
         if (zero) d = ri_add(d, ri_pairs_dot(s->zeros, half));

@@ -58,6 +58,11 @@
 #define SCALED_CODES 0
 #endif
 
+/* Whether what dot_halves yields is added at no cost: add_halves. */
+#ifndef ADDED_HALVES
+#define ADDED_HALVES 0
+#endif
+
 /* Bits of 8-bit codes that `dot` wants flipped: 128 where it reads them as signed bytes, without their zero point. */
 #ifndef WIDE_FLIP
 #define WIDE_FLIP 0

@@ -21,6 +21,7 @@
 #define BIASED_DOTS 1
 #define TOKENS_TOGETHER 2
 #define SCALED_CODES 1
+#define ADDED_HALVES 1
 
 typedef __m512 VF;
 typedef __m512i VI;
@@ -165,6 +166,12 @@ INLINE VI dot_halves(const RCODES *w, const int8_t *a, VI pairs, int bits) {
     const VI first = _mm512_and_si512(pairs, vi_set(0xffff)), second = _mm512_srli_epi32(pairs, 16);
     const VI sum = _mm512_madd_epi16(dot(vi_set(0), w, a, 4, bits), first);
     return _mm512_dpwssd_epi32(sum, dot(vi_set(0), w + 4, a + 16, 4, bits), second);
+}
+
+INLINE VI add_halves(VI sum, const RCODES *w, const int8_t *a, VI pairs) {
+    const VI first = _mm512_and_si512(pairs, vi_set(0xffff)), second = _mm512_srli_epi32(pairs, 16);
+    sum = _mm512_dpwssd_epi32(sum, dot(vi_set(0), w, a, 4, 3), first);
+    return _mm512_dpwssd_epi32(sum, dot(vi_set(0), w + 4, a + 16, 4, 3), second);
 }
 
 /* ---- with VBMI: tables of bytes in registers (PLANAR_GRIDS) ---- */
