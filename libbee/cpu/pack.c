@@ -94,6 +94,12 @@ static void place_entries(const Group *g) {
     }
 }
 
+/* The signs of four columns as they lie in their byte: planar_sign_bit of them all. */
+static unsigned planar_signs(WeightTraits t, int column, unsigned signs) {
+    if (t.entry == 4) signs = (signs & 1) | (signs & 4) >> 1 | (signs & 2) << 3 | (signs & 8) << 2;
+    return signs << planar_sign_bit(t, column);
+}
+
 static void place_planar_entries(const Group *g) {
     const WeightTraits t = g->traits;
     const int registers = planar_registers(t), more = planar_more(t);
@@ -112,8 +118,10 @@ static void place_planar_entries(const Group *g) {
             planes[at] |= (uint8_t)((entry >> 8) << more * number);
         if (signs_of_entries(t)) behind[8 * number + at / 8] |= (uint8_t)((e.signs & 1) << at % 8);
         if (sign_of_group(t)) g->small[g->row] |= (uint8_t)((e.signs & 1) << (4 * g->odd + 3));
-        for (int column = i * t.entry; t.flags & SIGNS && column < (i + 1) * t.entry; column++)
-            signs[column % 16 / 4] |= (uint8_t)((e.signs >> column % t.entry & 1) << planar_sign_bit(t, column));
+        for (int j = 0; t.flags & SIGNS && j < t.entry / 4; j++) {
+            const int column = i * t.entry + 4 * j;
+            signs[column % 16 / 4] |= (uint8_t)planar_signs(t, column, e.signs >> 4 * j & 15);
+        }
     }
 }
 
@@ -174,7 +182,8 @@ static void fill_floats(const Weight *weight, size_t bytes, const uint8_t *row, 
 static void place_group(const Weight *weight, const Group *g, int pair) {
     const CodeKind kind = g->traits.kind;
     if (kind == INTEGERS) place_integers(g);
-    if (kind == GRID_INDICES) (weight->planar_grids ? place_planar_entries : place_entries)(g);
+    if (kind == GRID_INDICES && weight->planar_grids) place_planar_entries(g);
+    if (kind == GRID_INDICES && !weight->planar_grids) place_entries(g);
     if (kind == DIGITS) place_digits(g, pair);
     for (int j = 0; kind == NIBBLE_TABLE && j < GROUP / 4; j++)
         place_nibbles(g, j, block_nibbles(g->type, g->block, g->column + 4 * j));
