@@ -115,11 +115,11 @@ class Shape:
 
 # Those of docs/gpu/model.py, and some for tests.
 SHAPES: dict[str, Shape] = {
-    "qwen3-8b": Shape("qwen3", 36, 4096, 12288, 32, 8, 128, 151936, "Q4_K", "Q6_K", "Q6_K"),
-    "llama-3.1-8b": Shape("llama", 32, 4096, 14336, 32, 8, 128, 128256, "Q4_K", "Q6_K", "Q6_K"),
+    "qwen3-8b": Shape("qwen3", 36, 4096, 12288, 32, 8, 128, 151936, "Q4_K", "Q6_K", "Q6_K", n_ctx=40960),
+    "llama-3.1-8b": Shape("llama", 32, 4096, 14336, 32, 8, 128, 128256, "Q4_K", "Q6_K", "Q6_K", n_ctx=131072),
     "dense-27b": Shape("qwen3", 64, 5120, 20480, 40, 8, 128, 248320, "Q5_K", "Q6_K", "Q5_K"),
-    "qwen3-1.7b": Shape("qwen3", 28, 2048, 6144, 16, 8, 128, 151936, "Q4_K", "Q6_K", "Q6_K"),
-    "qwen3-4b": Shape("qwen3", 36, 2560, 9728, 32, 8, 128, 151936, "Q4_K", "Q6_K", "Q6_K"),
+    "qwen3-1.7b": Shape("qwen3", 28, 2048, 6144, 16, 8, 128, 151936, "Q4_K", "Q6_K", "Q6_K", n_ctx=40960),
+    "qwen3-4b": Shape("qwen3", 36, 2560, 9728, 32, 8, 128, 151936, "Q4_K", "Q6_K", "Q6_K", n_ctx=40960),
     "dense-31b": Shape("qwen3", 60, 5376, 21504, 32, 16, 256, 262144, "Q4_K", "Q6_K", "Q6_K"),
     "qwen3.6-27b": Shape(
         "qwen35", 64, 5120, 17408, 24, 4, 256, 248320, "Q5_K", "Q6_K", "Q5_K", DeltaNet(16, 48), n_ctx=262144

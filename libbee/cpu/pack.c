@@ -128,14 +128,14 @@ static void place_planar_entries(const Group *g) {
 /* The digits of a byte are of columns that lie 4 apart, so that a span's are placed at once: with its first group. */
 static void place_digits(const Group *g, int pair) {
     if (pair || g->odd) return;
-    for (int at = 0; at < 13 * 4; at++) {
-        unsigned value = 0;
+    for (int vector = 0; vector < 13; vector++) {
+        uint32_t values[4] = {0};
         for (int n = 0; n < 5; n++) {
-            const int k = 5 * (at / 4) + n;
+            const int k = 5 * vector + n;
             const uint32_t codes = k < 64 ? block_codes(g->type, g->block, 4 * k) : 0;
-            value = 3 * value + (codes >> 8 * (at % 4) & 255);
+            for (int i = 0; i < 4; i++) values[i] = 3 * values[i] + (codes >> 8 * i & 255);
         }
-        g->codes[at / 4 * 64 + 4 * g->row + at % 4] = (uint8_t)((256 * value + 242) / 243);
+        for (int i = 0; i < 4; i++) g->codes[64 * vector + 4 * g->row + i] = (uint8_t)((256 * values[i] + 242) / 243);
     }
 }
 

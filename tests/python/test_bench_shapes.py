@@ -170,6 +170,8 @@ def test_files_hold_weights_of_usual_size(kind: str, tmp_path: Path) -> None:
         ({"shapes": ("tiny@",)}, "there is no shape 'tiny@'"),
         ({"shapes": ()}, "no shape is named"),
         ({"shapes": ("tiny",), "contexts": (0,)}, "from 1 to 8175"),
+        ({"shapes": ("tiny", "qwen3-1.7b@2"), "contexts": (16384,)}, "a context is 16384; with 'tiny' it must be"),
+        ({"shapes": ("qwen3-1.7b@2",), "contexts": (32769,)}, "from 1 to 32768"),
         ({"shapes": ("tiny",), "contexts": (8176,)}, "a context is 8176; with 'tiny' it must be from 1 to 8175"),
         ({"shapes": ("gpt-oss-20b",), "contexts": ()}, "from 1 to 32768"),
         ({"shapes": ("tiny",), "peers": ("another",)}, "there is no peer 'another'"),
