@@ -105,18 +105,13 @@ static void place_planar_entries(const Group *g) {
     const int registers = planar_registers(t), more = planar_more(t);
     uint8_t *planes = g->codes + registers * 64, *behind = planes + registers * more * 8;
     uint8_t *signs = behind + 64 * g->odd + 4 * g->row;
-    const bool half_planes = registers * more < 8;
     for (int i = 0; i < GROUP / t.entry; i++) {
         const GridEntry e = block_entry(g->type, g->block, g->column + i * t.entry);
-        const int number = g->odd * registers / 2 + i / 4;
-        const int place = t.entry == 8 && (i % 4 == 1 || i % 4 == 2) ? 3 - i % 4 : i % 4, at = 4 * g->row + place;
+        const PlanarPlace at = planar_place(t, g->odd, g->row, i);
         const unsigned entry = planar_number(g->type, e.index);
-        g->codes[64 * number + at] = (uint8_t)entry;
-        if (half_planes)
-            planes[at % 32] |= (uint8_t)((entry >> 8) << (more * number + at / 32 * 4));
-        else if (more)
-            planes[at] |= (uint8_t)((entry >> 8) << more * number);
-        if (signs_of_entries(t)) behind[8 * number + at / 8] |= (uint8_t)((e.signs & 1) << at % 8);
+        g->codes[at.byte] = (uint8_t)entry;
+        if (more) planes[at.plane] |= (uint8_t)((entry >> 8) << at.shift);
+        if (signs_of_entries(t)) behind[at.byte / 8] |= (uint8_t)((e.signs & 1) << at.byte % 8);
         if (sign_of_group(t)) g->small[g->row] |= (uint8_t)((e.signs & 1) << (4 * g->odd + 3));
         for (int j = 0; t.flags & SIGNS && j < t.entry / 4; j++) {
             const int column = i * t.entry + 4 * j;
@@ -179,11 +174,11 @@ static void fill_floats(const Weight *weight, size_t bytes, const uint8_t *row, 
         memcpy(block + (k * BLOCK_ROWS + (size_t)r) * bytes, row + k * bytes, bytes);
 }
 
-static void place_group(const Weight *weight, const Group *g, int pair) {
+static void place_group(const Group *g, int pair) {
     const CodeKind kind = g->traits.kind;
     if (kind == INTEGERS) place_integers(g);
-    if (kind == GRID_INDICES && weight->planar_grids) place_planar_entries(g);
-    if (kind == GRID_INDICES && !weight->planar_grids) place_entries(g);
+    if (kind == GRID_INDICES && g->traits.flags & PLANAR) place_planar_entries(g);
+    if (kind == GRID_INDICES && !(g->traits.flags & PLANAR)) place_entries(g);
     if (kind == DIGITS) place_digits(g, pair);
     for (int j = 0; kind == NIBBLE_TABLE && j < GROUP / 4; j++)
         place_nibbles(g, j, block_nibbles(g->type, g->block, g->column + 4 * j));
@@ -205,7 +200,7 @@ static void fill_codes_of(TensorType type, const Weight *weight, const uint8_t *
                              .scales = block + at.scales,
                              .odd = column / GROUP % 2,
                              .row = r};
-            place_group(weight, &g, at.index);
+            place_group(&g, at.index);
         }
     }
 }

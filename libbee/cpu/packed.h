@@ -93,6 +93,19 @@ static inline int planar_code_bytes(WeightTraits t) {
            (t.flags & SIGNS ? PAIR * BLOCK_ROWS / 8 : 0);
 }
 
+/* Where entry i of a row's group is: its byte among those of the pair's registers, and its bit where a mask has one
+ * for each; of the planes behind the registers the byte that has its further bits, and from which bit on. */
+typedef struct PlanarPlace {
+    int byte, plane, shift;
+} PlanarPlace;
+
+static inline PlanarPlace planar_place(WeightTraits t, int odd, int row, int i) {
+    const int registers = planar_registers(t), more = planar_more(t), number = odd * registers / 2 + i / 4;
+    const int fourth = t.entry == 8 && (i % 4 == 1 || i % 4 == 2) ? 3 - i % 4 : i % 4, at = 4 * row + fourth;
+    const bool half = registers * more < 8; /* 32 bytes have room for all further bits */
+    return (PlanarPlace){64 * number + at, half ? at % 32 : at, more * number + (half ? at / 32 * 4 : 0)};
+}
+
 /* Where the sign of a group's column is in its byte. */
 static inline int planar_sign_bit(WeightTraits t, int column) {
     const int h = column / 16, k = column % 4;
@@ -149,6 +162,7 @@ static inline int small_scale_bytes(WeightTraits t) {
     return 2 * (scales + minima);
 }
 
+/* Of a block that is no longer than a pair two, where one would end amid a line. */
 static inline int span_pairs(WeightTraits t) {
     if (t.columns > PAIR) return t.columns / PAIR;
     return (code_bytes(t) + small_scale_bytes(t)) % 64 ? 2 : 1;

@@ -89,17 +89,13 @@ static unsigned planar_signs(const Half *h, const uint8_t *of_row, int j) {
 
 static uint32_t planar_entries_at(const Half *h, int j) {
     const WeightTraits t = h->traits;
-    const int registers = planar_registers(t), more = planar_more(t), i = 4 * j / t.entry;
-    const int number = h->odd * registers / 2 + i / 4;
-    const int place = t.entry == 8 && (i % 4 == 1 || i % 4 == 2) ? 3 - i % 4 : i % 4, at = 4 * h->row + place;
+    const int registers = planar_registers(t), more = planar_more(t);
+    const PlanarPlace at = planar_place(t, h->odd, h->row, 4 * j / t.entry);
     const uint8_t *planes = h->codes + registers * 64, *behind = planes + registers * more * 8;
-    const bool half_planes = registers * more < 8;
-    const unsigned bits = !more         ? 0
-                          : half_planes ? (unsigned)planes[at % 32] >> (more * number + at / 32 * 4)
-                                        : (unsigned)planes[at] >> more * number;
-    const unsigned entry = h->codes[64 * number + at] | (bits & ((1u << more) - 1)) << 8;
+    const unsigned bits = more ? (unsigned)planes[at.plane] >> at.shift & ((1u << more) - 1) : 0;
+    const unsigned entry = h->codes[at.byte] | bits << 8;
     const unsigned signs = t.flags & SIGNS       ? planar_signs(h, behind + 64 * h->odd + 4 * h->row, j)
-                           : signs_of_entries(t) ? (unsigned)behind[8 * number + at / 8] >> at % 8
+                           : signs_of_entries(t) ? (unsigned)behind[at.byte / 8] >> at.byte % 8
                                                  : (unsigned)h->small[h->row] >> (4 * h->odd + 3);
     return signed_codes(t, planar_numbers(h, entry, 4 * j), signs);
 }
