@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import bee_integrations
 from bee_integrations.constraints import Choice, Constraint, Grammar, GrammarCompiler, JsonSchema, Regex
 from bee_integrations.constraints import trial as trial_module
 from bee_integrations.constraints.harmless import (
@@ -97,8 +98,8 @@ print("compiled", max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrs
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of memory are Linux's")
 def test_compiling_is_within_its_memory(model_path: Path) -> None:
-    folder = Path(__file__).resolve().parent
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(folder.parent.parent)])}
+    folders = [Path(__file__).resolve().parent, Path(bee_integrations.__file__).parents[1]]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
     ran = subprocess.run(
         [sys.executable, "-c", LIMITED, str(model_path)], capture_output=True, text=True, env=environment, check=False
     )

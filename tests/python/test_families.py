@@ -28,6 +28,7 @@ from family_models import CASES, LONG, LONG_CASES, N_CTX, N_POSITIONS, N_VOCAB, 
 from gguf_document import ARRAY, BOOL, FLOAT32, INT32, STRING, Document, Stored, Value, integer, number, text
 from tiny_model import VOCABULARY as BYTES
 
+import bee_integrations
 from bee_integrations.engine import Engine
 from bee_integrations.engine import engine as engine_module
 from bee_integrations.errors import BeeError, OutOfMemoryError
@@ -650,7 +651,7 @@ print("and it runs")
 def test_states_for_which_there_is_no_memory(tmp_path: Path) -> None:
     """Three states of 67 MB, and room to save two of each: that is said before anything is computed, and an engine that
     could not open a session is as good as before."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent.parent)}
+    environment = os.environ | {"PYTHONPATH": str(Path(bee_integrations.__file__).parents[1])}
     ran = subprocess.run(
         [sys.executable, "-c", LARGE_STATES, str(tmp_path)],
         capture_output=True,
