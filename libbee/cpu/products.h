@@ -249,8 +249,12 @@ INLINE RF power_scales(const uint8_t *p) { /* as power_scale */
     return rf_from_bits(ri_largest(usual, ri_left(ri_add(exponent, ri_set(1)), 21)));
 }
 
-INLINE RF small_float_scales(const uint8_t *p) { /* as small_float_scale */
-    return rf_mul(rf_from_bits(ri_left(ri_load_u8(p), 20)), rf_set(0x1p119f));
+/* As small_float_scale, by way of float16: many processors take 200 cycles for a product with a subnormal float, which
+ * the bits of small numbers would be in place, and none for a conversion. */
+INLINE RF small_float_scales(const uint8_t *p) {
+    uint16_t halves[STEP_ROWS];
+    UNROLL for (int row = 0; row < STEP_ROWS; row++) halves[row] = (uint16_t)(p[row] << 7);
+    return rf_mul(rf_load_f16(halves), rf_set(0x1p7f));
 }
 
 INLINE GroupScales load_scales(WeightTraits t, int group, int step, Pair at) {
