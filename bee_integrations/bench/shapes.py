@@ -5,6 +5,7 @@ Unlike `--synthetic`, which measures Bee alone and without a file, this writes t
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 import tempfile
@@ -146,10 +147,7 @@ def _measure_file(
         peers.start(options, n_ctx, common["threads"], stack)
         for context, prompt in options.rows():
             label = f"{name} after {context}"
-            measured, limits = _measure_in_turn(label, engine, peers, context, prompt, options.rounds, steps)
-            bounds = {n: limits.pass_seconds(n, context, more_bytes=experts[n]) for n in PASS_ROWS}
-            measured["bound_ms"] = {str(rows): 1e3 * seconds for rows, seconds in bounds.items()}
-            measured["kv_bytes"] = context * limits.target.kv_bytes_per_position
+            measured = _measure_in_turn(label, engine, peers, context, prompt, experts, options.rounds, steps)
             yield {**common, "context": context, "prompt": prompt, **measured, "refusals": dict(peers.refusals)}
 
 
@@ -204,13 +202,21 @@ class _Times:
 
 
 def _measure_in_turn(
-    name: str, engine: Engine, peers: _Peers, context: int, prompt: int, rounds: int, steps: Steps
-) -> tuple[dict[str, Any], Limits]:
+    name: str,
+    engine: Engine,
+    peers: _Peers,
+    context: int,
+    prompt: int,
+    experts: Mapping[int, float],
+    rounds: int,
+    steps: Steps,
+) -> dict[str, Any]:
     ours, theirs = _Times(), {peer.name: _Times() for peer in peers.running}
-    limits = measure_limits(engine)
+    limits: list[Limits] = []  # just before our passes of each round
     tokens = made_up_tokens(prompt, int(engine.info["n_vocab"]))
     for _ in range(rounds):
         steps.next(f"{name}: passes")
+        limits.append(measure_limits(engine))
         for rows, seconds in engine.measure_passes(PASS_ROWS, context, _REPEATS).items():
             ours.passes[rows].append(seconds)
             for peer in [peer for peer in peers.running if rows <= peer.largest_pass]:
@@ -222,14 +228,22 @@ def _measure_in_turn(
         for peer in peers.running:
             with peers.left_out_on_error(peer.name):
                 theirs[peer.name].prompts.append(peer.generate(tokens, 1, ()).time_to_first_token_s)
-        limits = limits.with_rates_of(measure_limits(engine))
-    measured = {
-        "read_bytes_per_s": limits.read_bytes_per_s,
+
+    def bound(rows: int, rates: Limits) -> float:
+        return rates.pass_seconds(rows, context, more_bytes=experts[rows])
+
+    best = functools.reduce(Limits.with_rates_of, limits)
+    return {
+        "read_bytes_per_s": best.read_bytes_per_s,
         "pass_ms": _milliseconds(ours),
+        "bound_ms": {str(rows): 1e3 * bound(rows, best) for rows in PASS_ROWS},
+        "share_in_turn": statistics.median(
+            bound(1, rates) / seconds for rates, seconds in zip(limits, ours.passes[1], strict=True)
+        ),
         "prompt_tokens_per_s": prompt / statistics.median(ours.prompts),
+        "kv_bytes": context * best.target.kv_bytes_per_position,
         "peers": {peer.name: _beside(peer, theirs[peer.name], ours) for peer in peers.running},
     }
-    return measured, limits
 
 
 def _beside(peer: PeerProcess, theirs: _Times, ours: _Times) -> dict[str, Any]:
@@ -270,6 +284,7 @@ COLUMNS = (
     "keys, values",
     "1 token ms",
     "share of bound",
+    "in turn",
     "4 / 1",
     "8 / 1",
     "16 / 1",
@@ -295,6 +310,7 @@ def shapes_lines(row: Mapping[str, Any]) -> list[tuple[str, ...]]:
         _kept(row),
         f"{passes['1']:.1f}",
         f"{row['bound_ms']['1'] / passes['1']:.0%}",
+        f"{row['share_in_turn']:.0%}",
         *(f"{passes[rows] / passes['1']:.2f}" for rows in ("4", "8", "16")),
         f"{row['prompt_tokens_per_s']:.0f}",
     )

@@ -5,6 +5,10 @@
 #include <string.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -16,8 +20,8 @@
 /* Asked here and not through __builtin_cpu_supports, which needs a part of the compiler's own library that some leave
  * out (it says no to everything then), and which older compilers give fewer names. */
 typedef struct Features {
-    unsigned leaf1_c, leaf7_b, leaf7_c, leaf7_1_a; /* words of CPUID */
-    unsigned saved;                                /* registers that the system saves: XCR0 */
+    unsigned leaf1_c, leaf7_b, leaf7_c, leaf7_d, leaf7_1_a; /* words of CPUID */
+    unsigned saved;                                         /* registers that the system saves: XCR0 */
 } Features;
 
 enum {
@@ -31,9 +35,12 @@ enum {
     BIT_AVX512BW = 1 << 30, /* leaf 7, EBX */
     BIT_AVX512VBMI = 1 << 1,
     BIT_AVX512VNNI = 1 << 11, /* leaf 7, ECX */
-    BIT_AVX_VNNI = 1 << 4,    /* leaf 7.1, EAX */
+    BIT_AMX_TILE = 1 << 24,
+    BIT_AMX_INT8 = 1 << 25, /* leaf 7, EDX */
+    BIT_AVX_VNNI = 1 << 4,  /* leaf 7.1, EAX */
     SAVED_YMM = 0x06,
-    SAVED_ZMM = 0xE6
+    SAVED_ZMM = 0xE6,
+    SAVED_TILES = 0x60000
 };
 #define BIT_AVX512VL (1u << 31) /* leaf 7, EBX */
 
@@ -44,6 +51,7 @@ static Features cpu_features(void) {
     if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) {
         f.leaf7_b = b;
         f.leaf7_c = c;
+        f.leaf7_d = d;
         if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) f.leaf7_1_a = a;
     }
     if (f.leaf1_c & BIT_OSXSAVE) __asm__("xgetbv" : "=a"(f.saved), "=d"(d) : "c"(0));
@@ -60,6 +68,23 @@ static bool has_avx2(Features f) {
 static bool has_avx512(Features f) {
     return has_avx2(f) && has_all(f.leaf7_b, BIT_AVX512F | BIT_AVX512DQ | BIT_AVX512BW | BIT_AVX512VL) &&
            has_all(f.leaf7_c, BIT_AVX512VNNI) && has_all(f.saved, SAVED_ZMM);
+}
+
+static bool has_vbmi(Features f) { return has_avx512(f) && has_all(f.leaf7_c, BIT_AVX512VBMI); }
+
+/* Linux lets no process use tiles that has not asked; all its threads may then (Documentation/arch/x86/xstate.rst). */
+static bool may_use_tiles(void) {
+#if defined(__linux__)
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    return !syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA);
+#else
+    return false;
+#endif
+}
+
+static bool has_amx(Features f) {
+    return has_vbmi(f) && has_all(f.leaf7_d, BIT_AMX_TILE | BIT_AMX_INT8) && has_all(f.saved, SAVED_TILES) &&
+           may_use_tiles();
 }
 #endif
 
@@ -79,7 +104,8 @@ static bool has_dot_product(void) {
 static bool can_run(const char *name) {
 #if defined(__x86_64__)
     const Features f = cpu_features();
-    if (!strcmp(name, "avx512_vbmi")) return has_avx512(f) && has_all(f.leaf7_c, BIT_AVX512VBMI);
+    if (!strcmp(name, "amx")) return has_amx(f);
+    if (!strcmp(name, "avx512_vbmi")) return has_vbmi(f);
     if (!strcmp(name, "avx512")) return has_avx512(f);
     if (!strcmp(name, "avxvnni")) return has_avx2(f) && has_all(f.leaf7_1_a, BIT_AVX_VNNI);
     if (!strcmp(name, "avx2")) return has_avx2(f);
@@ -92,6 +118,9 @@ static bool can_run(const char *name) {
 
 /* Best first. */
 static const Kernels *const compiled_kernels[] = {
+#if defined(BEE_HAVE_AMX)
+    &bee_kernels_amx,
+#endif
 #if defined(BEE_HAVE_AVX512_VBMI)
     &bee_kernels_avx512_vbmi,
 #endif

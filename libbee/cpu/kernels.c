@@ -1,5 +1,6 @@
 /* Every kernel of the CPU backend, written once against sixteen lanes and compiled once per instruction set. */
 #include "kernels.h"
+#include "amx.h"
 #include "planar_grids.h"
 #include "products.h"
 #include "simd.h"
@@ -657,13 +658,12 @@ static int64_t dot_products(int rounds) {
     return (int64_t)rounds * REPEATS * CHAINS * COLUMNS * 4 * STEP_ROWS;
 }
 
-#define OTHER_KERNELS                                                                                       \
-    .store_operand = store_operand, .norm = norm, .add = add, .rotate = rotate, .gate = gate, .cap = cap,   \
-    .attend = attend, .fold = fold, .convolve = convolve, .recur = recur, .to_float16 = to_float16,         \
-    .to_codes = to_codes, .largest = largest, .sum_exp = sum_exp, .may_win = may_win, .read_all = read_all, \
-    .dot_products = dot_products
+#define OTHER_KERNELS                                                                                     \
+    .store_operand = store_operand, .norm = norm, .add = add, .rotate = rotate, .gate = gate, .cap = cap, \
+    .attend = attend, .fold = fold, .convolve = convolve, .recur = recur, .to_float16 = to_float16,       \
+    .to_codes = to_codes, .largest = largest, .sum_exp = sum_exp, .may_win = may_win, .read_all = read_all
 
-const Kernels ISA_KERNELS = {.name = ISA_NAME, .multiply = multiply, OTHER_KERNELS};
+const Kernels ISA_KERNELS = {.name = ISA_NAME, .multiply = multiply, .dot_products = dot_products, OTHER_KERNELS};
 
 #if defined(BEE_ISA_AVX512) && defined(BEE_HAVE_AVX512_VBMI)
 static void multiply_any(const Weight *weight, int first, int last, const Operand *in, int n_tokens, float *out,
@@ -676,5 +676,15 @@ static void multiply_any(const Weight *weight, int first, int last, const Operan
 }
 
 const Kernels bee_kernels_avx512_vbmi = {
-    .name = "avx512_vbmi", .planar_grids = true, .multiply = multiply_any, OTHER_KERNELS};
+    .name = "avx512_vbmi", .planar_grids = true, .multiply = multiply_any, .dot_products = dot_products, OTHER_KERNELS};
+
+#if defined(BEE_HAVE_AMX)
+static void multiply_tiles(const Weight *weight, int first, int last, const Operand *in, int n_tokens, float *out,
+                           size_t out_stride, bool add) {
+    bee_multiply_tiles(weight, first, last, in, n_tokens, out, out_stride, add, multiply_any);
+}
+
+const Kernels bee_kernels_amx = {
+    .name = "amx", .planar_grids = true, .multiply = multiply_tiles, .dot_products = bee_tile_products, OTHER_KERNELS};
+#endif
 #endif

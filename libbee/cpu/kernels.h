@@ -112,7 +112,7 @@ typedef struct Kernels {
     int64_t (*dot_products)(int rounds);
 } Kernels;
 
-extern const Kernels bee_kernels_avx512_vbmi, bee_kernels_avx512, bee_kernels_avxvnni, bee_kernels_avx2,
-    bee_kernels_neon_dotprod, bee_kernels_neon, bee_kernels_portable;
+extern const Kernels bee_kernels_amx, bee_kernels_avx512_vbmi, bee_kernels_avx512, bee_kernels_avxvnni,
+    bee_kernels_avx2, bee_kernels_neon_dotprod, bee_kernels_neon, bee_kernels_portable;
 
 #endif

@@ -45,12 +45,32 @@ enum { STEPS = BLOCK_ROWS / STEP_ROWS };
 #define TOKEN_LOOP _Pragma("GCC unroll 1")
 #endif
 
+#if TILE_SUMS
+/* Sums over both halves of a pair's groups, or in the first place over all of a group: amx.c. */
+typedef struct TileSums {
+    int32_t of[2][2][TILE][BLOCK_ROWS];
+} TileSums;
+enum { TILE_PAIRS = 4 };
+
+INLINE void tile_multiply(const RCODES *codes, const int8_t *x, size_t x_stride, bool halves,
+                          int32_t out[2][TILE][BLOCK_ROWS]);
+#endif
+
 /* Where a pair's parts are, and its place in the span. */
 typedef struct Pair {
     const uint8_t *span, *codes, *small, *scales;
     int index;
     const int8_t *by_place; /* the tokens' activations as codes of the planar form want them, 64 columns each */
+#if TILE_SUMS
+    const TileSums *sums;
+#endif
 } Pair;
+
+/* Pair p of the span at w. */
+INLINE Pair pair_of_span(WeightTraits t, const uint8_t *w, int p) {
+    const uint8_t *small = w + span_pairs(t) * code_bytes(t), *scales = small + span_pairs(t) * small_scale_bytes(t);
+    return (Pair){w, w + p * code_bytes(t), small + p * small_scale_bytes(t), scales, .index = p};
+}
 
 INLINE void load_threes(const uint8_t *w, RCODES *codes) {
     const RCODES vectors[3] = {codes_load(w), codes_load(w + 64), codes_load(w + 128)};
@@ -274,6 +294,23 @@ INLINE GroupScales load_scales(WeightTraits t, int group, int step, Pair at) {
     return g;
 }
 
+#if PLANAR_GRIDS
+/* Through memory: otherwise compilers take every four out of a register, which costs more than reading them. */
+INLINE const int8_t *order_by_place(int n, const OperandPair *a, int8_t *by_place) {
+    UNROLL for (int i = 0; i < n; i++) transpose_fours(a[i].codes, by_place + PAIR * i);
+    escape(by_place);
+    return by_place;
+}
+#endif
+
+/* A token's 32, in the order of the codes; or what stands for them. */
+INLINE const int8_t *activations(WeightTraits t, int group, Pair at, const OperandPair *a, int token) {
+#if TILE_SUMS
+    return (const int8_t *)at.sums->of[group][0][token];
+#endif
+    return (t.flags & PLANAR ? at.by_place + PAIR * token : a[token].codes) + GROUP * group;
+}
+
 /* Few tokens leave the products waiting for each other: two chains of them. Sums are exact. */
 INLINE RI dot_group(int n, RI d, const RCODES *codes, const int8_t *x, int bits) {
     if (n >= TWO_CHAINS_BELOW) return dot(d, codes, x, 8, bits);
@@ -286,14 +323,14 @@ INLINE void multiply_group(TensorType type, int n, int group, int step, Pair at,
     const int zero = zero_of(t, group);
     const GroupScales s = load_scales(t, group, step, at);
     RCODES codes[8];
-    load_codes(type, group, step, at, codes);
+    if (!TILE_SUMS) load_codes(type, group, step, at, codes);
     TOKEN_LOOP for (int i = 0; i < n; i++) {
-        const int8_t *x = a[i].codes + GROUP * group;
+        const int8_t *x = activations(t, group, at, a, i);
         const RF token_scale = rf_set(a[i].scale[group]);
         if (t.flags & HALVES) {
             UNROLL for (int half = 0; half < 2; half++) {
                 const RI d =
-                    dot(ri_set(-zero * a[i].half[2 * group + half]), codes + 4 * half, x + 16 * half, 4, t.bits);
+                    dot(ri_set(-zero * a[i].half[2 * group + half]), codes + 4 * half, x + HALF_STEP * half, 4, t.bits);
                 acc[i] = rf_fma(rf_from_ri(d), rf_mul(s.scale[half], token_scale), acc[i]);
             }
             continue;
@@ -368,6 +405,17 @@ INLINE SmallScales load_small_scales(WeightTraits t, int group, int step, const 
     return s;
 }
 
+/* Codes as they are multiplied. */
+INLINE void load_factors(TensorType type, int n, int group, int step, Pair at, const SmallScales *s, RCODES *codes) {
+    load_codes(type, group, step, at, codes);
+#if SCALED_CODES
+    if (scales_codes(TRAITS_HERE(type), n))
+        UNROLL for (int j = 0; j < 8; j++) codes[j] = codes_times(codes[j], ri_twice(s->pairs, j / 4));
+#else
+    (void)n, (void)s;
+#endif
+}
+
 /* Sums of both halves of a group, or in the first place of all of it. */
 typedef struct HalfSums {
     RI of[2];
@@ -419,7 +467,7 @@ INLINE RF scaled_dot(WeightTraits t, int n, int group, const RCODES *codes, cons
     HalfSums d = begin_sums(t, n, group, a, s);
     if (t.flags & HALVES) {
         d.of[0] = dot(d.of[0], codes, x, 4, t.bits);
-        d.of[1] = dot(d.of[1], codes + 4, x + 16, 4, t.bits);
+        d.of[1] = dot(d.of[1], codes + 4, x + HALF_STEP, 4, t.bits);
     } else {
         d.of[0] = dot_group(n, d.of[0], codes, x, t.bits);
     }
@@ -442,31 +490,13 @@ INLINE void sum_two(WeightTraits t, int n, int group, const RCODES *codes, const
 }
 #endif
 
-#if PLANAR_GRIDS
-/* Through memory: otherwise compilers take every four out of a register, which costs more than reading them. */
-INLINE const int8_t *order_by_place(int n, const OperandPair *a, int8_t *by_place) {
-    UNROLL for (int i = 0; i < n; i++) transpose_fours(a[i].codes, by_place + PAIR * i);
-    escape(by_place);
-    return by_place;
-}
-#endif
-
-/* A token's 32, in the order of the codes. */
-INLINE const int8_t *activations(WeightTraits t, int group, Pair at, const OperandPair *a, int token) {
-    return (t.flags & PLANAR ? at.by_place + PAIR * token : a[token].codes) + GROUP * group;
-}
-
 /* As multiply_group, but the span's scale is left out. */
 INLINE void sum_group(TensorType type, int n, int group, int step, Pair at, const OperandPair *a, RF *sums) {
     const WeightTraits t = TRAITS_HERE(type);
     const SmallScales scales = load_small_scales(t, group, step, at.small);
     const int paired = joins_scales(t) || !(t.flags & SUPER) ? 0 : in_pairs(n);
     RCODES codes[8];
-    load_codes(type, group, step, at, codes);
-#if SCALED_CODES
-    if (scales_codes(t, n))
-        UNROLL for (int j = 0; j < 8; j++) codes[j] = codes_times(codes[j], ri_twice(scales.pairs, j / 4));
-#endif
+    if (!TILE_SUMS) load_factors(type, n, group, step, at, &scales, codes);
 #if TOKENS_TOGETHER == 2
     UNROLL for (int i = 0; i < paired; i += 2) {
         const int8_t *const x[2] = {activations(t, group, at, a, i), activations(t, group, at, a, i + 1)};
@@ -518,6 +548,37 @@ INLINE void prefetch_ahead(const uint8_t *line) {
     __builtin_prefetch(line + 1024);
 }
 
+INLINE void prefetch_pair(WeightTraits t, Pair at) {
+    const int in_span = span_pairs(t), lines = (span_bytes(t) / 64 + in_span - 1) / in_span;
+    UNROLL for (int i = 0; i < lines; i++) prefetch_ahead(at.span + 64 * (at.index * lines + i));
+}
+
+#if TILE_SUMS
+/* ---- sums made by tile registers ------------------------------------------------------------------------ */
+
+/* Of as many pairs from w on as are left, at most TILE_PAIRS: several, because what tiles store cannot be loaded at
+ * once. n tokens of a tile. */
+INLINE void make_tile_sums(TensorType type, int n, const uint8_t *w, int left, const OperandPair *a, TileSums *out) {
+    const WeightTraits t = TRAITS_HERE(type);
+    const bool halves = t.flags & HALVES && !scales_codes(t, n);
+    for (int p = 0; p < TILE_PAIRS && p < left; p++, a += TILE, out++) {
+        const Pair at = pair_of_span(t, w + p / span_pairs(t) * span_bytes(t), p % span_pairs(t));
+        const int8_t *x = a->codes;
+        size_t x_stride = sizeof *a;
+        int8_t by_place[TILE * PAIR];
+        if (t.flags & PLANAR) x = order_by_place(n, a, by_place), x_stride = PAIR;
+        prefetch_pair(t, at);
+        UNROLL for (int group = 0; group < 2; group++) {
+            RCODES codes[8];
+            SmallScales scales;
+            if (scales_codes(t, n)) scales = load_small_scales(t, group, 0, at.small);
+            load_factors(type, n, group, 0, at, &scales, codes);
+            tile_multiply(codes, x + GROUP * group, x_stride, halves, out->of[group]);
+        }
+    }
+}
+#endif
+
 /* ---- all columns --------------------------------------------------------------------------------------- */
 
 INLINE void store_sums(float *out, RF sums, bool add) { rf_store(out, add ? rf_add(rf_load(out), sums) : sums); }
@@ -526,23 +587,30 @@ INLINE void store_sums(float *out, RF sums, bool add) { rf_store(out, add ? rf_a
 INLINE void multiply_codes(TensorType type, int n, const uint8_t *w, int n_pairs, const OperandPair *a, float *out,
                            size_t out_stride, bool add) {
     const WeightTraits t = TRAITS_HERE(type);
-    const int in_span = span_pairs(t), lines = (span_bytes(t) / 64 + in_span - 1) / in_span;
+    const int in_span = span_pairs(t);
     RF acc[STEPS][TILE], sums[STEPS][TILE];
+#if TILE_SUMS
+    TileSums tile_sums[TILE_PAIRS];
+#endif
     UNROLL for (int step = 0; step < STEPS; step++) TOKEN_LOOP for (int i = 0; i < n; i++) acc[step][i] = rf_set(0);
     for (int first = 0; first < n_pairs; first += in_span, w += span_bytes(t)) {
-        const uint8_t *small = w + in_span * code_bytes(t), *scales = small + in_span * small_scale_bytes(t);
+#if TILE_SUMS
+        if (first % TILE_PAIRS == 0) make_tile_sums(type, n, w, n_pairs - first, a, tile_sums);
+#endif
         if (scaled_by_span(t))
             UNROLL for (int step = 0; step < STEPS; step++) TOKEN_LOOP for (int i = 0; i < n; i++) sums[step][i] =
                 rf_set(0);
         /* rows have whole blocks, but not whole spans of several blocks */
         const int left = n_pairs - first, here = t.columns >= in_span * PAIR || left > in_span ? in_span : left;
         for (int p = 0; p < here; p++, a += TILE) {
-            Pair at = {w, w + p * code_bytes(t), small + p * small_scale_bytes(t), scales, p, NULL};
-#if PLANAR_GRIDS
+            Pair at = pair_of_span(t, w, p);
+#if TILE_SUMS
+            at.sums = &tile_sums[(first + p) % TILE_PAIRS];
+#elif PLANAR_GRIDS
             int8_t by_place[TILE * PAIR];
             if (t.flags & PLANAR) at.by_place = order_by_place(n, a, by_place);
 #endif
-            UNROLL for (int i = 0; i < lines; i++) prefetch_ahead(w + 64 * (p * lines + i));
+            if (!TILE_SUMS) prefetch_pair(t, at);
             UNROLL for (int step = 0; step < STEPS; step++) UNROLL for (int group = 0; group < 2; group++) {
                 /* or it keeps all nibbles for the other group, and something else on the stack */
                 if ((STEPS > 1 || (n > 8 && t.kind == INTEGERS)) && group) escape(w);
@@ -553,8 +621,8 @@ INLINE void multiply_codes(TensorType type, int n, const uint8_t *w, int n_pairs
             }
         }
         if (scaled_by_span(t))
-            UNROLL for (int step = 0; step < STEPS; step++) finish_span(
-                t, n, step, (Pair){w, w, small, scales, 0, NULL}, a - in_span * TILE, sums[step], acc[step]);
+            UNROLL for (int step = 0; step < STEPS; step++)
+                finish_span(t, n, step, pair_of_span(t, w, 0), a - in_span * TILE, sums[step], acc[step]);
     }
     UNROLL for (int step = 0; step < STEPS; step++) TOKEN_LOOP for (int i = 0; i < n; i++)
         store_sums(out + i * out_stride + STEP_ROWS * step, acc[step][i], add);

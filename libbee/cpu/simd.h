@@ -17,6 +17,14 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
+/* Whether sums over the columns of a group, or of each of its halves, were made before by tile registers (amx.c). What
+ * is called a token's activations then are the sums of all rows, and HALF_STEP bytes behind them those of the other
+ * half. */
+#ifndef TILE_SUMS
+#define TILE_SUMS 0
+#endif
+enum { HALF_STEP = TILE_SUMS ? 1024 : 16 };
+
 #if defined(BEE_ISA_AVX512) || defined(BEE_ISA_AVX512_VBMI)
 #include "simd_avx512.h"
 #elif defined(BEE_ISA_AVX2) || defined(BEE_ISA_AVXVNNI)

@@ -19,7 +19,7 @@
 #define HIGH_NIBBLE 16
 #define WIDE_ZERO 128
 #define BIASED_DOTS 1
-#define TOKENS_TOGETHER 2
+#define TOKENS_TOGETHER (TILE_SUMS ? 1 : 2)
 #define SCALED_CODES 1
 #define ADDED_HALVES 1
 
@@ -142,6 +142,7 @@ INLINE VI dot_four(VI acc, RCODES w, const int8_t *a) {
 /* acc[row] += sum over 4 n columns of code[row][column] * a[column]; n is 1, 4 or 8. `bits` is the codes' width. */
 INLINE VI dot(VI acc, const RCODES *w, const int8_t *a, int n, int bits) {
     (void)bits;
+    if (TILE_SUMS) return _mm512_add_epi32(acc, _mm512_loadu_si512(a));
     UNROLL for (int j = 0; j < n; j++) acc = dot_four(acc, w[j], a + 4 * j);
     return acc;
 }
@@ -165,13 +166,13 @@ INLINE RCODES codes_times(RCODES codes, VI twice) { return _mm512_mullo_epi16(co
 INLINE VI dot_halves(const RCODES *w, const int8_t *a, VI pairs, int bits) {
     const VI first = _mm512_and_si512(pairs, vi_set(0xffff)), second = _mm512_srli_epi32(pairs, 16);
     const VI sum = _mm512_madd_epi16(dot(vi_set(0), w, a, 4, bits), first);
-    return _mm512_dpwssd_epi32(sum, dot(vi_set(0), w + 4, a + 16, 4, bits), second);
+    return _mm512_dpwssd_epi32(sum, dot(vi_set(0), w + 4, a + HALF_STEP, 4, bits), second);
 }
 
 INLINE VI add_halves(VI sum, const RCODES *w, const int8_t *a, VI pairs) {
     const VI first = _mm512_and_si512(pairs, vi_set(0xffff)), second = _mm512_srli_epi32(pairs, 16);
     sum = _mm512_dpwssd_epi32(sum, dot(vi_set(0), w, a, 4, 3), first);
-    return _mm512_dpwssd_epi32(sum, dot(vi_set(0), w + 4, a + 16, 4, 3), second);
+    return _mm512_dpwssd_epi32(sum, dot(vi_set(0), w + 4, a + HALF_STEP, 4, 3), second);
 }
 
 /* ---- with VBMI: tables of bytes in registers (PLANAR_GRIDS) ---- */

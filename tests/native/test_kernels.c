@@ -3,6 +3,7 @@
  * company. Attention has its own (test_attention.c). */
 #include "check.h"
 #include "compiled_kernels.h"
+#include "cpu/amx.h"
 #include "cpu/pack.h"
 #include "ggml_blocks.h"
 #include "ops.h"
@@ -499,29 +500,39 @@ static void test_recurrence(const Kernels *kernels, int n_keys, bool corrects) {
 
 /* ---- one instruction set and another ----------------------------------------------------------------- */
 
+static void test_same_products(const Kernels *a, const Kernels *b, const BlockType *type, int columns, int n,
+                               Random *random) {
+    Case c = new_case(a, type, 40, columns, n, random);
+    const size_t bytes = (size_t)n * c.out_stride * sizeof(float);
+    float *out[2] = {allocate(bytes), allocate(bytes)};
+    Operand *in[2] = {load_operand(a, &c, 0, n), load_operand(b, &c, 0, n)};
+    for (int add = 0; add < 2; add++) {
+        pack_for(a, &c);
+        a->multiply(&c.weight, 0, c.weight.n_blocks, in[0], n, out[0], c.out_stride, add);
+        pack_for(b, &c);
+        b->multiply(&c.weight, 0, c.weight.n_blocks, in[1], n, out[1], c.out_stride, add);
+    }
+    bool same = !memcmp(out[0], out[1], bytes);
+    for (int t = 0; in[0]->pairs && t < n; t++)
+        for (int g = 0; g < 2 * in[0]->n_pairs; g += 2)
+            same = same && !memcmp(pair_of(in[0], t, g), pair_of(in[1], t, g), sizeof(OperandPair));
+    if (!CHECK(same)) printf("    %s, %s, %s, %d columns, %d tokens\n", a->name, b->name, type->name, columns, n);
+    for (int i = 0; i < 2; i++) {
+        cpu_ops()->operand_free(NULL, in[i]);
+        free(out[i]);
+    }
+    free_case(&c);
+}
+
 /* All but the portable kernels fuse products with sums and add across lanes in the same order: the same bits. */
 static void test_same_bits(const Kernels *a, const Kernels *b) {
     Random random = {15};
-    enum { N = 5, COLUMNS = 512 };
-    for (int type = 0; type < N_BLOCK_TYPES; type++) {
-        Case c = new_case(a, &block_types[type], 40, COLUMNS, N, &random);
-        const size_t row_bytes = c.out_stride * sizeof(float);
-        float *out[2] = {allocate(N * row_bytes), allocate(N * row_bytes)};
-        Operand *in[2] = {load_operand(a, &c, 0, N), load_operand(b, &c, 0, N)};
-        a->multiply(&c.weight, 0, c.weight.n_blocks, in[0], N, out[0], c.out_stride, false);
-        pack_for(b, &c);
-        b->multiply(&c.weight, 0, c.weight.n_blocks, in[1], N, out[1], c.out_stride, false);
-        bool same = !memcmp(out[0], out[1], N * row_bytes);
-        for (int t = 0; in[0]->pairs && t < N; t++)
-            for (int g = 0; g < 2 * in[0]->n_pairs; g += 2)
-                same = same && !memcmp(pair_of(in[0], t, g), pair_of(in[1], t, g), sizeof(OperandPair));
-        if (!CHECK(same)) printf("    %s, %s, %s\n", a->name, b->name, block_types[type].name);
-        for (int i = 0; i < 2; i++) {
-            cpu_ops()->operand_free(NULL, in[i]);
-            free(out[i]);
+    enum { COLUMNS = 512 };
+    for (int type = 0; type < N_BLOCK_TYPES; type++)
+        for (int n = 5; n < 64; n += 32) {
+            const int blocks = random_below(&random, 9), columns = COLUMNS + blocks * block_types[type].columns;
+            test_same_products(a, b, &block_types[type], columns, n, &random);
         }
-        free_case(&c);
-    }
     float x[COLUMNS], gain[COLUMNS], out[2][COLUMNS];
     uint16_t half[2][COLUMNS];
     for (int i = 0; i < COLUMNS; i++)
@@ -594,6 +605,31 @@ static void test_bf16(void) {
     for (uint32_t h = 0; h < 0x10000; h++) CHECK_EQ(bits_from_float(float_from_bf16((uint16_t)h)), h << 16);
 }
 
+/* Products of many tokens by tile registers, emulated: what they share with AVX-512 is tested with that. */
+#if defined(BEE_EMULATE_TILES)
+static void multiply_emulated(const Weight *weight, int first, int last, const Operand *in, int n_tokens, float *out,
+                              size_t out_stride, bool add) {
+    bee_multiply_emulated_tiles(weight, first, last, in, n_tokens, out, out_stride, add,
+                                kernels_named("avx512_vbmi")->multiply);
+}
+#endif
+
+static void test_emulated_tiles(void) {
+#if defined(BEE_EMULATE_TILES)
+    const Kernels *kernels = kernels_named("avx512_vbmi");
+    if (!kernels) return;
+    Kernels emulated = *kernels;
+    emulated.name = "amx, emulated";
+    emulated.multiply = multiply_emulated;
+    test_products(&emulated);
+    test_largest_codes(&emulated);
+    test_block_invariance(&emulated);
+    test_odd_activations(&emulated);
+    test_same_bits(kernels, &emulated);
+    printf("%s: done\n", emulated.name);
+#endif
+}
+
 int main(void) {
     const char *const *names = bee_instruction_sets();
     CHECK(names[0] != NULL);
@@ -622,5 +658,6 @@ int main(void) {
         if (i && strcmp(kernels->name, "portable")) test_same_bits(kernels_named(names[0]), kernels);
         printf("%s: done\n", kernels->name);
     }
+    test_emulated_tiles();
     return check_report();
 }

@@ -30,6 +30,7 @@ def test_a_row_has_passes_bounds_and_sizes() -> None:
     for row, bits in zip(report["shapes"], (4.9, 3.5, 3.5), strict=True):
         assert list(row["pass_ms"]) == list(row["bound_ms"]) == ["1", "4", "8", "16"]
         assert all(0 < row["bound_ms"][rows] < math.inf and row["pass_ms"][rows] > 0 for rows in row["pass_ms"])
+        assert row["share_in_turn"] == pytest.approx(row["bound_ms"]["1"] / row["pass_ms"]["1"])  # of one round
         assert 8 * row["file_bytes"] / row["n_weights"] == pytest.approx(bits, rel=0.1)
         assert row["memory_bytes"] < 1.15 * row["file_bytes"]
         assert row["peers"] == row["refusals"] == {}
@@ -93,8 +94,9 @@ def test_ratios_are_the_peers_time_over_ours(monkeypatch: pytest.MonkeyPatch) ->
     assert list(row["peers"]["openvino"]["pass_ratios"]) == ["1"]  # it cannot be asked for more
     second = markdown_of(report).splitlines()[-1].split(" | ")
     assert second[0].strip("| ") == ""  # Bee's own figures stand once
-    assert second[12] == "openvino"
-    assert second[14:17] == ["-", "-", "-"]
+    peer = shapes.COLUMNS.index("peer")
+    assert second[peer] == "openvino"
+    assert second[peer + 2 : peer + 5] == ["-", "-", "-"]
 
 
 class FailingPeer(StubPeer):
