@@ -283,7 +283,7 @@ static bool may_win(const float *logits, const int32_t *ids, int32_t first, floa
 
 /* ---- attention ---------------------------------------------------------------------------------- */
 
-enum { MAX_QUERIES = 6, MAX_CODE_BLOCKS = 2 };
+enum { MAX_CODE_BLOCKS = 2 };
 
 /* Into the second-level cache what is at work later: while it is the keys' turn the values, line by line as they lie,
  * and while it is the values' the keys of the head that follows. So all of it comes from memory long before it is
@@ -571,10 +571,18 @@ ATTEND(3)
 ATTEND(4)
 ATTEND(5)
 ATTEND(6)
+#if MAX_QUERIES == 8
+ATTEND(7)
+ATTEND(8)
+#define SEVEN_AND_EIGHT(name) , name##_7, name##_8
+#else
+#define SEVEN_AND_EIGHT(name)
+#endif
+#define ALL_ATTEND(name) {name##_1, name##_2, name##_3, name##_4, name##_5, name##_6 SEVEN_AND_EIGHT(name)}
 
 static void (*const attend_table[][MAX_QUERIES])(const Attention *a, int first) = {
-    [BEE_KV_F16] = {attend_1, attend_2, attend_3, attend_4, attend_5, attend_6},
-    [BEE_KV_Q8_0] = {attend_codes_1, attend_codes_2, attend_codes_3, attend_codes_4, attend_codes_5, attend_codes_6},
+    [BEE_KV_F16] = ALL_ATTEND(attend),
+    [BEE_KV_Q8_0] = ALL_ATTEND(attend_codes),
 };
 
 /* Each query's arithmetic is the same whichever queries are computed beside it. */

@@ -48,8 +48,9 @@ enum { STEPS = BLOCK_ROWS / STEP_ROWS };
 #if TILE_SUMS
 /* Sums over both halves of a pair's groups, or in the first place over all of a group: amx.c. */
 typedef struct TileSums {
-    int32_t of[2][2][TILE][BLOCK_ROWS];
+    _Alignas(64) int32_t of[2][2][TILE][BLOCK_ROWS];
 } TileSums;
+_Static_assert(HALF_STEP == sizeof((TileSums *)0)->of[0][0], "where dot looks for the other half");
 enum { TILE_PAIRS = 4 };
 
 INLINE void tile_multiply(const RCODES *codes, const int8_t *x, size_t x_stride, bool halves,
@@ -565,7 +566,7 @@ INLINE void make_tile_sums(TensorType type, int n, const uint8_t *w, int left, c
         const Pair at = pair_of_span(t, w + p / span_pairs(t) * span_bytes(t), p % span_pairs(t));
         const int8_t *x = a->codes;
         size_t x_stride = sizeof *a;
-        int8_t by_place[TILE * PAIR];
+        _Alignas(64) int8_t by_place[TILE * PAIR];
         if (t.flags & PLANAR) x = order_by_place(n, a, by_place), x_stride = PAIR;
         prefetch_pair(t, at);
         UNROLL for (int group = 0; group < 2; group++) {

@@ -40,6 +40,11 @@ enum { HALF_STEP = TILE_SUMS ? 1024 : 16 };
 #define ONE_TILE 0
 #endif
 
+/* Queries that attention reads keys and values for at once. */
+#ifndef MAX_QUERIES
+#define MAX_QUERIES 6
+#endif
+
 /* Whether the packed form of grids is the planar one (packed.h). */
 #ifndef PLANAR_GRIDS
 #define PLANAR_GRIDS 0

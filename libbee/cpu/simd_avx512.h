@@ -16,6 +16,7 @@
 #define TWO_CHAINS_BELOW 4
 #define CHAINS 16
 #define FLOAT_SUMS 24
+#define MAX_QUERIES 8
 #define HIGH_NIBBLE 16
 #define WIDE_ZERO 128
 #define BIASED_DOTS 1
