@@ -16,12 +16,10 @@
 /* Tiles; compilers want their numbers as text. */
 #define SUMS_0 0
 #define SUMS_1 1
-#define SUMS_2 2
-#define SUMS_3 3
-#define ACTIVATIONS 4
-#define GROUP_CODES 5
-#define HALF_ACTIVATIONS 6
-#define HALF_CODES 7
+#define ACTIVATIONS 2
+#define GROUP_CODES 3
+#define HALF_ACTIVATIONS 4
+#define HALF_CODES 5
 
 /* What LDTILECFG reads. */
 typedef struct TileShapes {
@@ -33,13 +31,13 @@ typedef struct TileShapes {
 /* Sums; activations and codes of a group, and of half of one. */
 static const TileShapes tile_shapes = {
     .palette = 1,
-    .row_bytes = {64, 64, 64, 64, 32, 64, 16, 64},
-    .rows = {TILE, TILE, TILE, TILE, TILE, 8, TILE, 4},
+    .row_bytes = {64, 64, 32, 64, 16, 64},
+    .rows = {TILE, TILE, TILE, 8, TILE, 4},
 };
 
 INLINE void tile_multiply(const RCODES *codes, const int8_t *x, size_t x_stride, bool halves,
                           int32_t out[2][TILE][BLOCK_ROWS]) {
-    uint8_t words[8 * 64] __attribute__((aligned(64)));
+    _Alignas(64) uint8_t words[8 * 64];
     UNROLL for (int j = 0; j < 8; j++) _mm512_store_si512(words + 64 * j, codes[j]);
     escape(words); /* compilers do not know what tiles read and write */
     _tile_zero(SUMS_0);
@@ -99,16 +97,4 @@ void bee_multiply_tiles(const Weight *weight, int first, int last, const Operand
             multiply_rest(weight, block, block + 1, &rest, n_tokens - whole, out + (size_t)whole * out_stride,
                           out_stride, add);
     }
-}
-
-int64_t bee_tile_products(int rounds) {
-    _tile_loadconfig(&tile_shapes);
-    for (int round = 0; round < rounds; round++) {
-        _tile_dpbsud(SUMS_0, ACTIVATIONS, GROUP_CODES);
-        _tile_dpbsud(SUMS_1, ACTIVATIONS, GROUP_CODES);
-        _tile_dpbsud(SUMS_2, ACTIVATIONS, GROUP_CODES);
-        _tile_dpbsud(SUMS_3, ACTIVATIONS, GROUP_CODES);
-    }
-    _tile_release();
-    return (int64_t)rounds * 4 * TILE * BLOCK_ROWS * GROUP;
 }

@@ -13,7 +13,4 @@ typedef void MultiplyRest(const Weight *weight, int first, int last, const Opera
 void bee_multiply_tiles(const Weight *weight, int first, int last, const Operand *in, int n_tokens, float *out,
                         size_t out_stride, bool add, MultiplyRest *multiply_rest);
 
-/* Kernels.dot_products. */
-int64_t bee_tile_products(int rounds);
-
 #endif

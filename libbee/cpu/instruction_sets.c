@@ -5,7 +5,7 @@
 #include <string.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
-#if defined(__linux__)
+#if defined(BEE_HAVE_AMX)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -72,21 +72,21 @@ static bool has_avx512(Features f) {
 
 static bool has_vbmi(Features f) { return has_avx512(f) && has_all(f.leaf7_c, BIT_AVX512VBMI); }
 
-/* Linux lets no process use tiles that has not asked; all its threads may then (Documentation/arch/x86/xstate.rst). */
-static bool may_use_tiles(void) {
-#if defined(__linux__)
-    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
-    return !syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA);
-#else
-    return false;
-#endif
-}
-
 static bool has_amx(Features f) {
-    return has_vbmi(f) && has_all(f.leaf7_d, BIT_AMX_TILE | BIT_AMX_INT8) && has_all(f.saved, SAVED_TILES) &&
-           may_use_tiles();
+    return has_vbmi(f) && has_all(f.leaf7_d, BIT_AMX_TILE | BIT_AMX_INT8) && has_all(f.saved, SAVED_TILES);
 }
 #endif
+
+/* Linux lets no process use tiles that has not asked; all its threads may then, and for good
+ * (Documentation/arch/x86/xstate.rst). */
+static bool may_use(const Kernels *kernels) {
+#if defined(BEE_HAVE_AMX)
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    return kernels != &bee_kernels_amx || !syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA);
+#else
+    return kernels;
+#endif
+}
 
 #if defined(__aarch64__)
 static bool has_dot_product(void) {
@@ -116,13 +116,13 @@ static bool can_run(const char *name) {
     return !strcmp(name, "portable");
 }
 
-/* Best first. */
+/* Best first, but for tiles, which have not been run on such a processor yet: they are for those who ask. */
 static const Kernels *const compiled_kernels[] = {
-#if defined(BEE_HAVE_AMX)
-    &bee_kernels_amx,
-#endif
 #if defined(BEE_HAVE_AVX512_VBMI)
     &bee_kernels_avx512_vbmi,
+#endif
+#if defined(BEE_HAVE_AMX)
+    &bee_kernels_amx,
 #endif
 #if defined(BEE_HAVE_AVX512)
     &bee_kernels_avx512,
@@ -168,7 +168,12 @@ const Kernels *choose_kernels(const char *wanted, bee_error *error) {
     if (!wanted) return find_kernels(available[0]);
     char list[64] = "";
     for (int i = 0; available[i]; i++) {
-        if (!strcmp(available[i], wanted)) return find_kernels(wanted);
+        if (!strcmp(available[i], wanted)) {
+            const Kernels *kernels = find_kernels(wanted);
+            if (may_use(kernels)) return kernels;
+            bee_fail(error, BEE_ERROR_ARGUMENT, "the system lets this process use no tile registers (amx)");
+            return NULL;
+        }
         strcat(strcat(list, i ? ", " : ""), available[i]);
     }
     bee_fail(error, BEE_ERROR_ARGUMENT, "instruction set '%.32s' is not available; this machine has: %s", wanted, list);

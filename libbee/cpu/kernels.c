@@ -571,7 +571,8 @@ ATTEND(3)
 ATTEND(4)
 ATTEND(5)
 ATTEND(6)
-#if MAX_QUERIES == 8
+#if MAX_QUERIES > 6
+_Static_assert(MAX_QUERIES == 8, "a function for each number of queries");
 ATTEND(7)
 ATTEND(8)
 #define SEVEN_AND_EIGHT(name) , name##_7, name##_8
@@ -669,9 +670,10 @@ static int64_t dot_products(int rounds) {
 #define OTHER_KERNELS                                                                                     \
     .store_operand = store_operand, .norm = norm, .add = add, .rotate = rotate, .gate = gate, .cap = cap, \
     .attend = attend, .fold = fold, .convolve = convolve, .recur = recur, .to_float16 = to_float16,       \
-    .to_codes = to_codes, .largest = largest, .sum_exp = sum_exp, .may_win = may_win, .read_all = read_all
+    .to_codes = to_codes, .largest = largest, .sum_exp = sum_exp, .may_win = may_win, .read_all = read_all, \
+    .dot_products = dot_products
 
-const Kernels ISA_KERNELS = {.name = ISA_NAME, .multiply = multiply, .dot_products = dot_products, OTHER_KERNELS};
+const Kernels ISA_KERNELS = {.name = ISA_NAME, .multiply = multiply, OTHER_KERNELS};
 
 #if defined(BEE_ISA_AVX512) && defined(BEE_HAVE_AVX512_VBMI)
 static void multiply_any(const Weight *weight, int first, int last, const Operand *in, int n_tokens, float *out,
@@ -684,7 +686,7 @@ static void multiply_any(const Weight *weight, int first, int last, const Operan
 }
 
 const Kernels bee_kernels_avx512_vbmi = {
-    .name = "avx512_vbmi", .planar_grids = true, .multiply = multiply_any, .dot_products = dot_products, OTHER_KERNELS};
+    .name = "avx512_vbmi", .planar_grids = true, .multiply = multiply_any, OTHER_KERNELS};
 
 #if defined(BEE_HAVE_AMX)
 static void multiply_tiles(const Weight *weight, int first, int last, const Operand *in, int n_tokens, float *out,
@@ -692,7 +694,9 @@ static void multiply_tiles(const Weight *weight, int first, int last, const Oper
     bee_multiply_tiles(weight, first, last, in, n_tokens, out, out_stride, add, multiply_any);
 }
 
-const Kernels bee_kernels_amx = {
-    .name = "amx", .planar_grids = true, .multiply = multiply_tiles, .dot_products = bee_tile_products, OTHER_KERNELS};
+const Kernels bee_kernels_amx = {.name = "amx",
+                                 .planar_grids = true,
+                                 .multiply = multiply_tiles,
+                                 OTHER_KERNELS};
 #endif
 #endif

@@ -59,43 +59,43 @@
 
 enum { BLOCK_ROWS = 16, GROUP = 32, PAIR = 64, TILE = 16 };
 
-/* Kernels fold what these say into their loops: left to themselves, compilers call them once a unit has grown. */
+/* Left to themselves, compilers stop inlining these in large files, and sizes are no constants then. */
 #if defined(BEE_SANITIZED)
-#define TRAIT_FUNCTION static inline
+#define LAYOUT_FUNCTION static inline
 #else
-#define TRAIT_FUNCTION static inline __attribute__((always_inline))
+#define LAYOUT_FUNCTION static inline __attribute__((always_inline))
 #endif
 
 /* A flag beside those of a type: GRID_INDICES in the planar form. */
 enum { PLANAR = 1 << 16 };
 
-TRAIT_FUNCTION WeightTraits packed_traits(TensorType type, bool planar_grids) {
+LAYOUT_FUNCTION WeightTraits packed_traits(TensorType type, bool planar_grids) {
     WeightTraits t = traits_of(type);
     if (planar_grids && t.kind == GRID_INDICES) t.flags |= PLANAR;
     return t;
 }
 
 /* Whether products of a group's halves, which fit into 16 bits, are joined as integers. */
-TRAIT_FUNCTION bool joins_halves(WeightTraits t) { return t.kind == INTEGERS && t.flags & HALVES && t.bits < 4; }
+LAYOUT_FUNCTION bool joins_halves(WeightTraits t) { return t.kind == INTEGERS && t.flags & HALVES && t.bits < 4; }
 
 /* Of a grid: bits beside the low 8 of each entry. */
-TRAIT_FUNCTION int high_bits(WeightTraits t) { return t.index_bits - 8 + (t.flags & EIGHTHS ? 1 : 0); }
+LAYOUT_FUNCTION int high_bits(WeightTraits t) { return t.index_bits - 8 + (t.flags & EIGHTHS ? 1 : 0); }
 
 /* Of the planar form: registers of entries in a pair; bits of an entry's number beside the low 8; bits of what the
  * digits of its first half are looked up with. */
-TRAIT_FUNCTION int planar_registers(WeightTraits t) { return PAIR / t.entry / 4; }
-TRAIT_FUNCTION int planar_more(WeightTraits t) { return t.index_bits == 8 ? 0 : t.index_bits == 9 ? 2 : 4; }
-TRAIT_FUNCTION int planar_first_bits(WeightTraits t) { return t.index_bits == 9 || t.index_bits == 10 ? 7 : 8; }
+LAYOUT_FUNCTION int planar_registers(WeightTraits t) { return PAIR / t.entry / 4; }
+LAYOUT_FUNCTION int planar_more(WeightTraits t) { return t.index_bits == 8 ? 0 : t.index_bits == 9 ? 2 : 4; }
+LAYOUT_FUNCTION int planar_first_bits(WeightTraits t) { return t.index_bits == 9 || t.index_bits == 10 ? 7 : 8; }
 
 /* Whether a group's eighths have one sign, which lies beside its scale; or every entry's have their own, in a mask. */
-TRAIT_FUNCTION bool sign_of_group(WeightTraits t) {
+LAYOUT_FUNCTION bool sign_of_group(WeightTraits t) {
     return t.flags & PLANAR && t.flags & EIGHTHS && !(t.flags & HALVES);
 }
-TRAIT_FUNCTION bool signs_of_entries(WeightTraits t) {
+LAYOUT_FUNCTION bool signs_of_entries(WeightTraits t) {
     return t.flags & PLANAR && t.flags & EIGHTHS && t.flags & HALVES;
 }
 
-TRAIT_FUNCTION int planar_code_bytes(WeightTraits t) {
+LAYOUT_FUNCTION int planar_code_bytes(WeightTraits t) {
     return planar_registers(t) * (64 + 8 * planar_more(t) + (signs_of_entries(t) ? 8 : 0)) +
            (t.flags & SIGNS ? PAIR * BLOCK_ROWS / 8 : 0);
 }
@@ -149,7 +149,7 @@ static inline unsigned planar_first_place(WeightTraits t, unsigned number) {
 }
 
 /* Parts of a span, in bytes: of each pair its codes and small scales, of all its scales. */
-TRAIT_FUNCTION int code_bytes(WeightTraits t) {
+LAYOUT_FUNCTION int code_bytes(WeightTraits t) {
     switch (t.kind) {
     case NIBBLE_TABLE: return PAIR * BLOCK_ROWS / 2;
     case DIGITS: return 13 * 64 / 4;
@@ -160,7 +160,7 @@ TRAIT_FUNCTION int code_bytes(WeightTraits t) {
     }
 }
 
-TRAIT_FUNCTION int small_scale_bytes(WeightTraits t) {
+LAYOUT_FUNCTION int small_scale_bytes(WeightTraits t) {
     const int scales = 2 * BLOCK_ROWS * (t.flags & HALVES ? 2 : 1), minima = t.flags & MINIMUM ? scales : 0;
     if (t.flags & WHOLE) return 0;
     if (t.flags & ODD) return scales / 2;
@@ -170,16 +170,16 @@ TRAIT_FUNCTION int small_scale_bytes(WeightTraits t) {
 }
 
 /* Of a block that is no longer than a pair two, where one would end amid a line. */
-TRAIT_FUNCTION int span_pairs(WeightTraits t) {
+LAYOUT_FUNCTION int span_pairs(WeightTraits t) {
     if (t.columns > PAIR) return t.columns / PAIR;
     return (code_bytes(t) + small_scale_bytes(t)) % 64 ? 2 : 1;
 }
 
-TRAIT_FUNCTION int scale_bytes(WeightTraits t) {
+LAYOUT_FUNCTION int scale_bytes(WeightTraits t) {
     return t.flags & (SUPER | WHOLE) ? 2 * BLOCK_ROWS * (t.flags & MINIMUM ? 2 : 1) : 0;
 }
 
-TRAIT_FUNCTION int span_bytes(WeightTraits t) {
+LAYOUT_FUNCTION int span_bytes(WeightTraits t) {
     return (span_pairs(t) * (code_bytes(t) + small_scale_bytes(t)) + scale_bytes(t) + 63) / 64 * 64;
 }
 

@@ -12,7 +12,8 @@
 #include "ggml_blocks.h"
 #include "random.h"
 
-enum { HEAD_SIZE = 128, CHUNKS = 8, MOST = 24, ROW = 2048, REPEATS = 200 };
+/* STRIDE: from one query to the next, as rows of a pass have them. */
+enum { HEAD_SIZE = 128, CHUNKS = 8, MOST = 24, STRIDE = 2048, REPEATS = 200 };
 
 static double nanoseconds(void) {
     struct timespec now;
@@ -20,7 +21,7 @@ static double nanoseconds(void) {
     return 1e9 * (double)now.tv_sec + (double)now.tv_nsec;
 }
 
-/* Keys or values of some chunks: as float16 small numbers, as codes any, with small scales. */
+/* Keys or values of some chunks: as float16 numbers below 1/4, and as codes with scales like them. */
 static uint8_t *random_chunks(size_t bytes, Random *random) {
     uint8_t *chunks = aligned_alloc(64, CHUNKS * bytes);
     for (size_t i = 0; i < CHUNKS * bytes; i += 2) {
@@ -59,8 +60,9 @@ static double least(const Kernels *kernels, bee_kv_type type, int n_queries, con
 int main(int n_arguments, char **arguments) {
     const Kernels *kernels = kernels_named(n_arguments > 1 ? arguments[1] : bee_instruction_sets()[0]);
     if (!kernels) return fprintf(stderr, "this machine has no instruction set %s\n", arguments[1]), 2;
-    static const int counts[] = {1, 2, 4, 8, 16, MOST};
-    static float rows[MOST][ROW], out[MOST][PARTIAL_HEAD + HEAD_SIZE];
+    enum { COUNTS = 6 };
+    static const int counts[COUNTS] = {1, 2, 4, 8, 16, MOST};
+    static float rows[MOST][STRIDE], out[MOST][PARTIAL_HEAD + HEAD_SIZE];
     const float *queries[MOST];
     float *partials[MOST];
     Random random = {3};
@@ -70,12 +72,12 @@ int main(int n_arguments, char **arguments) {
         partials[q] = out[q];
     }
     printf("%s\nqueries", kernels->name);
-    for (int i = 0; i < 6; i++) printf(" %7d", counts[i]);
+    for (int i = 0; i < COUNTS; i++) printf(" %7d", counts[i]);
     for (bee_kv_type type = BEE_KV_F16; type <= BEE_KV_Q8_0; type++) {
         const size_t bytes = POSITION_CHUNK * cache_head_bytes(type, HEAD_SIZE);
         uint8_t *keys = random_chunks(bytes, &random), *values = random_chunks(bytes, &random);
         printf("\n%-7s", type == BEE_KV_F16 ? "f16" : "q8_0");
-        for (int i = 0; i < 6; i++)
+        for (int i = 0; i < COUNTS; i++)
             printf(" %7.0f", least(kernels, type, counts[i], keys, values, bytes, queries, partials));
         free(keys);
         free(values);

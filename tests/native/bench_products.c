@@ -34,7 +34,7 @@ static double least(const Kernels *kernels, const Weight *weight, const Operand 
 static void measure(const Kernels *kernels, const BlockType *type, const Operand *in, float *out) {
     Random random = {1};
     Tensor tensor = random_tensor(type, BLOCKS * BLOCK_ROWS, COLUMNS, true, &random);
-    make_small(&tensor); /* subnormal products, which no model has, take some processors 200 cycles each */
+    make_small(&tensor); /* of extreme scales come subnormal products, which take some processors long */
     Weight weight;
     weight_layout(&weight, &tensor, BLOCKS * BLOCK_ROWS, kernels->planar_grids);
     weight.data = allocate(BLOCKS * weight.block_bytes);

@@ -196,7 +196,7 @@ static void test_largest_codes(const Kernels *kernels) {
     for (int type = 0; type < N_BLOCK_TYPES; type++)
         for (size_t fill = 0; fill < sizeof fills && block_types[type].columns > 1; fill++) {
             const BlockType *t = &block_types[type];
-            Case c = new_case(kernels, t, 16, 256, 4, &random);
+            Case c = new_case(kernels, t, 16, 256, TILE, &random);
             uint8_t *data = (uint8_t *)c.tensor.data;
             int begin, end;
             code_bytes_of(t, &begin, &end);
@@ -205,7 +205,8 @@ static void test_largest_codes(const Kernels *kernels) {
             weight_fill(&c.weight, &c.tensor, NULL, 0, c.weight.n_blocks);
             for (int i = 0; i < 256; i++) {
                 const float signs[] = {1, -1, i % 2 ? 1 : -1, i / 16 % 2 ? 1 : -1};
-                for (int token = 0; token < 4; token++) c.x[(size_t)token * c.x_stride + (size_t)i] = 3 * signs[token];
+                for (int token = 0; token < TILE; token++)
+                    c.x[(size_t)token * c.x_stride + (size_t)i] = 3 * signs[token % 4];
             }
             test_product(kernels, &c);
             free_case(&c);
@@ -263,13 +264,14 @@ static void test_odd_activations(const Kernels *kernels) {
         const int width = block_types[type].columns, columns = width > 32 ? 512 : 128;
         const float odd[] = {NAN, INFINITY, -INFINITY};
         for (int place = 0; place < columns; place += 13) {
-            Case c = new_case(kernels, &block_types[type], 16, columns, 3, &random);
+            Case c = new_case(kernels, &block_types[type], 16, columns, TILE, &random);
             c.x[c.x_stride + (size_t)place] = odd[place % 3];
             for (int i = 0; i < columns; i++) c.x[2 * c.x_stride + (size_t)i] = i % 2 ? 0x1p-149f : 0x1p-130f;
-            Operand *in = load_operand(kernels, &c, 0, 3);
-            float *out = allocate(3 * c.out_stride * sizeof(float));
-            kernels->multiply(&c.weight, 0, 1, in, 3, out, c.out_stride, false);
+            Operand *in = load_operand(kernels, &c, 0, TILE);
+            float *out = allocate(TILE * c.out_stride * sizeof(float));
+            kernels->multiply(&c.weight, 0, 1, in, TILE, out, c.out_stride, false);
             int wrong = 0;
+            for (size_t i = 3 * c.out_stride; i < TILE * c.out_stride; i++) wrong += !isfinite(out[i]);
             for (int r = 0; r < 16; r++) {
                 wrong += !isfinite(out[r]) || isfinite(out[c.out_stride + (size_t)r]);
                 wrong += !(fabs(out[2 * c.out_stride + (size_t)r]) < 1e-15); /* 512 weights below 2^41, times 2^-130 */
