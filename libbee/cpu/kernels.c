@@ -667,9 +667,9 @@ static int64_t dot_products(int rounds) {
     return (int64_t)rounds * REPEATS * CHAINS * COLUMNS * 4 * STEP_ROWS;
 }
 
-#define OTHER_KERNELS                                                                                     \
-    .store_operand = store_operand, .norm = norm, .add = add, .rotate = rotate, .gate = gate, .cap = cap, \
-    .attend = attend, .fold = fold, .convolve = convolve, .recur = recur, .to_float16 = to_float16,       \
+#define OTHER_KERNELS                                                                                       \
+    .store_operand = store_operand, .norm = norm, .add = add, .rotate = rotate, .gate = gate, .cap = cap,   \
+    .attend = attend, .fold = fold, .convolve = convolve, .recur = recur, .to_float16 = to_float16,         \
     .to_codes = to_codes, .largest = largest, .sum_exp = sum_exp, .may_win = may_win, .read_all = read_all, \
     .dot_products = dot_products
 
@@ -694,9 +694,6 @@ static void multiply_tiles(const Weight *weight, int first, int last, const Oper
     bee_multiply_tiles(weight, first, last, in, n_tokens, out, out_stride, add, multiply_any);
 }
 
-const Kernels bee_kernels_amx = {.name = "amx",
-                                 .planar_grids = true,
-                                 .multiply = multiply_tiles,
-                                 OTHER_KERNELS};
+const Kernels bee_kernels_amx = {.name = "amx", .planar_grids = true, .multiply = multiply_tiles, OTHER_KERNELS};
 #endif
 #endif

@@ -270,8 +270,8 @@ INLINE RF power_scales(const uint8_t *p) { /* as power_scale */
     return rf_from_bits(ri_largest(usual, ri_left(ri_add(exponent, ri_set(1)), 21)));
 }
 
-/* As small_float_scale, by way of float16: many processors take more than a hundred cycles for a product with a subnormal
- * float, which the bits of small numbers would be in place, and no longer than usual for a conversion. */
+/* As small_float_scale, by way of float16: many processors take more than a hundred cycles for a product with a
+ * subnormal float, which the bits of small numbers would be in place, and no longer than usual for a conversion. */
 INLINE RF small_float_scales(const uint8_t *p) {
     uint16_t halves[STEP_ROWS];
     UNROLL for (int row = 0; row < STEP_ROWS; row++) halves[row] = (uint16_t)(p[row] << 7);
