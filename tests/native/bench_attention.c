@@ -4,22 +4,14 @@
  *     bench_attention [instruction set] */
 #define _GNU_SOURCE
 #include <float.h>
-#include <stdlib.h>
-#include <time.h>
 
+#include "bench.h"
 #include "check.h"
-#include "compiled_kernels.h"
 #include "ggml_blocks.h"
 #include "random.h"
 
 /* STRIDE: from one query to the next, as rows of a pass have them. */
 enum { HEAD_SIZE = 128, CHUNKS = 8, MOST = 24, STRIDE = 2048, REPEATS = 200 };
-
-static double nanoseconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return 1e9 * (double)now.tv_sec + (double)now.tv_nsec;
-}
 
 /* Keys or values of some chunks: as float16 numbers below 1/4, and as codes with scales like them. */
 static uint8_t *random_chunks(size_t bytes, Random *random) {
@@ -58,8 +50,7 @@ static double least(const Kernels *kernels, bee_kv_type type, int n_queries, con
 }
 
 int main(int n_arguments, char **arguments) {
-    const Kernels *kernels = kernels_named(n_arguments > 1 ? arguments[1] : bee_instruction_sets()[0]);
-    if (!kernels) return fprintf(stderr, "this machine has no instruction set %s\n", arguments[1]), 2;
+    const Kernels *kernels = kernels_to_measure(n_arguments, arguments);
     enum { COUNTS = 6 };
     static const int counts[COUNTS] = {1, 2, 4, 8, 16, MOST};
     static float rows[MOST][STRIDE], out[MOST][PARTIAL_HEAD + HEAD_SIZE];

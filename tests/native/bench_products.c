@@ -4,21 +4,14 @@
  *     bench_products [instruction set [type]] */
 #define _GNU_SOURCE
 #include <float.h>
-#include <time.h>
 
+#include "bench.h"
 #include "check.h"
-#include "compiled_kernels.h"
 #include "cpu/pack.h"
 #include "ggml_blocks.h"
 #include "rounding.h"
 
 enum { COLUMNS = 2048, BLOCKS = 8, REPEATS = 200 };
-
-static double nanoseconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return 1e9 * (double)now.tv_sec + (double)now.tv_nsec;
-}
 
 static double least(const Kernels *kernels, const Weight *weight, const Operand *in, int n_tokens, float *out) {
     double best = DBL_MAX;
@@ -47,8 +40,7 @@ static void measure(const Kernels *kernels, const BlockType *type, const Operand
 }
 
 int main(int n_arguments, char **arguments) {
-    const Kernels *kernels = kernels_named(n_arguments > 1 ? arguments[1] : bee_instruction_sets()[0]);
-    if (!kernels) return fprintf(stderr, "this machine has no instruction set %s\n", arguments[1]), 2;
+    const Kernels *kernels = kernels_to_measure(n_arguments, arguments);
     Random random = {2};
     float x[COLUMNS], *const out = allocate(TILE * BLOCKS * BLOCK_ROWS * sizeof *out);
     Operand *in = cpu_ops()->operand_new(NULL, COLUMNS, TILE, OPERAND_CODES | OPERAND_VALUES);
